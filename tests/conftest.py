@@ -17,7 +17,7 @@ import pytest  # noqa: E402
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow all cases of a test with ``@pytest.mark.sample(n)`` but n, which cover as many values of its parameters as n can."""
+    """Mark as slow all but n cases of a test with ``@pytest.mark.sample(n)``; the n cases cover as many parameter values as possible."""
     groups: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("sample"):
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def choose_covering(cases: list[pytest.Item], count: int) -> list[pytest.Item]:
-    """Return cases, each of which has the most parameter values that no case before it has; the first of equals."""
+    """Return cases, each of which has the most parameter values that no earlier case has; the first of equal ones."""
     values = {case: {(name, repr(value)) for name, value in case.callspec.params.items()} for case in cases}
     chosen: list[pytest.Item] = []
     while len(chosen) < min(count, len(cases)):

@@ -1,4 +1,4 @@
-"""Every algorithm with everything that can be tuned, and every aggregate with adapters."""
+"""Every algorithm with every trainable, and every aggregator with adapters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PAIRS = [*((name, tune) for name in algorithms.__all__ for tune in TUNES), *((na
 
 
 def algorithm(name: str) -> FedAvg:
-    """As it learns in a few rounds: FedPer keeps its queries, whatever is tuned, and the noise of DPMean is faint."""
+    """Return an algorithm that learns within a few rounds: FedPer personalizes its queries, and the noise of DPMean is small."""
     if name in aggregators.__all__:
         return FedAvg(aggregator=aggregators.DPMean(noise_multiplier=1e-4) if name == "DPMean" else getattr(aggregators, name)())
     return FedPer(personal_params=("*q_proj*",)) if name == "FedPer" else getattr(algorithms, name)()

@@ -1,7 +1,6 @@
-"""Clients whose losses are quadratics: everything about them is known in closed form.
+"""Clients with quadratic losses, whose results have closed forms.
 
-Client k minimises a_k/2 (x - b_k)^2, coordinate by coordinate. ``Q2`` is science's testbed:
-a = (1, 4), b = (0, 1), optimum of the mean 0.8.
+Client k minimizes a_k/2 (x - b_k)^2 in each coordinate. ``Q2`` has a = (1, 4) and b = (0, 1); the optimum of the mean is 0.8.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ DOUBLE = torch.float64
 
 
 def loss(params: Tree, batch: dict[str, Tensor]) -> Tensor:
-    """``[C]``; b shifts the minimum, ``slope`` adds a linear term."""
+    """Return the loss of each client, ``[C]``; b shifts the minimum, and ``slope`` adds a linear term."""
     x = params["x"]
     value = batch["a"] / 2 * (x - batch["b"]) ** 2 + batch["slope"] * x
     return value.flatten(1).sum(1)
@@ -29,7 +28,7 @@ def loss(params: Tree, batch: dict[str, Tensor]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Clients:
-    """N quadratic clients, each taking ``steps[k]`` full-batch steps a round; ``[N, width]`` inside."""
+    """N quadratic clients with ``steps[k]`` full-batch steps per round; tensors are ``[N, width]``."""
 
     a: Tensor
     b: Tensor
@@ -87,18 +86,18 @@ def train(
 
 
 def path(done: list[RoundResult]) -> list[float]:
-    """The server's x after every round."""
+    """Return the server's x after every round."""
     return [round.after.server.params["x"][0, 0].item() for round in done]
 
 
-def local(params: Tree, start: Tree, lr: float = 0.1) -> LocalState:
-    """A client in the middle of its steps, with nothing but where it is and where it began."""
+def make_local_state(params: Tree, start: Tree, lr: float = 0.1) -> LocalState:
+    """Return the state of a client during its steps, with only its current and its initial parameters."""
     none = torch.zeros(len(next(iter(params.values()))))
     return LocalState(params, start, Tree(), Tree(), Tree(), steps=none, loss=none, weight=none, lr=lr)
 
 
 def fixed_point(algorithm, group: Clients, lr: float) -> float:
-    """Where a memoryless algorithm on quadratics ends, clients counting alike: a round is x <- m x + c."""
+    """Return the limit of an algorithm without state on quadratics with equal client weights: a round is x <- m x + c."""
 
     def after(x: float) -> float:
         return path(train(algorithm, group, until=1, x=x, optimizer=Sgd(lr), client_weighting="uniform"))[0]

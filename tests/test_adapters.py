@@ -1,4 +1,4 @@
-"""Adapters that PEFT saved, aggregated: what PEFT loads again is what each method promises, and what does not fit is refused."""
+"""Test the aggregation of saved PEFT adapters: PEFT loads the result that each method promises, and other inputs are refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXACT_METHODS = ("fedex", "flora")
 
 
 def base(folder):
-    """A tiny random model, loaded from a folder as users load theirs."""
+    """Return a tiny random model that is loaded from a folder."""
     if not folder.exists():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -35,7 +35,7 @@ def base(folder):
 
 
 def save_client(root, number, *, frozen_down=False, **lora):
-    """One client's adapter with random factors, in a folder of its own."""
+    """Save one client's adapter with random factors in its own folder."""
     options = {"r": 2, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False, **lora}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(100 + number)
@@ -56,15 +56,18 @@ def edit(folder, **keys):
 
 
 def changes(root, folder):
-    """What PEFT adds to each weight once it has loaded a folder: ``{module: [O, I]}``."""
+    """Return what PEFT adds to each weight after it has loaded a folder: ``{module: [O, I]}``."""
     model = PeftModel.from_pretrained(base(root / "base"), folder)
     layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "get_delta_weight") and hasattr(layer, "lora_A")}
     return {name: layer.get_delta_weight("default").double() for name, layer in layers.items()}
 
 
-def distance(found, wanted):
+def distance(found, expected):
     return (
-        (sum((found[name] - leaf).square().sum() for name, leaf in wanted.items()) / sum(leaf.square().sum() for leaf in wanted.values()))
+        (
+            sum((found[name] - leaf).square().sum() for name, leaf in expected.items())
+            / sum(leaf.square().sum() for leaf in expected.values())
+        )
         .sqrt()
         .item()
     )
@@ -83,25 +86,25 @@ def clients(tmp_path_factory):
 
 @pytest.mark.parametrize("rslora", [False, True], ids=["lora", "rslora"])
 @pytest.mark.parametrize("method", ["fedavg", "flexlora", "fedex", "flora"])
-def test_peft_loads_what_the_method_promises(method, rslora, tmp_path):
+def test_peft_loads_the_result_of_each_method(method, rslora, tmp_path):
     folders = [save_client(tmp_path, number, use_rslora=rslora) for number in range(3)]
     result = fedrift.aggregate_adapters(folders, method, WEIGHTS, tmp_path / "out")
-    wanted, found = mean_of([changes(tmp_path, folder) for folder in folders]), changes(tmp_path, tmp_path / "out")
-    assert distance(found, wanted) == pytest.approx(result.remaining_error, abs=2e-6)
+    expected, found = mean_of([changes(tmp_path, folder) for folder in folders]), changes(tmp_path, tmp_path / "out")
+    assert distance(found, expected) == pytest.approx(result.remaining_error, abs=2e-6)
     assert result.is_exact == (method in EXACT_METHODS) and result.rank == (6 if method in EXACT_METHODS else 2)
     assert result.remaining_error == pytest.approx(result.error) if method == "fedavg" else result.remaining_error < result.error
     assert result.weights == pytest.approx([4 / 7, 1 / 7, 2 / 7]) and result.folder == tmp_path / "out"
     assert load_file(tmp_path / "out" / "adapter_model.safetensors").keys() == result.state_dict.keys()
 
 
-def test_ffa_is_exact_where_all_clients_have_one_a(tmp_path):
+def test_ffa_is_exact_if_all_clients_have_equal_a(tmp_path):
     folders = [save_client(tmp_path, number, frozen_down=True) for number in range(3)]
     result = fedrift.aggregate_adapters(folders, "ffa", WEIGHTS, tmp_path / "out")
     assert result.is_exact and result.error < 1e-6 and result.rank == 2
     assert distance(changes(tmp_path, tmp_path / "out"), mean_of([changes(tmp_path, folder) for folder in folders])) < 1e-6
 
 
-def test_the_error_is_the_one_of_the_definition_per_module_and_over_all(clients):
+def test_the_error_equals_its_definition_per_module_and_in_total(clients):
     _, folders = clients
     result = fedrift.aggregate_adapters(folders, weights=WEIGHTS)
     share = torch.tensor(WEIGHTS, dtype=torch.float64) / sum(WEIGHTS)
@@ -121,26 +124,26 @@ def test_the_error_is_the_one_of_the_definition_per_module_and_over_all(clients)
 
 
 @pytest.mark.parametrize(("method", "aggregator"), [("fedex", FedEx()), ("flora", FLoRA())], ids=["fedex", "flora"])
-def test_the_factors_are_those_of_the_aggregators_that_runs_use(method, aggregator, clients):
+def test_the_factors_equal_those_of_the_aggregators(method, aggregator, clients):
     result = make_round([read_adapter(folder) for folder in clients[1]], WEIGHTS, method)
     factors, server = FACTORIES[method](result), result.before.server
     server = type(server)(server.params, server.broadcast, server.opt_state, aggregator.init_merged_base(server.params))
     after = FedAvg(aggregator=aggregator).server_update(server, result.update)
     for name in [name.removesuffix(".A") for name in factors if name.endswith(".A")]:
-        wanted = after.merged_base[f"{name}.base"][0] + after.params[f"{name}.B"][0] @ after.params[f"{name}.A"][0]
-        assert torch.allclose(factors[f"{name}.B"].float() @ factors[f"{name}.A"].float(), wanted, atol=1e-6)
-        if method == "fedex":  # its first ranks are the adapter that FedEx goes on with
+        expected = after.merged_base[f"{name}.base"][0] + after.params[f"{name}.B"][0] @ after.params[f"{name}.A"][0]
+        assert torch.allclose(factors[f"{name}.B"].float() @ factors[f"{name}.A"].float(), expected, atol=1e-6)
+        if method == "fedex":  # its first ranks are the adapter with which FedEx continues
             assert torch.equal(factors[f"{name}.B"][:, :2].float(), after.params[f"{name}.B"][0])
 
 
 @pytest.mark.parametrize("method", ["fedavg", "flexlora", "fedex", "flora"])
-def test_one_client_is_itself(method, clients, tmp_path):
+def test_the_aggregate_of_one_client_is_its_adapter(method, clients, tmp_path):
     root, folders = clients
     result = fedrift.aggregate_adapters(folders[:1], method, output=tmp_path / "out")
     assert result.error == 0 and result.rank == 2 and distance(changes(root, tmp_path / "out"), changes(root, folders[0])) < 1e-6
 
 
-def test_the_files_type_is_kept(clients, tmp_path):
+def test_the_data_type_of_the_files_is_kept(clients, tmp_path):
     folders = []
     for number, folder in enumerate(clients[1]):
         half = {name: leaf.bfloat16() for name, leaf in load_file(folder / "adapter_model.safetensors").items()}
@@ -168,7 +171,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_what_does_not_fit_is_refused_in_one_sentence(case, tmp_path):
+def test_adapters_that_do_not_match_are_refused_in_one_sentence(case, tmp_path):
     spoil, options, message = REFUSALS[case]
     folders = [save_client(tmp_path, number) for number in range(2)]
     spoil(*folders)
@@ -187,7 +190,7 @@ def test_other_configurations_are_refused(lora, message, tmp_path):
         fedrift.aggregate_adapters(folders)
 
 
-def test_numbers_that_are_not_finite_and_full_folders_are_refused(tmp_path):
+def test_non_finite_numbers_and_folders_with_files_are_refused(tmp_path):
     folder = save_client(tmp_path, 0)
     with pytest.raises(fedrift.UserError, match="exists and is not empty"):
         fedrift.aggregate_adapters([folder], output=folder)

@@ -1,4 +1,4 @@
-"""The public interface: what ``import fedrift`` gives, its calls, callbacks, and extensions that live outside the package."""
+"""Test the public interface: what ``import fedrift`` provides, its calls, callbacks, and extensions outside the package."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import pytest
 
 import fedrift
 from fedrift.core import registry
-from tests.worlds import documents, experiment, make_cache, model_folder
+from tests.small_experiment import documents, experiment, make_cache, model_folder
 
 FEW = ("training.num_rounds=2", "evaluation.final_blocks_per_domain=0", "evaluation.probes=[]")
 
 
 @pytest.fixture
-def known(monkeypatch):
-    """Registrations that are forgotten after the test."""
-    monkeypatch.setattr(registry, "_registered", {kind: dict(known) for kind, known in registry._registered.items()})
+def restore_registry(monkeypatch):
+    """Remove registrations after the test."""
+    monkeypatch.setattr(registry, "_registered", {kind: dict(restore_registry) for kind, restore_registry in registry._registered.items()})
 
 
 def write(path, code):
@@ -34,7 +34,7 @@ def test_importing_fedrift_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
-def test_every_public_name_is_there_and_described():
+def test_every_public_name_exists_and_has_a_docstring():
     for name in fedrift.__all__:
         thing = getattr(fedrift, name)
         assert name == "__version__" or (thing.__doc__ or "").strip(), name
@@ -42,14 +42,14 @@ def test_every_public_name_is_there_and_described():
         fedrift.walk  # noqa: B018
 
 
-def test_a_run_its_baseline_their_diagnosis_and_comparison(tmp_path, caplog):
+def test_runs_can_be_started_diagnosed_and_compared(tmp_path, caplog):
     config = fedrift.load_config(experiment(tmp_path, *FEW), ["algorithm=scaffold"])
     assert type(config.algorithm) is fedrift.Scaffold
     run = fedrift.run(config, runs_dir=tmp_path / "runs")
     base = fedrift.run(config.iid_baseline(), runs_dir=tmp_path / "runs")
     diagnoses = {each.failure: each.grade for each in fedrift.diagnose(run, baseline=base)}
     assert diagnoses["dead model"] == "none" and len(diagnoses) > 10
-    assert {each.failure: each.grade for each in fedrift.diagnose(run)} == diagnoses  # the baseline is found beside the run
+    assert {each.failure: each.grade for each in fedrift.diagnose(run)} == diagnoses  # the baseline is found in the same folder
     with pytest.raises(fedrift.UserError, match="is not the IID baseline of these runs"):
         fedrift.diagnose(run, baseline=run)
     table = fedrift.compare(run, base)
@@ -57,7 +57,7 @@ def test_a_run_its_baseline_their_diagnosis_and_comparison(tmp_path, caplog):
     assert set(run.metrics().columns) == {"round", "metric", "domain", "client", "value"}
     assert fedrift.load_run(run.id[:6], tmp_path / "runs").id == run.id
     with caplog.at_level(logging.INFO, logger="fedrift"):
-        assert fedrift.run(config, runs_dir=tmp_path / "runs").id == run.id  # finished: not run again
+        assert fedrift.run(config, runs_dir=tmp_path / "runs").id == run.id  # a finished run is not run again
     assert "not run again" in caplog.text
 
 
@@ -72,14 +72,14 @@ def test_a_dictionary_a_file_and_a_configuration_are_the_same_experiment(tmp_pat
         fedrift.run(config, runs_dir=tmp_path / "runs", devise="cpu")
 
 
-def test_a_study_of_one_cell(tmp_path):
+def test_a_study_of_one_cell_can_be_run(tmp_path):
     config = experiment(tmp_path, *FEW)
     manifest = fedrift.study({"name": "small", "base": config.to_dict(), "metrics": ["loss"]}, runs_dir=tmp_path / "runs")
     roles = [entry["role"] if isinstance(entry, dict) else entry.role for entry in manifest.read()["runs"]]
     assert sorted(roles) == ["iid_baseline", "run"]
 
 
-class Listens(fedrift.Callback):
+class RecordingCallback(fedrift.Callback):
     def __init__(self, stop_at=None):
         self.heard, self.stop_at = [], stop_at
 
@@ -88,15 +88,15 @@ class Listens(fedrift.Callback):
 
     def on_round_end(self, event):
         self.heard.append(("round", event.round, event.value("loss")))
-        assert event.run.records()[-1].round == event.round  # the rows are stored
+        assert event.run.records()[-1].round == event.round  # the rows are already stored
         return event.round == self.stop_at
 
     def on_run_end(self, run):
         self.heard.append(("end", run.is_finished))
 
 
-def test_callbacks_hear_begin_rounds_and_end_and_may_stop(tmp_path):
-    listens = Listens(stop_at=1)
+def test_callbacks_are_called_at_start_rounds_and_end_and_can_stop_a_run(tmp_path):
+    listens = RecordingCallback(stop_at=1)
     run = fedrift.run(experiment(tmp_path, *FEW), runs_dir=tmp_path / "runs", callbacks=[listens])
     assert [each[0] for each in listens.heard] == ["begin", "round", "end"] and listens.heard[0] == ("begin", 0, 2)
     assert listens.heard[1][2] == run.trajectory().curve("loss")[-1] and run.read_json("finished")["rounds"] == 1
@@ -112,7 +112,7 @@ def test_early_stopping_waits_for_its_patience_and_counts_what_was_recorded_befo
     stops.on_run_begin(event)
     assert stops.waited == 1 and stops.best == 4.0
     round_end = [type("End", (), {"value": lambda self, metric, v=v: v})() for v in losses[3:]]
-    assert [stops.on_round_end(each) for each in round_end] == [False, True]  # a round without evaluation is none
+    assert [stops.on_round_end(each) for each in round_end] == [False, True]  # a round without evaluation does not count
     highest = fedrift.EarlyStopping(patience=1, mode="max")
     rising = [type("End", (), {"value": lambda self, metric, v=v: v})() for v in (1.0, 2.0, 2.0)]
     assert [highest.on_round_end(each) for each in rising] == [False, False, True]
@@ -166,7 +166,7 @@ def test_an_algorithm_from_a_module_in_the_working_directory(tmp_path, monkeypat
         ("my_avg.py:FUNCTION", "is no FedAvg"),
     ],
 )
-def test_an_import_path_that_leads_nowhere_is_told(tmp_path, monkeypatch, path, error):
+def test_a_wrong_import_path_is_refused(tmp_path, monkeypatch, path, error):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "my_avg.py", MY_AVG + "\n    FUNCTION = len\n")
     with pytest.raises(fedrift.UserError, match=error):
@@ -190,7 +190,7 @@ def test_names_are_found_in_any_case_with_or_without_underscores(key, name, kind
     assert type(getattr(fedrift.load_config({"dataset": "bbc", key: name}), key)).__name__ == kind
 
 
-def test_what_is_registered_is_found_by_its_name_and_names_are_unique(tmp_path, monkeypatch, known):
+def test_registered_classes_are_found_by_their_unique_names(tmp_path, monkeypatch, restore_registry):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "my_avg.py", MY_AVG)
     found = registry.import_object("my_avg.py:MyAvg")
@@ -221,7 +221,7 @@ def test_an_aggregator_of_ones_own_derives_from_the_base_class(known):
         Aggregator()
 
 
-def test_entry_points_of_installed_distributions_are_choices(tmp_path, monkeypatch, known):
+def test_entry_points_of_installed_distributions_are_choices(tmp_path, monkeypatch, restore_registry):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "installed_averages.py", MY_AVG)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -234,7 +234,7 @@ def test_entry_points_of_installed_distributions_are_choices(tmp_path, monkeypat
         registry._load_entry_points.cache_clear()
 
 
-def test_a_probe_a_detector_a_dataset_and_a_model_of_ones_own(tmp_path, monkeypatch, known):
+def test_users_can_add_a_probe_a_detector_a_dataset_and_a_model(tmp_path, monkeypatch, restore_registry):
     from fedrift.diagnosis.finding import Finding, single_run_grade
     from fedrift.probes import MetricValues, ScheduledProbe  # noqa: F401
 
@@ -266,7 +266,7 @@ def test_a_probe_a_detector_a_dataset_and_a_model_of_ones_own(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(("training", "count"), [({"num_clients_per_round": 2}, 2), ({"participation_rate": 0.5}, 2), ({}, 4)])
-def test_clients_per_round_by_number_or_by_rate(training, count):
+def test_clients_per_round_can_be_a_number_or_a_rate(training, count):
     config = fedrift.load_config({"dataset": "bbc", "partition": {"num_clients": 4}, "training": training})
     assert config.training.cohort_size(4) == count
 
@@ -275,7 +275,7 @@ def test_clients_per_round_by_number_or_by_rate(training, count):
     ("training", "error"),
     [({"num_clients_per_round": 5}, "allowed: 1 to 4"), ({"num_clients_per_round": 2, "participation_rate": 0.5}, "give one of the two")],
 )
-def test_clients_per_round_that_cannot_be_are_refused(training, error):
+def test_invalid_clients_per_round_are_refused(training, error):
     with pytest.raises(fedrift.UserError, match=error):
         fedrift.load_config({"dataset": "bbc", "partition": {"num_clients": 4}, "training": training})
 

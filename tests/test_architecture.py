@@ -1,4 +1,4 @@
-"""Who may import whom: arrows point down, nothing goes round in a circle, and heavy packages stay where they are needed."""
+"""Test which package may import which: dependencies point down, have no cycles, and heavy packages stay in their places."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "fedrift"
 
-# Package, or some files of one -> what they may import beside themselves. What is not named here may not be imported. A file
-# belongs to the longest name that its path begins with: ``clustering/comparison`` are all files of that beginning, and
-# ``clustering`` is the rest of the package.
+# Package, or some files of it: what they may import besides themselves. Other imports are not allowed. A file belongs to the longest name
+# with which its path starts: ``clustering/comparison`` are all files that start with it, and ``clustering`` is the rest.
 TEXT = {"core", "data", "partition"}
 TRAINING = {"core", "algorithms", "simulation"}
 CONFIG = {"config", "config/loader", "config/runtime"}
 ENGINE = {"engine", "engine/build", "engine/cache", "engine/fingerprints", "engine/loop"}
-MAY = {
+ALLOWED_IMPORTS = {
     "core": set(),
     "stats": {"core"},
     "data": {"core"},
@@ -59,8 +58,8 @@ MAY = {
     "adapters": {"core", "algorithms", "probes"},
     "api": CONFIG | ENGINE | {"core", "storage", "diagnosis", "studies"},
 }
-TOP = {"cli", "__init__", "__main__"}  # may import all of it, and is imported by nothing of it
-ONLY_IN = {  # package -> those of ours that may name it
+TOP = {"cli", "__init__", "__main__"}  # they may import all packages, and no package imports them
+ONLY_IN = {  # external package: the packages of fedrift that may import it
     "duckdb": {"storage"},
     "lm_eval": {"engine"},
     "pyarrow": {"storage", "data", "partition"},
@@ -95,18 +94,18 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def name_of(path: Path) -> str:
-    """``config/schema`` of ``fedrift/config/schema.py``; a package's own file goes by ``<package>/__init__``."""
+    """Return ``config/schema`` for ``fedrift/config/schema.py`` and ``<package>/__init__`` for a package's own file."""
     return path.relative_to(PACKAGE).with_suffix("").as_posix()
 
 
 def unit_of(name: str) -> str:
-    """The entry of ``MAY`` that a file belongs to; its package if it has none."""
-    fitting = [unit for unit in MAY if name == unit or name.startswith(unit if "/" in unit else f"{unit}/")]
+    """Return the entry of ``MAY`` to which a file belongs; its package if there is none."""
+    fitting = [unit for unit in ALLOWED_IMPORTS if name == unit or name.startswith(unit if "/" in unit else f"{unit}/")]
     return max(fitting, key=len, default=name.split("/")[0])
 
 
 def nodes(path: Path, at_import: bool = False) -> Iterator[ast.AST]:
-    """All statements of a file; ``at_import``: without functions, and without what is there for type checkers only."""
+    """Yield all statements of a file; with ``at_import`` without functions and without code for type checkers only."""
 
     def outside(body: list[ast.stmt]) -> Iterator[ast.AST]:
         for node in body:
@@ -122,7 +121,7 @@ def nodes(path: Path, at_import: bool = False) -> Iterator[ast.AST]:
 
 
 def imports(path: Path) -> set[str]:
-    """The packages outside fedrift that a file imports, wherever in it it does."""
+    """Return the packages outside fedrift that a file imports anywhere."""
     found: set[str] = set()
     for node in nodes(path):
         if isinstance(node, ast.Import):
@@ -133,7 +132,7 @@ def imports(path: Path) -> set[str]:
 
 
 def own_imports(path: Path, at_import: bool = False) -> set[str]:
-    """The files of fedrift that a file imports, by ``name_of``."""
+    """Return the files of fedrift that a file imports, by ``name_of``."""
     package, found = ["fedrift", *path.relative_to(PACKAGE).parent.parts], set()
     for node in nodes(path, at_import):
         if isinstance(node, ast.Import):
@@ -149,35 +148,38 @@ def own_imports(path: Path, at_import: bool = False) -> set[str]:
                 place = PACKAGE.joinpath(*stem.split(".")[1:])
                 fitting = (place / f"{name}.py", place / name / "__init__.py", place.with_suffix(".py"), place / "__init__.py")
                 found.add(name_of(next(file for file in fitting if file.is_file())))
-    return found - {name_of(path), "__init__"}  # fedrift itself: its version
+    return found - {name_of(path), "__init__"}  # fedrift itself is imported for its version
 
 
-def test_arrows_point_down():
+def test_packages_import_only_allowed_packages():
     wrong = []
     for path in files():
         unit = unit_of(name_of(path))
         if unit in TOP:
             continue
-        assert unit in MAY, f"{unit} is a new package: MAY must list what it may import"
+        assert unit in ALLOWED_IMPORTS, f"{unit} is a new package: ALLOWED_IMPORTS must list what it may import"
         units = {unit_of(name) for name in own_imports(path)} - {unit}
-        if not units <= MAY[unit]:
-            wrong.append(f"{name_of(path)} may not import {sorted(units - MAY[unit])}")
+        if not units <= ALLOWED_IMPORTS[unit]:
+            wrong.append(f"{name_of(path)} may not import {sorted(units - ALLOWED_IMPORTS[unit])}")
     assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize(
     "graph",
-    [{unit: below - {unit} for unit, below in MAY.items()}, {name_of(path): own_imports(path, at_import=True) for path in files()}],
+    [
+        {unit: below - {unit} for unit, below in ALLOWED_IMPORTS.items()},
+        {name_of(path): own_imports(path, at_import=True) for path in files()},
+    ],
     ids=["packages", "files"],
 )
-def test_nothing_goes_round_in_a_circle(graph):
+def test_imports_have_no_cycles(graph):
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" is imported by ".join(error.args[1]))
 
 
-def test_heavy_packages_stay_in_their_rooms():
+def test_heavy_packages_are_imported_only_where_allowed():
     wrong = []
     for path in files():
         name, named = name_of(path), imports(path)
@@ -207,18 +209,18 @@ def test_heavy_packages_stay_in_their_rooms():
         "fedrift.studies",
     ],
 )
-def test_what_begins_quickly_needs_no_torch(module):
+def test_modules_that_must_start_quickly_do_not_import_torch(module):
     slow = {"torch", "transformers", "flwr", "pandas", "scipy", "statsmodels", "altair"}
     code = f"import sys, {module}; assert not {slow} & set(sys.modules), {slow} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_every_file_begins_with_a_docstring():
+def test_every_file_starts_with_a_docstring():
     assert not [name_of(path) for path in files() if not ast.get_docstring(tree_of(path))]
 
 
-def test_the_cli_is_imported_by_nobody():
+def test_no_module_imports_the_cli():
     assert not [
         name_of(path)
         for path in files()
@@ -226,8 +228,8 @@ def test_the_cli_is_imported_by_nobody():
     ]
 
 
-def test_no_draw_without_a_name():
-    """Global random state and ``hash`` of strings differ from process to process."""
+def test_no_random_number_without_a_named_stream():
+    """Global random state and ``hash`` of strings differ between processes."""
     for path in files():
         text = path.read_text()
         for wrong in ("np.random.seed", "np.random.rand", "torch.manual_seed", "import random\n", " hash("):

@@ -1,4 +1,4 @@
-"""Two runs' final models beside each other: themselves, and what PEFT and transformers make of the models they saved."""
+"""Test the comparison of two final models against PEFT and transformers with the saved models."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from fedrift.engine.model_similarity import measure_similarity
 from fedrift.engine.run import run_experiment
 from fedrift.probes.context import select_passages
 from fedrift.probes.representation import cka, mean_cosine
-from tests import worlds
+from tests import small_experiment
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A federated run, the pooled one of its seed, and the stock."""
+def compared_runs(tmp_path_factory):
+    """A federated run, the centralized run of its seed, and the resources."""
     folder = tmp_path_factory.mktemp("likeness")
-    cache = worlds.make_cache(folder)
+    cache = small_experiment.make_cache(folder)
     asked = (
         "training.client_optimizer.lr=20",
         "training.client_weighting=uniform",
@@ -34,13 +34,13 @@ def world(tmp_path_factory):
     return (
         folder,
         cache,
-        run_experiment(worlds.experiment(folder, *asked), cache),
-        run_experiment(worlds.experiment(folder, *asked, "algorithm=Centralized"), cache),
+        run_experiment(small_experiment.experiment(folder, *asked), cache),
+        run_experiment(small_experiment.experiment(folder, *asked, "algorithm=Centralized"), cache),
     )
 
 
-def test_a_model_is_like_itself_and_less_like_another(world):
-    _, cache, run, pooled = world
+def test_a_model_is_most_similar_to_itself(compared_runs):
+    _, cache, run, pooled = compared_runs
     same, found = measure_similarity(run, run, cache), measure_similarity(run, pooled, cache)
     assert list(found) == ["", "layer 00", "layer 01"]
     for layer in found:
@@ -50,8 +50,8 @@ def test_a_model_is_like_itself_and_less_like_another(world):
         assert found[layer]["cosine"] != same[layer]["cosine"]
 
 
-def test_what_is_told_is_so_of_the_saved_models(world, monkeypatch):
-    folder, cache, run, pooled = world
+def test_the_similarities_equal_those_of_the_saved_models(compared_runs, monkeypatch):
+    folder, cache, run, pooled = compared_runs
     seen = []
 
     def few(held, positions):
@@ -73,17 +73,17 @@ def test_what_is_told_is_so_of_the_saved_models(world, monkeypatch):
         assert found["cosine"][name] == pytest.approx(float(mean_cosine(states[one], states[other])), abs=1e-5)
 
 
-def test_runs_that_tune_something_else_are_refused(world):
-    folder, cache, run, _ = world
+def test_runs_with_different_trainables_are_refused(compared_runs):
+    folder, cache, run, _ = compared_runs
     other = run_experiment(
-        worlds.experiment(folder, "trainable.r=2", "training.num_rounds=1", "evaluation.final_blocks_per_domain=0"), cache
+        small_experiment.experiment(folder, "trainable.r=2", "training.num_rounds=1", "evaluation.final_blocks_per_domain=0"), cache
     )
     with pytest.raises(UserError, match="must have the same trainable"):
         measure_similarity(run, other, cache)
 
 
-def test_compare_tells_it_by_layer(world):
-    folder, _, run, pooled = world
+def test_compare_shows_the_similarity_by_layer(compared_runs):
+    folder, _, run, pooled = compared_runs
     said = ["compare", run.id, pooled.id, "--runs-dir", str(folder / "runs"), "--hidden-states"]
     told = json.loads(CliRunner().invoke(app, [*said, "--json"]).stdout)["hidden_states"]
     assert told["layer 01"]["cka"]["between"] < 1 and set(told["layer 01"]["cosine"]) == {"between", "first", "second"}

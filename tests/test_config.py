@@ -1,4 +1,4 @@
-"""Reading experiments: every mistake is told with its place and the way out, and what is right survives the round trip."""
+"""Test the reading of experiments: every mistake is refused with its place, and valid files are read back after writing."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ from fedrift.studies.spec import REGISTRY as STUDY_REGISTRY
 from fedrift.studies.spec import Tuning
 
 
-def wrong(said: dict, *overrides: str) -> str:
+def refusal_of(said: dict, *overrides: str) -> str:
     with pytest.raises(UserError) as raised:
         parse_config({"dataset": "bbc", **said}, overrides)
     return str(raised.value)
 
 
-def test_a_corpus_is_all_that_must_be_said():
+def test_only_the_dataset_is_required():
     experiment = parse_config({"dataset": "bbc"})
     assert experiment.model == "pocket"
     assert experiment.partition == TopicMix()
-    assert wrong({"dataset": None}).startswith("dataset: ")
+    assert refusal_of({"dataset": None}).startswith("dataset: ")
     with pytest.raises(UserError, match="dataset: this key is required"):
         parse_config({})
 
 
 def test_keys_without_a_type_change_the_default_and_keep_its_other_values():
-    """`server_optimizer: {momentum: 0.9}` once set the server's rate from 1 to 0.1 without a word."""
+    """In an earlier version `server_optimizer: {momentum: 0.9}` changed the server's rate from 1 to 0.1 without a warning."""
     assert parse_config({"dataset": "bbc"}, ["algorithm.server_optimizer.momentum=0.9"]).algorithm.server_optimizer == Sgd(
         1.0, momentum=0.9
     )
@@ -62,10 +62,10 @@ def test_keys_without_a_type_change_the_default_and_keep_its_other_values():
     assert changed == FedAvgM(Sgd(1.0, momentum=0.5))
     typed = {"type": "FedAvg", "server_optimizer": {"type": "Sgd", "momentum": 0.5}}
     assert parse_config({"dataset": "bbc", "algorithm": typed}).algorithm == FedAvg(Sgd(0.1, momentum=0.5))  # a type has its own defaults
-    assert "Yogi has no such key" in wrong({"algorithm": {"type": "FedYogi", "server_optimizer": {"type": "Sgd"}}})
+    assert "Yogi has no such key" in refusal_of({"algorithm": {"type": "FedYogi", "server_optimizer": {"type": "Sgd"}}})
 
 
-def test_classes_are_named_by_type_or_by_their_name_alone():
+def test_classes_are_given_by_type_or_by_name_only():
     assert parse_config({"dataset": "bbc", "algorithm": "Scaffold"}).algorithm == Scaffold()
     said = {"type": "FedProx", "mu": 0.3, "server_optimizer": {"type": "Sgd", "lr": 0.5}}
     assert parse_config({"dataset": "bbc", "algorithm": said}).algorithm == FedProx(mu=0.3, server_optimizer=Sgd(0.5))
@@ -94,12 +94,12 @@ def test_classes_are_named_by_type_or_by_their_name_alone():
         ({"evaluation": {"split": "train"}}, "evaluation.split: expected 'validation' or 'test', got 'train'"),
     ],
 )
-def test_a_mistake_is_told_with_its_place_and_the_way_out(said, told):
-    assert told in wrong(said)
+def test_a_mistake_is_refused_with_its_place_and_a_correction(said, told):
+    assert told in refusal_of(said)
 
 
-def settable() -> list[tuple[str, type]]:
-    """Every class that stands in an experiment, a study, a fleet or an executor, by the path of its key."""
+def configurable_classes() -> list[tuple[str, type]]:
+    """Return every class in an experiment, a study, a backend or an executor, by the path of its key."""
     found = [
         ("training", TrainingConfig),
         ("evaluation", EvaluationConfig),
@@ -115,24 +115,24 @@ def settable() -> list[tuple[str, type]]:
     return found
 
 
-def numbers() -> list[tuple[str, type, str, type]]:
-    """``(where, class, field, int or float)`` for each field of ``settable`` that is a number, None beside it or not."""
+def numeric_fields() -> list[tuple[str, type, str, type]]:
+    """Return ``(where, class, field, int or float)`` for each numeric field of ``configurable_classes``; None may be allowed."""
     return [
         (where, kind, field.name, plain_type(get_type_hints(kind, include_extras=True)[field.name]))
-        for where, kind in settable()
+        for where, kind in configurable_classes()
         for field in fields(kind)
         if plain_type(get_type_hints(kind, include_extras=True)[field.name]) in (int, float)
     ]
 
 
 def refusal(kind: type, name: str, value: object) -> str:
-    """What is said of one value of one field of a class, "" if it is taken."""
+    """Return the refusal of one value of one field of a class, or "" if it is accepted."""
     parser = Parser(REGISTRY)
     parser.parse(get_type_hints(kind, include_extras=True)[name], value, name)
     return "\n".join(parser.errors)
 
 
-def test_no_number_of_any_class_takes_what_is_no_number_or_no_size_to_compute_with():
+def test_every_numeric_field_refuses_invalid_and_extreme_numbers():
     assert {
         "lr",
         "max_grad_norm",
@@ -146,8 +146,8 @@ def test_no_number_of_any_class_takes_what_is_no_number_or_no_size_to_compute_wi
         "num_blocks",
         "severity",
         "round_timeout_s",
-    } <= {name for _, _, name, _ in numbers()}
-    for _, kind, name, number in numbers():
+    } <= {name for _, _, name, _ in numeric_fields()}
+    for _, kind, name, number in numeric_fields():
         for bad in (
             float("inf"),
             float("-inf"),
@@ -168,9 +168,9 @@ def test_no_number_of_any_class_takes_what_is_no_number_or_no_size_to_compute_wi
             assert said.endswith(f", got {quote_value(bad)}") and len(said.splitlines()) == 1
 
 
-def test_the_defaults_of_every_class_are_values_that_it_takes():
-    """Also as they are written down: ids and files of earlier runs stay what they were."""
-    for where, kind in settable():
+def test_every_class_accepts_its_defaults():
+    """They are also accepted as they are written, so ids and files of earlier runs stay valid."""
+    for where, kind in configurable_classes():
         types = get_type_hints(kind, include_extras=True)
         for field in fields(kind):
             default = field.default_factory() if field.default_factory is not MISSING else field.default
@@ -230,7 +230,7 @@ def test_the_defaults_of_every_class_are_values_that_it_takes():
         ("? " + "a" * 900 + "\n: x", f"'{'a' * 40}' and 860 more characters: ExperimentConfig has no such key"),
     ],
 )
-def test_a_value_that_is_not_allowed_is_refused_in_one_line_that_says_what_is(said, told):
+def test_an_invalid_value_is_refused_in_one_line_with_the_allowed_values(said, told):
     with pytest.raises(UserError) as raised:
         parse_config({"dataset": "bbc", **parse_yaml(said, "the file")})
     assert told in str(raised.value)
@@ -261,20 +261,20 @@ def test_a_whole_number_may_be_written_with_an_exponent_and_a_rate_of_1e30_is_al
         ("training={local_steps: 1, local_steps: 2}", "the key 'local_steps' is given twice"),
     ],
 )
-def test_an_override_that_cannot_be_made_is_refused_in_one_line(override, told):
-    said = wrong({"seed": 7}, override)
+def test_an_invalid_override_is_refused_in_one_line(override, told):
+    said = refusal_of({"seed": 7}, override)
     assert told in said
     assert len(said.splitlines()) == 1
 
 
-def test_many_mistakes_are_told_as_the_first_of_them():
-    told = wrong({"training": {f"key{k}": 1 for k in range(300)}}).splitlines()
+def test_of_very_many_mistakes_the_first_are_reported():
+    told = refusal_of({"training": {f"key{k}": 1 for k in range(300)}}).splitlines()
     assert len(told) == 21
     assert told[-1] == "and 280 more mistakes"
 
 
-def test_all_mistakes_are_told_at_once():
-    told = wrong({"partition": {"severity": 2, "num_clients": 0}, "sed": 3})
+def test_all_mistakes_are_reported_together():
+    told = refusal_of({"partition": {"severity": 2, "num_clients": 0}, "sed": 3})
     assert len(told.splitlines()) == 3
 
 
@@ -286,7 +286,7 @@ def test_overrides_change_one_key_each():
     assert experiment.algorithm == FedProx(mu=0.5)
     assert experiment.training.client_optimizer == Sgd(0.01)
     assert (experiment.dataset.name, experiment.dataset.limit, experiment.seed) == ("bbc", 100, 7)
-    assert "written path=value" in wrong({}, "training.num_rounds")
+    assert "written path=value" in refusal_of({}, "training.num_rounds")
 
 
 @pytest.mark.parametrize(
@@ -299,14 +299,14 @@ def test_overrides_change_one_key_each():
         {"training": {"client_optimizer": {"type": "Sgd", "momentum": 0.9}, "local_epochs": 1.5, "max_grad_norm": None}},
     ],
 )
-def test_what_is_written_down_is_read_back_the_same(said):
+def test_written_experiments_are_read_back_equal(said):
     experiment = parse_config({"dataset": "bbc", **said})
     again = parse_config(experiment.to_dict())
     assert again == experiment
     assert again.id == experiment.id
 
 
-def test_the_dials_of_the_sandbox_are_written_where_they_are_turned_and_nowhere_else():
+def test_parameters_of_the_synthetic_corpus_are_written_only_if_changed():
     assert "synthetic" not in parse_config({"dataset": "bbc"}).to_dict()["dataset"]
     turned = parse_config({"dataset": {"name": "synthetic", "synthetic": {"overlap": 0.2, "styles": ["plain", "slang"]}}})
     assert turned.to_dict()["dataset"]["synthetic"]["overlap"] == 0.2
@@ -318,7 +318,7 @@ def test_reading_yaml_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_id_is_of_what_can_change_a_result():
+def test_the_id_depends_on_everything_that_can_change_a_result():
     assert parse_config({"dataset": "bbc"}).id == parse_config({"dataset": "bbc", "seed": 0, "training": {"num_rounds": 30}}).id
     assert (
         len(
@@ -340,13 +340,13 @@ def test_the_id_is_of_what_can_change_a_result():
     )
 
 
-def test_the_twin_differs_in_severity_alone():
+def test_the_iid_baseline_differs_in_severity_only():
     experiment = parse_config({"dataset": "bbc", "partition": {"type": "Dirichlet", "num_clients": 4, "severity": 0.7}, "seed": 2})
     assert iid_baseline(experiment).partition == Dirichlet(num_clients=4, severity=0.0)
     assert edit_config(iid_baseline(experiment), {"partition__severity": 0.7}) == experiment
 
 
-def test_a_grid_is_every_combination():
+def test_a_grid_contains_every_combination():
     found = expand_grid(parse_config({"dataset": "bbc"}), partition__severity=[0.0, 1.0], seed=range(3))
     assert len(found) == 6
     assert len({experiment.id for experiment in found}) == 6
@@ -354,7 +354,7 @@ def test_a_grid_is_every_combination():
         expand_grid(found[0], partition__severty=[1])
 
 
-def test_the_learning_rate_goes_down_the_cosine_by_round():
+def test_the_learning_rate_follows_the_cosine_schedule():
     plan = parse_config({"dataset": "bbc", "training": {"num_rounds": 10, "lr_schedule": "cosine"}}).training
     assert [plan.lr_factor(round) for round in (0, 5)] == pytest.approx([1.0, 0.5])
     assert plan.client_optimizer == AdamW()
@@ -369,14 +369,14 @@ def test_the_learning_rate_goes_down_the_cosine_by_round():
         (b"\xff\xfe\x00", "not a text file"),
     ],
 )
-def test_a_file_that_is_no_experiment_says_so(tmp_path, content, told):
+def test_a_file_that_is_not_an_experiment_is_refused(tmp_path, content, told):
     path = tmp_path / "e.yaml"
     path.write_bytes(content)
     with pytest.raises(UserError, match=told):
         load_config(path)
 
 
-def test_a_missing_file_says_so(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         load_config(tmp_path / "none.yaml")
 
@@ -385,5 +385,5 @@ EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.name)
-def test_every_experiment_that_comes_with_fedrift_is_valid(path):
+def test_every_experiment_of_the_package_is_valid(path):
     assert isinstance(load_config(path), ExperimentConfig)

@@ -1,4 +1,4 @@
-"""The id of a run: equal experiments have one id, and whatever can change a result changes it."""
+"""Test the id of a run: equal experiments have equal ids, and every change that can affect a result gives another id."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ from fedrift.models.trainable import Lora
 from fedrift.partition import Dirichlet, Style, TopicMix
 
 RESULTS = Path(__file__).resolve().parents[1] / "studies" / "results"
-# The defaults of every class that an experiment is made of, by schema version. A changed default is another experiment under the
-# same YAML: raise SCHEMA_VERSION and add a line. A class or a field that is new needs no new version, only the new digest.
+# Digests of the defaults of all classes of an experiment, by schema version. With a changed default the same YAML is another experiment:
+# raise SCHEMA_VERSION and add a line. A new class or field needs no new version, only the new digest.
 DEFAULTS = {4: "179d245466b9"}
 
 
 def defaults() -> dict[str, object]:
-    """Every field of every class that an experiment may hold, with its default as it is written."""
+    """Return every field of every class of an experiment with its default as it is written."""
     classes = {ExperimentConfig, TrainingConfig, EvaluationConfig, ForkConfig, DatasetConfig, SyntheticConfig}
     classes |= {kind for room in REGISTRY.modules for kind in (REGISTRY.choices(room) or {}).values()}
     found = {}
@@ -62,7 +62,7 @@ def test_a_changed_default_raises_the_schema_version():
     )
 
 
-def test_every_value_is_in_the_id_though_it_is_the_default(monkeypatch):
+def test_every_value_is_in_the_id_although_it_is_the_default(monkeypatch):
     asked = parse_config({"dataset": "bbc"})
     before = asked.id
     assert compute_id({**asked.to_stored_dict(), "schema": SCHEMA_VERSION + 1}) != before
@@ -77,7 +77,7 @@ def test_every_value_is_in_the_id_though_it_is_the_default(monkeypatch):
         assert compute_id(changed) != compute_id(synthetic)
 
 
-def test_the_id_is_made_of_what_is_stored():
+def test_the_id_is_computed_from_the_stored_experiment():
     asked = parse_config(
         {"dataset": "bbc", "algorithm": {"type": "FedProx", "mu": 0.1}, "training": {"client_optimizer": {"type": "Sgd", "lr": 1}}}
     )
@@ -96,7 +96,7 @@ def test_the_id_is_made_of_what_is_stored():
 
 
 @pytest.mark.parametrize("name", ["first", "failures", "smollm2"])
-def test_runs_of_committed_studies_keep_the_ids_that_they_had(name):
+def test_runs_of_committed_studies_keep_their_ids(name):
     with zipfile.ZipFile(RESULTS / f"{name}.zip") as archive:
         members = [member for member in archive.namelist() if member.endswith("/experiment.json")]
         assert members
@@ -136,7 +136,7 @@ def test_equal_values_have_one_id_and_one_form(path, equal):
     assert parse_stored_config(json.loads(json.dumps(made[0].to_stored_dict()))).id == made[0].id
 
 
-def test_the_grid_of_the_docstring_holds_the_iid_baseline():
+def test_the_grid_of_the_docstring_contains_the_iid_baseline():
     skewed = parse_config({"dataset": "bbc"})
     iid, one = expand_grid(skewed, partition__severity=[0, 1])
     assert iid.id == iid_baseline(skewed).id
@@ -144,7 +144,7 @@ def test_the_grid_of_the_docstring_holds_the_iid_baseline():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"training__num_rounds": -5}, "training.num_rounds: expected a whole number from 0 to 1,000,000, got -5"),
         ({"partition__severity": 7.5}, "partition.severity: expected a number from 0 to 1, got 7.5"),
@@ -159,21 +159,21 @@ def test_the_grid_of_the_docstring_holds_the_iid_baseline():
         ({"dataset": DatasetConfig("bbc", limit=0)}, "dataset.limit"),
     ],
 )
-def test_edited_replaced_and_built_experiments_are_checked_as_files_are(changes, told):
-    with pytest.raises(UserError, match=told):
+def test_experiments_made_in_python_are_validated_like_files(changes, message):
+    with pytest.raises(UserError, match=message):
         edit_config(BASE, changes)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         expand_grid(BASE, **{path: [value] for path, value in changes.items()})
     ((path, value),) = changes.items()
     head, *rest = path.split("__")
     part = replace(getattr(BASE, head), **{rest[0]: value}) if rest else value
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         replace(BASE, **{head: part})
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         ExperimentConfig(**{"dataset": DatasetConfig("bbc"), head: part})
 
 
-def test_changes_are_made_together_and_all_mistakes_are_told():
+def test_changes_are_applied_together_and_all_mistakes_reported():
     few = edit_config(
         BASE,
         {
@@ -240,7 +240,7 @@ def test_a_users_own_class_is_in_the_id_by_its_path_and_its_source(own):
     assert replace(BASE, algorithm=derived.Own()).id not in (first.id, edited.id)
 
 
-def test_settings_of_a_users_own_class_that_would_not_be_in_the_id_are_refused(own):
+def test_settings_of_a_user_class_that_cannot_be_in_the_id_are_refused(own):
     module = own()
     with pytest.raises(UserError, match=r"algorithm\.gamma: no field of the dataclass Hidden"):
         replace(BASE, algorithm=module.Hidden(0.5))

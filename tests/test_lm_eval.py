@@ -1,4 +1,4 @@
-"""Downstream tasks by lm-evaluation-harness: what it is asked for, what is stored, and the real package where it is installed."""
+"""Test the evaluation by lm-evaluation-harness: its arguments, the stored results, and the real package if it is installed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fedrift.engine.lm_eval import model_arguments, model_folders
 from fedrift.engine.run import run_experiment
 from fedrift.models.presets import pocket_folder
 from fedrift.storage import Run
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 
 @pytest.fixture
 def harness(monkeypatch):
-    """A stand-in for the package, which records how it is called."""
+    """A replacement of the package that records its calls."""
     calls = []
 
     def simple_evaluate(**options):
@@ -32,8 +32,8 @@ def harness(monkeypatch):
 
 
 def test_the_final_adapters_are_evaluated_and_stored(tmp_path, harness):
-    asked = experiment(tmp_path, "training.num_rounds=1")
-    run = run_experiment(asked, make_cache(tmp_path), callbacks=[LmEval(["hellaswag"], limit=10)])
+    config = experiment(tmp_path, "training.num_rounds=1")
+    run = run_experiment(config, make_cache(tmp_path), callbacks=[LmEval(["hellaswag"], limit=10)])
     (call,) = harness
     assert call["model"] == "hf" and call["tasks"] == ["hellaswag"] and call["limit"] == 10
     assert call["model_args"] == f"pretrained={tmp_path / 'model-llama'},peft={(run.folder / 'model').resolve()}"
@@ -41,7 +41,7 @@ def test_the_final_adapters_are_evaluated_and_stored(tmp_path, harness):
     assert LmEval(["hellaswag"]).evaluate(run)["model"]["hellaswag"]["acc,none"] == 0.25
 
 
-def test_arguments_of_whole_models_of_several_models_and_of_presets(tmp_path):
+def test_whole_models_several_models_and_presets_have_correct_arguments(tmp_path):
     run = Run(tmp_path, "a" * 12)
     for name in ("0", "1", "clients/0"):
         folder = run.folder / "model" / name
@@ -57,7 +57,7 @@ def test_arguments_of_whole_models_of_several_models_and_of_presets(tmp_path):
         model_folders(Run(tmp_path, "b" * 12))
 
 
-def test_mistakes_are_told_before_the_first_round(tmp_path, monkeypatch):
+def test_mistakes_are_refused_before_the_first_round(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="list of tasks"):
         LmEval("hellaswag")
     monkeypatch.setitem(sys.modules, "lm_eval", None)

@@ -1,4 +1,4 @@
-"""The update rules against the papers' numbers and torch's own."""
+"""Test the update rules of optimizers against the values of papers and against torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KNOWN = {
 
 
 def walk(rule) -> list[float]:
-    """Where a server at 0 goes when the mean changes are ``DELTAS``."""
+    """Return the path of a server that starts at 0 with the mean updates ``DELTAS``."""
     x = Tree(x=torch.zeros(1, 1, dtype=torch.float64))
     moments, seen = rule.init(x), []
     for delta in DELTAS:
@@ -32,7 +32,7 @@ def walk(rule) -> list[float]:
 
 
 @pytest.mark.parametrize("rule", KNOWN, ids=lambda rule: type(rule).__name__)
-def test_server_rules_take_the_known_path(rule):
+def test_server_optimizers_follow_the_known_path(rule):
     assert walk(rule) == pytest.approx(KNOWN[rule], abs=1e-9)
 
 
@@ -50,12 +50,12 @@ def test_fedavgm_without_momentum_is_fedavg_bit_for_bit():
     ],
     ids=lambda each: type(each).__name__,
 )
-def test_an_algorithm_named_for_its_server_rule_is_fedavg_under_it(named, rule):
+def test_an_algorithm_with_a_server_optimizer_equals_fedavg_with_it(named, rule):
     there = path(train(named, Q2(), until=5))
     assert there == path(train(FedAvg(server_optimizer=rule), Q2(), until=5)) != path(train(FedAvg(), Q2(), until=5))
 
 
-def test_the_defaults_are_the_papers():
+def test_the_defaults_are_those_of_the_papers():
     assert (Adam().betas, Adam().tau, Yogi().betas, Adagrad().betas[0]) == ((0.9, 0.99), 1e-3, (0.9, 0.99), 0.0)
 
 
@@ -69,7 +69,7 @@ def test_the_defaults_are_the_papers():
         (AdamW(0.05, weight_decay=0.1), lambda p: torch.optim.AdamW(p, 0.05, weight_decay=0.1)),
     ],
 )
-def test_client_rules_are_torchs(ours, theirs):
+def test_client_optimizers_equal_those_of_torch(ours, theirs):
     x = Tree(x=torch.linspace(-1, 2, 6, dtype=torch.float64).view(2, 3))
     leaf = x["x"].clone().requires_grad_()
     judge, moments = theirs([leaf]), ours.init(x)
@@ -78,14 +78,14 @@ def test_client_rules_are_torchs(ours, theirs):
         x, moments = ours.step(x, Tree(x=torch.sin(x["x"] * 3 + step)), moments)
         judge.step()
         if step == 0 and isinstance(ours, Sgd):
-            leaf_state = judge.state[leaf]["momentum_buffer"]  # torch's first step is not dampened; ours always is
+            leaf_state = judge.state[leaf]["momentum_buffer"]  # torch does not dampen its first step; fedrift always does
             leaf_state.mul_(1 - ours.dampening)
             with torch.no_grad():
                 leaf.copy_(x["x"])
     assert torch.allclose(x["x"], leaf.detach(), atol=1e-12)
 
 
-# Public implementations' bugs, planted.
+# Bugs of public implementations.
 
 
 @dataclass(frozen=True)
@@ -115,16 +115,16 @@ class CorrectsTheBias(Adam):
 
 
 @pytest.mark.parametrize("bug", [SquaresTheMomentum, StartsAtZero, CorrectsTheBias])
-def test_planted_bugs_are_seen(bug):
+def test_injected_bugs_are_detected(bug):
     assert walk(bug(0.1)) != pytest.approx(KNOWN[Adam(0.1)], abs=1e-9)
 
 
-def test_the_fused_step_of_adamw_is_the_rule_s_and_writes_into_nothing():
+def test_the_fused_step_of_adamw_equals_the_rule_and_changes_no_input():
     draw = torch.Generator().manual_seed(3)
     rule = AdamW(0.03, weight_decay=0.2)
     params = Tree({name: torch.randn(2, *shape, generator=draw, dtype=torch.float64) for name, shape in {"w": (3, 4), "b": (4,)}.items()})
     even, held = rule.init(params), rule.init(params)
-    held["count"][1] = 5.0  # rows that differ in their steps go the written way; the first row is in both
+    held["count"][1] = 5.0  # rows with different step counts use the plain rule; the first row is in both
     before = params.map(torch.clone)
     for _ in range(4):
         grad = params.map(

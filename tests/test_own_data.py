@@ -1,4 +1,4 @@
-"""Own data from the file to the run: answers are what is trained, weighted and measured; random weights; labels; `dataset show`."""
+"""Test own data from the file to the run: training, weights and metrics on answers, random weights, labels, and `dataset show`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from fedrift.engine.run import run_experiment
 from fedrift.models.load import load_model
 from fedrift.probes.classification import build_label_accuracy
 from fedrift.probes.held_out import bytes_per_token, predicted_spans
-from tests import worlds
-from tests.cli.test_cli import fedrift
+from tests import small_experiment
+from tests.cli.test_cli import run_command
 from tests.data.chats import chat_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,13 +39,13 @@ QUESTIONS = {"sport": "who won the match", "tech": "which chip runs faster", "fo
 
 
 def chat_rows(per_topic=30, seed=0):
-    """Questions of a topic with answers of many lengths; long prompts, so that answers are a small part of the tokens."""
+    """Return questions on a topic with answers of many lengths; long prompts make answers a small part of the tokens."""
     draw = np.random.default_rng(seed)
     return [
         {
             "messages": [
                 {"role": "user", "content": f"{question} {number}?"},
-                {"role": "assistant", "content": " ".join(draw.choice(worlds.WORDS[topic], size=int(draw.integers(1, 9))))},
+                {"role": "assistant", "content": " ".join(draw.choice(small_experiment.WORDS[topic], size=int(draw.integers(1, 9))))},
             ],
             "label": topic,
         }
@@ -65,7 +65,7 @@ def chats(tmp_path):
 
 
 def chat_experiment(tmp_path, *overrides):
-    return worlds.experiment(
+    return small_experiment.experiment(
         tmp_path,
         f"dataset={tmp_path / 'chats.jsonl'}",
         "training.num_rounds=1",
@@ -75,7 +75,7 @@ def chat_experiment(tmp_path, *overrides):
     )
 
 
-def test_ids_of_the_committed_experiments_are_as_before_the_new_keys():
+def test_ids_of_the_committed_experiments_are_unchanged_by_the_new_keys():
     assert {path.name: load_config(path).id for path in (ROOT / "experiments").glob("*.yaml")} == EXPERIMENT_IDS
 
 
@@ -96,8 +96,8 @@ def test_a_new_key_is_in_the_id_unless_it_has_its_default():
     assert len(others) == len(ADDED_KEYS)
 
 
-def test_training_loss_and_weights_are_those_of_the_answers_alone(tmp_path, chats):
-    experiment, resources = chat_experiment(tmp_path), worlds.make_cache(tmp_path)
+def test_training_loss_and_weights_use_answers_only(tmp_path, chats):
+    experiment, resources = chat_experiment(tmp_path), small_experiment.make_cache(tmp_path)
     context = build_run(experiment, resources)
     batch = next(iter(context.simulator.batches(0, torch.arange(3))))
     model = resources.get_stacked_model(experiment.model, experiment.trainable)
@@ -114,8 +114,8 @@ def test_training_loss_and_weights_are_those_of_the_answers_alone(tmp_path, chat
     assert np.sum(context.partition_table["tokens"]) == tokens.trained_lengths[corpus.split == 0].sum() < tokens.lengths.sum()
 
 
-def test_answers_alone_are_measured_and_all_tokens_if_the_user_says_so(tmp_path, chats):
-    resources = worlds.make_cache(tmp_path)
+def test_answers_only_are_measured_and_all_tokens_on_request(tmp_path, chats):
+    resources = small_experiment.make_cache(tmp_path)
     contexts = {key: build_run(chat_experiment(tmp_path, f"dataset.train_on={key}"), resources) for key in ("answer", "all")}
     masks = {key: context.losses.held_out.blocks for key, context in contexts.items()}
     assert (masks["answer"].tokens == masks["all"].tokens).all()
@@ -130,7 +130,7 @@ def test_answers_alone_are_measured_and_all_tokens_if_the_user_says_so(tmp_path,
 
 
 def test_bytes_are_those_of_the_predicted_tokens(tmp_path, chats):
-    context = build_run(chat_experiment(tmp_path), resources := worlds.make_cache(tmp_path))
+    context = build_run(chat_experiment(tmp_path), resources := small_experiment.make_cache(tmp_path))
     held_out = context.losses.held_out
     tokenizer = resources.get_language_model(str(tmp_path / "model-llama"), chat_experiment(tmp_path).trainable).tokenizer
     count = size = 0
@@ -141,31 +141,31 @@ def test_bytes_are_those_of_the_predicted_tokens(tmp_path, chats):
     assert bytes_per_token(held_out, tokenizer)[0] == pytest.approx(size / count)
 
 
-def test_examples_that_are_too_long_are_counted_and_none_left_is_refused(tmp_path, chats):
-    context = build_run(chat_experiment(tmp_path, "training.max_seq_length=48"), worlds.make_cache(tmp_path))
+def test_too_long_examples_are_counted_and_refused_if_none_remains(tmp_path, chats):
+    context = build_run(chat_experiment(tmp_path, "training.max_seq_length=48"), small_experiment.make_cache(tmp_path))
     assert any("are cut to it" in note for note in context.warnings)
     with pytest.raises(UserError, match=r"no example of dataset .* has an answer within 8 tokens"):
-        build_run(chat_experiment(tmp_path, "training.max_seq_length=8"), worlds.make_cache(tmp_path))
+        build_run(chat_experiment(tmp_path, "training.max_seq_length=8"), small_experiment.make_cache(tmp_path))
 
 
-def test_topics_of_conversations_are_partitioned_as_those_of_texts(tmp_path, chats):
-    context = build_run(chat_experiment(tmp_path), worlds.make_cache(tmp_path))
+def test_topics_of_conversations_are_partitioned_like_those_of_texts(tmp_path, chats):
+    context = build_run(chat_experiment(tmp_path), small_experiment.make_cache(tmp_path))
     assert (np.asarray(context.partition_table["tokens"]) > 0).sum(1).tolist() == [1, 1, 1]
 
 
 # Random weights
 
 
-def test_random_weights_depend_on_the_seed_and_the_data_stay_the_same(tmp_path):
+def test_random_weights_depend_on_the_seed_and_the_data_do_not(tmp_path):
     overrides = ("training.num_rounds=1", "evaluation.final_blocks_per_domain=0", "evaluation.probes=[]")
     pretrained, random, other = (
-        worlds.experiment(tmp_path, *overrides, *more) for more in ([], ["model_init=random"], ["model_init=random", "seed=1"])
+        small_experiment.experiment(tmp_path, *overrides, *more) for more in ([], ["model_init=random"], ["model_init=random", "seed=1"])
     )
-    resources = worlds.make_cache(tmp_path)
+    resources = small_experiment.make_cache(tmp_path)
     contexts = [build_run(experiment, resources) for experiment in (pretrained, random, other)]
     weights = [context.model.network.get_input_embeddings().weight for context in contexts]
     assert not any(torch.equal(weights[a], weights[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
-    again = build_run(random, worlds.make_cache(tmp_path)).model.network.state_dict()
+    again = build_run(random, small_experiment.make_cache(tmp_path)).model.network.state_dict()
     assert all(torch.equal(leaf, again[name]) for name, leaf in contexts[1].model.network.state_dict().items())
     for first, second in zip(contexts[0].simulator.batches.blocks, contexts[1].simulator.batches.blocks, strict=True):
         assert (first.tokens == second.tokens).all()
@@ -175,7 +175,7 @@ def test_random_weights_depend_on_the_seed_and_the_data_stay_the_same(tmp_path):
     assert any("random weights" in warning for warning in contexts[1].warnings) and "random weights" in random.name
 
 
-def test_random_weights_of_pocket_begin_at_the_loss_of_guessing(tmp_path):
+def test_random_weights_of_pocket_start_at_the_loss_of_uniform_guessing(tmp_path):
     state = torch.get_rng_state()
     network = load_model("pocket", cache_dir=tmp_path, random_seed=0).network
     assert torch.equal(state, torch.get_rng_state())
@@ -192,7 +192,7 @@ def test_random_weights_are_not_quantized():
 
 
 class Favorite:
-    """A model whose loss is low for one token id and 1 for all others."""
+    """A model with a low loss for one token id and loss 1 for all others."""
 
     def __init__(self, token):
         self.token = token
@@ -208,7 +208,7 @@ def labeled_corpus(tmp_path):
     return load_corpus(DatasetConfig(str(file), validation_fraction=0.0, test_fraction=0.0))
 
 
-def test_accuracy_is_the_share_of_documents_whose_label_is_most_likely(tmp_path):
+def test_accuracy_is_the_fraction_of_documents_whose_label_is_most_likely(tmp_path):
     corpus, tokenizer = labeled_corpus(tmp_path), chat_tokenizer()
     ids = tokenizer(" Topic: cat", add_special_tokens=False)["input_ids"]
     probe = build_label_accuracy(Favorite(ids[-1]), tokenizer, corpus, np.arange(6), " Topic: {label}", 64)
@@ -227,7 +227,7 @@ def test_accuracy_is_the_share_of_documents_whose_label_is_most_likely(tmp_path)
         assert tokenizer.eos_token_id not in probe.tokens[row][: int(probe.mask[row].nonzero().max()) + 1]
 
 
-def test_the_prompt_is_the_experiments_and_what_cannot_be_read_is_refused(tmp_path):
+def test_the_prompt_is_configurable_and_invalid_prompts_are_refused(tmp_path):
     corpus, tokenizer = labeled_corpus(tmp_path), chat_tokenizer()
     with pytest.raises(UserError, match="leaves no room for a document"):
         build_label_accuracy(Favorite(0), tokenizer, corpus, np.arange(6), " Topic: {label}", 8)
@@ -238,7 +238,7 @@ def test_the_prompt_is_the_experiments_and_what_cannot_be_read_is_refused(tmp_pa
 
 
 def test_a_run_measures_the_accuracy_of_each_topic(tmp_path):
-    experiment = worlds.experiment(
+    experiment = small_experiment.experiment(
         tmp_path,
         "training.num_rounds=1",
         "evaluation.probes=[classification]",
@@ -246,14 +246,14 @@ def test_a_run_measures_the_accuracy_of_each_topic(tmp_path):
         "evaluation.expensive_interval=1",
         "evaluation.final_blocks_per_domain=0",
     )
-    trajectory = run_experiment(experiment, worlds.make_cache(tmp_path)).trajectory()
+    trajectory = run_experiment(experiment, small_experiment.make_cache(tmp_path)).trajectory()
     assert trajectory.domains_of("classification.accuracy") == ("food", "sport", "tech")
     values = [trajectory.curve("classification.accuracy", name)[-1] for name in ("food", "sport", "tech")]
     assert trajectory.curve("classification.accuracy", "")[-1] == pytest.approx(np.mean(values))
     assert all(value in (0, 1 / 3, 2 / 3, 1) or value == pytest.approx(1 / 3) or value == pytest.approx(2 / 3) for value in values)
 
 
-# The hub, by a stand-in
+# The hub, replaced by a local function
 
 
 @pytest.fixture
@@ -291,10 +291,10 @@ def test_keys_of_the_hub_are_refused_for_other_datasets(name, tmp_path, chats, m
 # The command
 
 
-def test_dataset_show_tells_what_was_read_and_what_the_model_sees(tmp_path, chats, capsys, monkeypatch):
+def test_dataset_show_prints_what_was_read_and_the_input_of_the_model(tmp_path, chats, capsys, monkeypatch):
     monkeypatch.setenv("FEDRIFT_CACHE", str(tmp_path / "cache"))
     write(chats, [*chat_rows(4), {"messages": [{"role": "user", "content": "alone"}]}, chat_rows(1)[0]])
-    code, printed, _ = fedrift(capsys, monkeypatch, "dataset", "show", str(chats), "--json")
+    code, printed, _ = run_command(capsys, monkeypatch, "dataset", "show", str(chats), "--json")
     assert code == 0
     told = json.loads(printed)
     assert (told["format"], told["rows"], told["files"], told["columns"]) == ("chat", 14, [str(chats)], ["messages", "label"])
@@ -304,14 +304,14 @@ def test_dataset_show_tells_what_was_read_and_what_the_model_sees(tmp_path, chat
     for example in told["examples"]:
         assert [part["trained"] for part in example["segments"]] == [False, True]
         assert example["segments"][0]["text"].startswith("User: ") and example["segments"][1]["text"].endswith("<|endoftext|>")
-    code, printed, _ = fedrift(capsys, monkeypatch, "dataset", "show", str(chats), "--examples", "1")
+    code, printed, _ = run_command(capsys, monkeypatch, "dataset", "show", str(chats), "--examples", "1")
     assert code == 0
     assert "⟦ " in printed and "1 no answer" in printed and "format chat" in printed
 
 
 def test_dataset_show_reads_an_experiment_and_its_model(tmp_path, chats, monkeypatch):
     monkeypatch.setenv("FEDRIFT_CACHE", str(tmp_path / "cache"))
-    model = worlds.model_folder(tmp_path / "model")
+    model = small_experiment.model_folder(tmp_path / "model")
     file = tmp_path / "e.yaml"
     file.write_text(json.dumps({"dataset": str(chats), "model": str(model), "training": {"max_seq_length": 48}, "model_init": "random"}))
     summary = read_summary(str(file), ["dataset.train_on=all"], 1, None)
@@ -323,15 +323,15 @@ def test_dataset_show_reads_an_experiment_and_its_model(tmp_path, chats, monkeyp
 
 
 def test_a_chat_template_is_part_of_a_local_models_identity(tmp_path, chats):
-    experiment, resources = chat_experiment(tmp_path), worlds.make_cache(tmp_path)
-    text = worlds.experiment(tmp_path)
+    experiment, resources = chat_experiment(tmp_path), small_experiment.make_cache(tmp_path)
+    text = small_experiment.experiment(tmp_path)
     before = resolve_fingerprints(experiment, resources).model_fingerprint, resolve_fingerprints(text, resources).model_fingerprint
     (Path(experiment.model) / "chat_template.jinja").write_text("{{ messages }}")
     after = resolve_fingerprints(experiment, resources).model_fingerprint, resolve_fingerprints(text, resources).model_fingerprint
     assert before[0] != after[0] and before[1] == after[1]
 
 
-def test_masks_travel_with_tokens_into_blocks(tmp_path, chats):
+def test_loss_masks_are_packed_with_their_tokens(tmp_path, chats):
     tokenizer = chat_tokenizer(bos=True)
     corpus = load_corpus(DatasetConfig(str(chats)))
     tokens = tokenize_corpus(corpus, tokenizer, cache_dir=None)

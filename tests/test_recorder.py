@@ -1,4 +1,4 @@
-"""The recorder: what it writes of a loop is what a native run records of the same updates, and every command reads it."""
+"""Test that the recorder writes what a run of fedrift records for the same updates, and that every command reads it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import fedrift
 from fedrift.cli.app import app
 from fedrift.engine.run import run_experiment
 from fedrift.storage.fork import UpdateLog
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 CPU = torch.device("cpu")
 QUIET = ("evaluation.final_blocks_per_domain=0",)
@@ -24,8 +24,8 @@ def squeeze(tree):
     return {name: leaf[0] for name, leaf in tree.items()}
 
 
-def replay(run, recorder):
-    """Hand the recorded updates of a native run to a recorder."""
+def record_updates(run, recorder):
+    """Pass the stored updates of a run to a recorder."""
     log = UpdateLog(run)
     for number in log.rounds[1:]:
         before, after = log.load_state(number - 1, CPU), log.load_state(number, CPU)
@@ -48,17 +48,17 @@ def replay(run, recorder):
 
 
 @pytest.mark.parametrize("trainable", ["{type: Lora, r: 2, lora_alpha: 6}", "{type: LastBlocks, num_blocks: 1}"], ids=["lora", "blocks"])
-def test_the_records_are_those_of_a_native_run(trainable, tmp_path):
+def test_the_records_equal_those_of_a_run(trainable, tmp_path):
     there = make_cache(tmp_path)
     there = replace(there, runtime=replace(there.runtime, save_updates=True))
     native = run_experiment(experiment(tmp_path, f"trainable={trainable}", "partition.num_clients=4", *QUIET), there)
     scale = {"lora_scale": 3.0} if "Lora" in trainable else {}
-    run = replay(native, fedrift.Recorder(tmp_path / "own", "loop", num_clients=4, num_rounds=4, **scale))
-    wanted = {tuple(row[:4]): row[4] for row in native.records()}
+    run = record_updates(native, fedrift.Recorder(tmp_path / "own", "loop", num_clients=4, num_rounds=4, **scale))
+    expected = {tuple(row[:4]): row[4] for row in native.records()}
     found = {tuple(row[:4]): row[4] for row in run.records()}
-    assert found and not {key: (value, wanted.get(key)) for key, value in found.items() if not same(value, wanted.get(key))}
-    left_out = {key[1].split(".")[0] for key in wanted if key not in found and key[0] > 0}
-    assert left_out == {"loss", "perplexity", "bits", "fair", "forgetting"}, left_out  # what needs text and the model
+    assert found and not {key: (value, expected.get(key)) for key, value in found.items() if not same(value, expected.get(key))}
+    left_out = {key[1].split(".")[0] for key in expected if key not in found and key[0] > 0}
+    assert left_out == {"loss", "perplexity", "bits", "fair", "forgetting"}, left_out  # these metrics need text and the model
     assert ("adapters.error" in {key[1] for key in found}) == ("Lora" in trainable) and run.is_finished
 
 
@@ -66,8 +66,8 @@ def same(one, other):
     return other is not None and (one == other or (math.isnan(one) and math.isnan(other)))
 
 
-def toy(recorder, *, shift=1.0, spoil=None, rounds=8, evaluated=True):
-    """Four clients, each drawn to its own corner; the server takes the mean."""
+def record_toy_run(recorder, *, shift=1.0, spoil=None, rounds=8, evaluated=True):
+    """Record four clients with different targets; the server uses their mean."""
     targets = shift * torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 3.0], [0.0, -3.0]]) + 1.0
     w = torch.zeros(2)
     for number in range(rounds):
@@ -90,10 +90,10 @@ def make(root, severity, seed=0, **options):
     return fedrift.Recorder(root, "toy", num_clients=4, num_rounds=8, severity=severity, seed=seed, **options)
 
 
-def test_a_pair_gets_the_whole_verdict_and_every_command_reads_it(tmp_path):
-    runs = [toy(make(tmp_path, 1.0, seed), shift=1.0) for seed in range(3)]
+def test_a_recorded_pair_has_a_complete_verdict_and_every_command_reads_it(tmp_path):
+    runs = [record_toy_run(make(tmp_path, 1.0, seed), shift=1.0) for seed in range(3)]
     for seed in range(3):
-        toy(make(tmp_path, 0.0, seed), shift=0.0)
+        record_toy_run(make(tmp_path, 0.0, seed), shift=0.0)
     found = {each.failure: each for each in fedrift.diagnose(runs)}
     assert found["loss gap"].grade == "confirmed" and found["loss gap"].excess == pytest.approx(0.3, abs=0.01)
     assert found["exploding updates"].grade == "none" and found["client drift"].grade != "not measured"
@@ -112,7 +112,7 @@ def test_a_pair_gets_the_whole_verdict_and_every_command_reads_it(tmp_path):
     assert "3 of 3 with an IID baseline" in CliRunner().invoke(app, ["diagnose", *(run.id for run in runs), *words]).output
 
 
-def test_an_update_that_is_no_number_or_explodes_is_an_event_and_a_finding(tmp_path):
+def test_nan_and_exploding_updates_are_events_and_findings(tmp_path):
     def spoil(number, ends):
         ends = ends.clone()
         if number == 3:
@@ -121,7 +121,7 @@ def test_an_update_that_is_no_number_or_explodes_is_an_event_and_a_finding(tmp_p
             ends[2] = ends[2] + 1e6
         return ends
 
-    run = toy(make(tmp_path, 1.0), spoil=spoil)
+    run = record_toy_run(make(tmp_path, 1.0), spoil=spoil)
     assert {(event["kind"], event["client"], event["round"]) for event in run.events()} >= {
         ("client failed", 1, 4),
         ("update exploded", 2, 6),
@@ -130,8 +130,8 @@ def test_an_update_that_is_no_number_or_explodes_is_an_event_and_a_finding(tmp_p
     assert grades["failed clients"] == grades["exploding updates"] == "suspected"
 
 
-def test_what_was_not_handed_over_is_not_recorded(tmp_path):
-    run = toy(make(tmp_path, 1.0), evaluated=False)
+def test_missing_inputs_are_not_recorded(tmp_path):
+    run = record_toy_run(make(tmp_path, 1.0), evaluated=False)
     metrics = set(run.trajectory().metrics)
     assert {"update.norm", "weight", "train.loss", "cost.up"} <= metrics
     assert not {"gradient.norm", "train.steps", "train.tokens", "loss", "loss.before", "train.loss.start"} & metrics
@@ -139,7 +139,7 @@ def test_what_was_not_handed_over_is_not_recorded(tmp_path):
     assert grades["loss gap"] == "not measured" and grades["exploding updates"] == "none"
 
 
-def test_peft_names_are_adapters(tmp_path):
+def test_peft_names_are_recognized_as_adapters(tmp_path):
     recorder = fedrift.Recorder(tmp_path, "peft", num_clients=2, num_rounds=1)
     name = "base_model.model.model.layers.3.q_proj.lora_{}.default.weight"
     draw = torch.Generator().manual_seed(0)

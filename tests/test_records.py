@@ -1,4 +1,4 @@
-"""Records and the trajectory that they draw."""
+"""Test records and the trajectories made of them."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def run() -> Trajectory:
     )
 
 
-def test_a_curve_lies_along_the_rounds_and_what_is_missing_is_nan(run):
+def test_a_curve_has_one_value_per_round_and_nan_for_missing_ones(run):
     assert run.rounds.tolist() == [0, 1, 2]
     np.testing.assert_array_equal(run.curve("loss", "sport"), [5.5, NAN, 5.2])
 
 
-def test_a_table_has_a_column_for_every_client_up_to_the_highest(run):
+def test_a_table_has_a_column_for_every_client_up_to_the_highest_number(run):
     assert run.clients == (0, 1, 2)
     np.testing.assert_array_equal(run.client_table("update.norm"), [[NAN] * 3, [0.5, NAN, 0.7], [NAN] * 3])
 
@@ -44,13 +44,13 @@ def test_a_value_written_as_nan_differs_from_one_never_written(run):
     assert run.observed_mask("loss").tolist() == [True, False, True]
 
 
-def test_of_two_rows_that_say_the_same_thing_the_last_one_counts():
+def test_the_last_of_two_rows_for_the_same_value_counts():
     run = Trajectory([Record(1, "loss", "", -1, 4.0), Record(1, "loss", "", -1, 3.0)])
     assert run.curve("loss").tolist() == [3.0]
     assert run.to_frame()["value"].tolist() == [3.0]
 
 
-def test_names_are_sorted_and_without_the_empty_ones(run):
+def test_names_are_sorted_and_exclude_empty_ones(run):
     assert run.metrics == ("loss", "update.norm")
     assert run.domains == ("sport",)
     assert run.domains_of("loss") == ("sport",) and run.domains_of("nothing") == ()
@@ -63,17 +63,17 @@ def test_the_frame_is_tidy(run):
     assert frame[(frame.metric == "loss") & (frame.client == 0)].value.tolist() == [5.1]
 
 
-def test_a_wrong_metric_is_answered_with_those_that_are_there(run):
+def test_a_wrong_metric_is_refused_with_the_existing_ones(run):
     with pytest.raises(UserError, match=r"no metric .lss.*did you mean 'loss'\? it has \['loss'"):
         run.curve("lss")
 
 
-def test_a_wrong_domain_is_answered_with_those_that_are_there(run):
+def test_a_wrong_domain_is_refused_with_the_existing_ones(run):
     with pytest.raises(UserError, match=r"no 'loss' of domain 'sports'; did you mean 'sport'"):
         run.curve("loss", "sports")
 
 
-def test_asking_for_the_wrong_shape_says_which_one_there_is(run):
+def test_a_request_for_the_wrong_shape_is_refused_with_the_existing_one(run):
     with pytest.raises(UserError, match=r"table\('update.norm'\)"):
         run.curve("update.norm")
     only = Trajectory([Record(0, "update.consensus", "", -1, 0.5)])
@@ -81,12 +81,12 @@ def test_asking_for_the_wrong_shape_says_which_one_there_is(run):
         only.client_table("update.consensus")
 
 
-def test_a_run_without_records_is_empty_and_whole():
+def test_a_run_without_records_has_an_empty_trajectory():
     run = Trajectory([])
     assert (len(run.rounds), run.metrics, run.domains, run.clients, len(run.to_frame())) == (0, (), (), (), 0)
 
 
-def test_writing_into_a_curve_leaves_the_trajectory_alone(run):
+def test_writing_into_a_curve_does_not_change_the_trajectory(run):
     run.curve("loss")[:] = 0
     assert run.curve("loss")[0] == 5.0
 

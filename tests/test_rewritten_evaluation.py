@@ -1,4 +1,4 @@
-"""What a run is measured on where clients rewrite their texts."""
+"""Test on which texts a run is evaluated if its clients rewrite theirs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fedrift.engine.build import build_run, check_held_out, partition_documents,
 from fedrift.engine.run import run_experiment
 from fedrift.partition.rewriting import rewrite_corpus, rewrite_groups
 from fedrift.probes import HeldOut
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 
 @pytest.mark.parametrize("homogeneous", [False, True])
-def test_clients_that_rewrite_are_measured_on_held_out_text_in_their_own_hand(tmp_path, homogeneous):
-    """Of the test documents alone, as the training deal writes them; what all arms share stays as it was found."""
+def test_rewriting_clients_are_evaluated_on_held_out_text_that_they_rewrite(tmp_path, homogeneous):
+    """Only the test documents are used, rewritten as by the training partition; text that all conditions share stays unchanged."""
     asked = experiment(tmp_path, f"partition={{type: StopwordDrop, num_clients: 3, homogeneous: {homogeneous}}}", "training.num_rounds=1")
     there = make_cache(tmp_path)
     done, iid = (build_run(resolve_fingerprints(e, there), there) for e in (asked, iid_baseline(asked)))
@@ -49,7 +49,7 @@ def test_clients_that_rewrite_are_measured_on_held_out_text_in_their_own_hand(tm
 
 
 @pytest.mark.parametrize("algorithm", ["FedAvg", "Centralized"])
-def test_clients_and_the_pool_of_all_data_train_on_text_as_its_owners_write_it(tmp_path, algorithm):
+def test_clients_and_centralized_training_use_the_rewritten_text(tmp_path, algorithm):
     there = make_cache(tmp_path)
     asked = experiment(tmp_path, "partition={type: StopwordDrop, num_clients: 3}", f"algorithm={algorithm}")
     setting, made = build_run(resolve_fingerprints(asked, there), there), (asked.model, asked.trainable)
@@ -67,7 +67,7 @@ def test_clients_and_the_pool_of_all_data_train_on_text_as_its_owners_write_it(t
 
 
 def held_out(mix, domain=(0, 0, 1), length=(4, 4, 4)) -> HeldOut:
-    """Blocks of three domains, of which the last has none unless ``domain`` says so."""
+    """Return blocks of three domains; the last domain has none unless ``domain`` includes it."""
     keep = np.arange(4) < np.array(length)[:, None]
     tokens = np.zeros(keep.shape, dtype=np.int64)
     return HeldOut(Blocks(tokens, keep), np.array(domain), ("a", "b", "c"), np.array(mix, dtype=float))
@@ -77,7 +77,8 @@ def held_out(mix, domain=(0, 0, 1), length=(4, 4, 4)) -> HeldOut:
     ("held", "words"),
     [
         (held_out([[5, 0, 0], [0, 0, 3], [1, 1, 1]]), "no loss of client 1 can be measured: .* no test documents of domain c"),
-        (held_out([[5, 0, 0], [0, 3, 0]], length=(4, 4, 1)), "no loss of client 1 .* domain b"),  # one token predicts nothing
+        # no token of a block of length one is predicted
+        (held_out([[5, 0, 0], [0, 3, 0]], length=(4, 4, 1)), "no loss of client 1 .* domain b"),
         (held_out([[0, 2, 0], [0, 3, 0]], domain=(0, 0, 2)), "no loss of clients 0, 1 .* domain b"),
     ],
 )
@@ -87,23 +88,23 @@ def test_a_client_without_held_out_text_is_refused_before_training(held, words):
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_domain_without_held_out_text_is_said_and_left_out_of_the_own_blocks():
+def test_a_domain_without_held_out_text_has_a_warning_and_no_own_blocks():
     held = held_out([[1, 0, 9], [0, 1, 0]])
     assert "domain c of dataset 'news': no test documents" in check_held_out(held, "test", "news")[0]
-    assert held.client_blocks(0, 2).tolist() == [0, 1]  # nine tenths of its text are of c, and all that is measured is of a
+    assert held.client_blocks(0, 2).tolist() == [0, 1]  # nine tenths of its text belong to c, and only a is measured
     assert check_held_out(held_out([[1, 2, 0]]), "test", "news") == []
 
 
-def test_a_run_whose_clients_have_no_held_out_text_ends_before_it_begins(tmp_path):
+def test_a_run_whose_clients_have_no_held_out_text_is_refused(tmp_path):
     asked = experiment(tmp_path)
     rows = (tmp_path / "corpus.csv").read_text().splitlines()
     topics = [row.rsplit(",", 1)[1] for row in rows]
     folder = tmp_path / "split"
     folder.mkdir()
-    for name, wanted in (("train", ("sport", "tech", "food")), ("test", ("sport", "tech"))):
+    for name, expected in (("train", ("sport", "tech", "food")), ("test", ("sport", "tech"))):
         (folder / f"{name}.csv").write_text(
             "\n".join(
-                [rows[0], *(row for row, topic in zip(rows[1:], topics[1:], strict=True) if topic in wanted)][
+                [rows[0], *(row for row, topic in zip(rows[1:], topics[1:], strict=True) if topic in expected)][
                     :: 1 if name == "train" else 2
                 ]
             )

@@ -1,4 +1,4 @@
-"""Whole runs in a small world: stored, resumed, found finished, and equal to what a plain training loop does."""
+"""Test whole runs of the small experiment: stored, resumed, reused when finished, and equal to a plain training loop."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from fedrift.engine.run import run_experiment
 from fedrift.storage import list_runs
 from fedrift.storage.fork import Checkpoint
 from tests.pairs import PAIRS, TUNES, algorithm
-from tests.worlds import corpus_file, experiment, make_cache, stored
+from tests.small_experiment import corpus_file, experiment, make_cache, read_state
 
 
-def outcome(run) -> tuple[bytes, dict]:
-    """What must be the same of two equal runs: every record, and the last state."""
-    return (run.folder / "records.jsonl").read_bytes(), stored(run)
+def records_and_state(run) -> tuple[bytes, dict]:
+    """Return what must be equal in two equal runs: every record and the last state."""
+    return (run.folder / "records.jsonl").read_bytes(), read_state(run)
 
 
 def assert_equal(one, two) -> None:
-    (records, state), (others, other) = outcome(one), outcome(two)
+    (records, state), (others, other) = records_and_state(one), records_and_state(two)
     assert records == others
     assert state.keys() == other.keys()
     assert all(torch.equal(state[name], other[name]) for name in state)
@@ -54,10 +54,10 @@ def killed_at(round: int):
     return watch
 
 
-def test_a_run_stores_what_was_asked_what_came_and_where_to_go_on(tmp_path):
+def test_a_run_stores_its_experiment_its_records_and_its_state(tmp_path):
     run = run_experiment(experiment(tmp_path), make_cache(tmp_path))
     assert run.status == "finished"
-    assert run.config["training"]["max_grad_norm"] == 1.0  # defaults too
+    assert run.config["training"]["max_grad_norm"] == 1.0  # the defaults are stored too
     assert torch.__version__.startswith(run.environment["packages"]["torch"].split("+")[0])
     trajectory = run.trajectory()
     assert trajectory.rounds.tolist() == [0, 1, 2, 3, 4]
@@ -66,14 +66,14 @@ def test_a_run_stores_what_was_asked_what_came_and_where_to_go_on(tmp_path):
     assert trajectory.client_table("loss").shape == (5, 3)
     assert trajectory.has_client_table("loss.before")
     assert math.isfinite(run.read_json("finished")["final_loss"])
-    assert len(run.timings()) == 6  # the start, four rounds and the end
-    assert trajectory.to_frame().groupby("metric").size()["update.norm"] == 8  # two of three clients, four rounds
+    assert len(run.timings()) == 6  # the initial evaluation, four rounds and the final one
+    assert trajectory.to_frame().groupby("metric").size()["update.norm"] == 8  # two of three clients in four rounds
 
 
 @pytest.mark.sample(4)
 @pytest.mark.parametrize("algorithm", [FedAvg(), FedProx(mu=0.1), Scaffold(), LocalOnly()], ids=lambda a: type(a).__name__)
 @pytest.mark.parametrize("tune", ["{type: Lora, r: 2}", "{type: LastBlocks, num_blocks: 1}", "All"])
-def test_a_run_that_was_interrupted_resumes_bit_for_bit(tmp_path, algorithm, tune):
+def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, algorithm, tune):
     asked = edit_config(experiment(tmp_path, f"trainable={tune}"), {"algorithm": algorithm})
     unbroken = run_experiment(asked, replace_root(tmp_path, "unbroken"))
     for round in (0, 1, 3):
@@ -91,10 +91,10 @@ def replace_root(folder, name):
 
 @pytest.mark.slow
 def test_a_process_killed_by_the_system_resumes_bit_for_bit(tmp_path):
-    said = "training.num_rounds=30", "algorithm=Scaffold"  # whose state is in two files
+    said = "training.num_rounds=30", "algorithm=Scaffold"  # its state has two files
     asked = experiment(tmp_path, *said)
     code = (
-        "import sys; from pathlib import Path; from tests.worlds import experiment, make_cache;"
+        "import sys; from pathlib import Path; from tests.small_experiment import experiment, make_cache;"
         "from fedrift.engine.run import run_experiment; folder = Path(sys.argv[1]);"
         "run_experiment(experiment(folder, *sys.argv[2:]), make_cache(folder))"
     )
@@ -103,7 +103,7 @@ def test_a_process_killed_by_the_system_resumes_bit_for_bit(tmp_path):
     timings = there.runtime.runs_dir / resolve_fingerprints(asked, there).id / "timings.jsonl"
     deadline = time.time() + 120
     while not (timings.exists() and timings.read_bytes().count(b"\n") >= 3):
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.poll() is None, "the run ended before the test could kill it"
         assert time.time() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -143,28 +143,28 @@ def test_a_run_killed_at_its_very_end_resumes_bit_for_bit(tmp_path, monkeypatch)
     assert_equal(unbroken, run_experiment(asked, replace_root(tmp_path, "broken")))
 
 
-def test_a_run_that_lost_rows_or_whose_state_was_changed_is_never_resumed(tmp_path):
+def test_a_run_with_missing_rows_or_a_changed_state_is_never_resumed(tmp_path):
     asked, there = experiment(tmp_path), make_cache(tmp_path)
     with pytest.raises(Killed):
         run_experiment(asked, there, killed_at(3))
     folder = there.runtime.runs_dir / resolve_fingerprints(asked, there).id
-    for name, told in (("records.jsonl", "records.jsonl has"), ("state.safetensors", "state.safetensors is damaged")):
+    for name, message in (("records.jsonl", "records.jsonl has"), ("state.safetensors", "state.safetensors is damaged")):
         whole = (folder / name).read_bytes()
         spoilt = whole[: 6 * len(whole) // 10] if name == "records.jsonl" else whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]
         (folder / name).write_bytes(spoilt)
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             run_experiment(asked, there)
         (folder / name).write_bytes(whole)
     run = run_experiment(asked, there)
     assert run.is_finished and len(run.records()) and len(run.trajectory().rounds) == 5
     rows = folder / "records.jsonl"
     rows.write_bytes(b"".join(rows.read_bytes().splitlines(keepends=True)[:-9]))
-    os.utime(rows, ns=(2**62, 2**62))  # read instead of the older Parquet file
+    os.utime(rows, ns=(2**62, 2**62))  # so that it is read instead of the older Parquet file
     with pytest.raises(UserError, match="has changed since the run finished"):
         run.trajectory()
 
 
-def test_no_rounds_are_an_evaluation_of_the_pretrained_model(tmp_path):
+def test_a_run_without_rounds_evaluates_the_pretrained_model(tmp_path):
     run = run_experiment(experiment(tmp_path, "training.num_rounds=0"), make_cache(tmp_path))
     assert run.trajectory().rounds.tolist() == [0]
     assert math.isfinite(run.read_json("finished")["final_loss"])
@@ -179,7 +179,7 @@ def test_a_finished_run_is_not_run_again(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")} == before
 
 
-def test_a_changed_corpus_is_another_experiment_and_an_old_one_is_not_mistaken_for_it(tmp_path):
+def test_a_changed_corpus_is_another_experiment(tmp_path):
     asked = experiment(tmp_path)
     before = resolve_fingerprints(asked, make_cache(tmp_path))
     corpus_file(tmp_path / "corpus.csv", per_topic=50)
@@ -188,15 +188,15 @@ def test_a_changed_corpus_is_another_experiment_and_an_old_one_is_not_mistaken_f
         resolve_fingerprints(before, make_cache(tmp_path))
 
 
-def test_micro_cohorts_change_rounding_only(tmp_path):
+def test_clients_per_pass_changes_rounding_only(tmp_path):
     asked = experiment(tmp_path, "training.participation_rate=1.0")
     whole = run_experiment(asked, replace(replace_root(tmp_path, "whole"), runtime=make_cache(tmp_path, clients_per_pass=3).runtime))
-    parts = run_experiment(asked, replace_root_micro(tmp_path, 1))
+    parts = run_experiment(asked, replace_root_and_clients_per_pass(tmp_path, 1))
     assert whole.environment["engine"] == {"clients_per_pass": 3}
     assert parts.trajectory().curve("loss") == pytest.approx(whole.trajectory().curve("loss"), abs=1e-5)
 
 
-def test_a_number_of_clients_chosen_by_a_trial_is_kept_by_a_run_that_resumes(tmp_path, monkeypatch):
+def test_a_resumed_run_keeps_the_measured_choice_of_clients_per_pass(tmp_path, monkeypatch):
     asked, tried = experiment(tmp_path, "training.num_rounds=3"), []
     monkeypatch.setattr("fedrift.engine.build.choose_faster", lambda step, micro: (step(1), step(micro), tried.append(micro), 1)[-1])
     with pytest.raises(Killed):
@@ -205,19 +205,19 @@ def test_a_number_of_clients_chosen_by_a_trial_is_kept_by_a_run_that_resumes(tmp
     assert len(tried) == 1
 
 
-def replace_root_micro(folder, micro):
+def replace_root_and_clients_per_pass(folder, micro):
     there = make_cache(folder, clients_per_pass=micro)
     return replace(there, runtime=replace(there.runtime, runs_dir=folder / f"micro-{micro}"), _items={})
 
 
-def test_a_run_keeps_its_micro_cohorts_when_it_resumes(tmp_path):
+def test_a_resumed_run_keeps_its_clients_per_pass(tmp_path):
     asked = experiment(tmp_path)
     with pytest.raises(Killed):
         run_experiment(asked, make_cache(tmp_path, clients_per_pass=1), killed_at(2))
     assert run_experiment(asked, make_cache(tmp_path)).environment["engine"] == {"clients_per_pass": 1}
 
 
-def test_a_run_that_resumes_on_another_processor_says_so(tmp_path):
+def test_a_run_resumed_on_another_processor_has_a_warning(tmp_path):
     asked = experiment(tmp_path, "training.num_rounds=2", "evaluation.final_blocks_per_domain=0")
     with pytest.raises(Killed):
         run_experiment(asked, make_cache(tmp_path), killed_at(1))
@@ -229,15 +229,15 @@ def test_a_run_that_resumes_on_another_processor_says_so(tmp_path):
     assert event["message"].startswith("processor capability was 'AMX' and is ") and event["round"] == 1
 
 
-def test_a_diverging_run_ends_and_says_so(tmp_path):
+def test_a_diverging_run_finishes_and_records_the_failure(tmp_path):
     run = run_experiment(experiment(tmp_path, "training.client_optimizer.lr=1e30", "training.max_grad_norm=null"), make_cache(tmp_path))
     assert run.status == "finished"
-    assert {event["kind"] for event in run.events()} & {"client failed", "update exploded"}  # which of them rests on rounding
+    assert {event["kind"] for event in run.events()} & {"client failed", "update exploded"}  # rounding decides which of them occurs
     said = judge_run(run.trajectory())
     assert said.has_diverged and said.sentence.startswith("Training failed: ")
 
 
-def test_a_cohort_of_one_client_is_a_caveat_of_a_run_that_averages(tmp_path, capsys):
+def test_a_cohort_of_one_client_has_a_warning(tmp_path, capsys):
     said = {
         name: any(
             "one client per round" in warning
@@ -257,7 +257,7 @@ def test_a_cohort_of_one_client_is_a_caveat_of_a_run_that_averages(tmp_path, cap
     assert "Warning: one client per round: nothing is averaged" in capsys.readouterr().out
 
 
-def test_scaffold_says_where_it_is_unsound_in_the_run_itself(tmp_path):
+def test_the_warning_of_scaffold_is_stored_in_the_run(tmp_path):
     run = run_experiment(edit_config(experiment(tmp_path), {"algorithm": Scaffold()}), make_cache(tmp_path))
     assert any(event["kind"] == "warning" and "uniform" in event["message"] for event in run.events())
 
@@ -267,7 +267,7 @@ def test_zero_shot_is_the_pretrained_model_in_every_round(tmp_path):
     assert len(set(run.trajectory().curve("loss").tolist())) == 1
 
 
-def test_severity_moves_documents_and_not_what_is_measured_on(tmp_path):
+def test_severity_changes_the_partition_and_not_the_test_documents(tmp_path):
     there = make_cache(tmp_path)
     skewed, iid = (build_run(resolve_fingerprints(e, there), there) for e in (experiment(tmp_path), iid_baseline(experiment(tmp_path))))
     assert (skewed.losses.held_out.blocks.tokens == iid.losses.held_out.blocks.tokens).all()
@@ -276,13 +276,13 @@ def test_severity_moves_documents_and_not_what_is_measured_on(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_stored_adapters_are_worn_by_peft_with_the_same_logits(tmp_path, kind):
+def test_peft_loads_the_stored_adapters_with_equal_logits(tmp_path, kind):
     asked, there = experiment(tmp_path, "trainable.target_modules=[all]", kind=kind), make_cache(tmp_path)
     run = run_experiment(asked, there)
     base = AutoModelForCausalLM.from_pretrained(tmp_path / f"model-{kind}")
     theirs = PeftModel.from_pretrained(base, run.folder / "model").eval()
     setting = build_run(resolve_fingerprints(asked, there), there)
-    tensors = stored(run)
+    tensors = read_state(run)
     params = type(setting.initial_state.server.params)(
         {name.removeprefix("server.params/"): leaf for name, leaf in tensors.items() if name.startswith("server.params/")}
     )
@@ -297,7 +297,7 @@ def test_stored_adapters_are_worn_by_peft_with_the_same_logits(tmp_path, kind):
 @pytest.mark.sample(2)
 @pytest.mark.parametrize("tune", ["{type: LastBlocks, num_blocks: 1}", "All"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
-def test_a_stored_network_is_loaded_by_transformers_with_the_same_loss(tmp_path, tune, kind):
+def test_transformers_loads_a_stored_network_with_equal_loss(tmp_path, tune, kind):
     asked, there = experiment(tmp_path, f"trainable={tune}", kind=kind), make_cache(tmp_path)
     run = run_experiment(asked, there)
     theirs = AutoModelForCausalLM.from_pretrained(run.folder / "model")
@@ -312,7 +312,7 @@ def test_a_stored_network_is_loaded_by_transformers_with_the_same_loss(tmp_path,
 
 
 def plain_loop(folder, asked, there, optimizer, rounds: int):
-    """Losses of every step and the final adapters of transformers and PEFT alone, on the batches of our rounds."""
+    """Return the losses of every step and the final adapters of a loop with transformers and PEFT on the batches of our rounds."""
     setting = build_run(resolve_fingerprints(asked, there), there)
     base = AutoModelForCausalLM.from_pretrained(folder / "model-llama")
     model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
@@ -347,16 +347,16 @@ def adapters_of(run):
 ALONE = ("partition.num_clients=1", "partition.severity=0", "training.participation_rate=1", "training.max_grad_norm=0.5")
 
 
-def test_one_client_with_all_data_follows_a_plain_pytorch_and_peft_loop_step_by_step(tmp_path):
-    """One step a round, so that every step's loss is a record: all agree to 1e-4."""
+def test_one_client_with_all_data_equals_a_plain_loop_in_every_step(tmp_path):
+    """With one step per round every step's loss is a record; all agree to 1e-4."""
     asked, there = experiment(tmp_path, *ALONE, "training.num_rounds=25", "training.local_steps=1"), make_cache(tmp_path)
     run = run_experiment(asked, there)
     losses, _, theirs = plain_loop(tmp_path, asked, there, lambda leaves: torch.optim.SGD(leaves, lr=0.5), 25)
     assert run.trajectory().client_table("train.loss")[1:, 0] == pytest.approx(losses, abs=1e-4)
     assert losses[-1] < losses[0]
-    stored = adapters_of(run)
-    assert stored.keys() == theirs.keys()
-    assert all(torch.allclose(stored[name], theirs[name], atol=1e-5) for name in stored)
+    read_state = adapters_of(run)
+    assert read_state.keys() == theirs.keys()
+    assert all(torch.allclose(read_state[name], theirs[name], atol=1e-5) for name in read_state)
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_one_client_with_all_data_follows_a_plain_pytorch_and_peft_loop_step_by_
         ("{type: AdamW, lr: 0.01, weight_decay: 0.1}", lambda leaves: torch.optim.AdamW(leaves, lr=0.01, weight_decay=0.1)),
     ],
 )
-def test_local_optimisers_with_moments_are_torchs_own(tmp_path, ours, theirs):
+def test_client_optimizers_with_moments_equal_those_of_torch(tmp_path, ours, theirs):
     asked, there = (
         experiment(tmp_path, *ALONE, "training.num_rounds=1", "training.local_steps=20", f"training.client_optimizer={ours}"),
         make_cache(tmp_path),
@@ -375,12 +375,12 @@ def test_local_optimisers_with_moments_are_torchs_own(tmp_path, ours, theirs):
     losses, counts, expected = plain_loop(tmp_path, asked, there, theirs, 1)
     mean = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
     assert run.trajectory().client_table("train.loss")[1, 0] == pytest.approx(mean, abs=1e-4)
-    stored = adapters_of(run)
-    assert all(torch.allclose(stored[name], expected[name], atol=2e-5) for name in stored)
+    read_state = adapters_of(run)
+    assert all(torch.allclose(read_state[name], expected[name], atol=2e-5) for name in read_state)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_what_was_merged_under_the_adapters_is_in_the_stored_model(tmp_path, kind):
+def test_the_merged_base_is_in_the_stored_model(tmp_path, kind):
     asked, there = experiment(tmp_path, "algorithm.aggregator=FedEx", kind=kind), make_cache(tmp_path)
     run = run_experiment(asked, there)
     theirs = AutoModelForCausalLM.from_pretrained(run.folder / "model")
@@ -393,14 +393,14 @@ def test_what_was_merged_under_the_adapters_is_in_the_stored_model(tmp_path, kin
     assert sum(losses) / 3 == pytest.approx(run.trajectory().curve("loss.macro")[-1], abs=2e-4)
 
 
-def test_clients_with_models_of_their_own_are_judged_by_those(tmp_path):
+def test_personalized_models_are_evaluated(tmp_path):
     run = run_experiment(experiment(tmp_path, "algorithm.type=Ditto"), make_cache(tmp_path))
     assert run.trajectory().has_client_table("loss.personalized")
     assert (run.trajectory().client_table("final.loss.personalized")[-1] > 0).all()
 
 
-def pair(folder, name: str, tune: str, *more: str):
-    """An algorithm with what is trained."""
+def make_pair(folder, name: str, tune: str, *more: str):
+    """Return an experiment with an algorithm and a trainable."""
     asked = experiment(
         folder, f"trainable={TUNES[tune]}", "training.client_weighting=uniform", "evaluation.final_blocks_per_domain=0", *more
     )
@@ -414,9 +414,9 @@ def assert_learned(run, name: str) -> None:
 
 @pytest.mark.sample(13)
 @pytest.mark.parametrize(("name", "tune"), PAIRS)
-def test_every_algorithm_trains_whatever_is_tuned_and_resumes(tmp_path, name, tune):
-    lr = 0.1 if name == "MOON" else 0.2  # its contrastive term is steep: one step of 0.2 may overshoot
-    asked = pair(tmp_path, name, tune, "training.num_rounds=2", f"training.client_optimizer.lr={lr}")
+def test_every_algorithm_trains_with_every_trainable_and_resumes(tmp_path, name, tune):
+    lr = 0.1 if name == "MOON" else 0.2  # its contrastive loss is steep, so one step of 0.2 can overshoot
+    asked = make_pair(tmp_path, name, tune, "training.num_rounds=2", f"training.client_optimizer.lr={lr}")
     unbroken = run_experiment(asked, replace_root(tmp_path, "unbroken"))
     with pytest.raises(Killed):
         run_experiment(asked, replace_root(tmp_path, "broken"), killed_at(1))
@@ -427,7 +427,7 @@ def test_every_algorithm_trains_whatever_is_tuned_and_resumes(tmp_path, name, tu
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "tune"), PAIRS)
 def test_every_algorithm_trains_the_pocket_model(tmp_path, name, tune):
-    asked = pair(
+    asked = make_pair(
         tmp_path, name, tune, "training.num_rounds=3", "model=pocket", "training.max_seq_length=32", "training.client_optimizer.lr=0.1"
     )
     with pytest.raises(Killed):
@@ -437,7 +437,7 @@ def test_every_algorithm_trains_the_pocket_model(tmp_path, name, tune):
     assert_learned(unbroken, name)
 
 
-def test_stragglers_work_is_kept_or_dropped(tmp_path):
+def test_the_work_of_stragglers_is_used_or_dropped(tmp_path):
     every = ("training.participation_rate=1", "training.local_steps=4", "training.num_rounds=3")
     half, all_of_them, drop = ("training.straggler_fraction=0.5", "training.straggler_fraction=1", "training.straggler_policy=drop")
     whole, kept, dropped, gone = (
@@ -453,7 +453,7 @@ def test_stragglers_work_is_kept_or_dropped(tmp_path):
 
 
 @pytest.mark.slow
-def test_stragglers_are_met_again_by_a_run_that_resumes(tmp_path):
+def test_a_resumed_run_has_the_same_stragglers(tmp_path):
     asked = experiment(
         tmp_path,
         "training.participation_rate=1",
@@ -468,12 +468,13 @@ def test_stragglers_are_met_again_by_a_run_that_resumes(tmp_path):
     assert_equal(unbroken, run_experiment(asked, replace_root(tmp_path, "broken")))
 
 
-def test_nobody_straggles_in_the_one_pool_of_all_data(tmp_path):
+def test_centralized_training_has_no_stragglers(tmp_path):
     asked = experiment(tmp_path, "algorithm.type=Centralized", "training.straggler_fraction=1", "training.num_rounds=2")
-    assert (run_experiment(asked, make_cache(tmp_path)).trajectory().client_table("train.steps")[1:, 0] == 4).all()  # two clients' two
+    # the steps of two clients with two each
+    assert (run_experiment(asked, make_cache(tmp_path)).trajectory().client_table("train.steps")[1:, 0] == 4).all()
 
 
-def test_records_hold_no_time_and_json_only(tmp_path):
+def test_records_are_json_without_times(tmp_path):
     run = run_experiment(experiment(tmp_path), make_cache(tmp_path))
     rows = [json.loads(line) for line in (run.folder / "records.jsonl").read_text().splitlines()]
     assert all(len(row) == 5 for row in rows)

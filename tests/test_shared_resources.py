@@ -1,4 +1,4 @@
-"""What runs share, and which documents a model may be studied on."""
+"""Test what runs share, and on which documents a model may be trained."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from fedrift.core.optimizers import Sgd
 from fedrift.data import TRAIN, DatasetConfig, is_in_pretraining_half
 from fedrift.models.trainable import All, LastBlocks, Lora
 from fedrift.simulation.simulator import value_and_gradient
-from tests.worlds import make_cache, model_folder
+from tests.small_experiment import make_cache, model_folder
 
 
 @pytest.fixture
 def data(tmp_path):
-    """A local copy of one of the corpora that `pocket` was pretrained on."""
+    """A local copy of a corpus of the pretraining of `pocket`."""
     folder = tmp_path / "data" / "dbpedia"
     folder.mkdir(parents=True)
     texts = [f"Document number {number} is about something of its own." for number in range(80)]
@@ -23,7 +23,7 @@ def data(tmp_path):
     return tmp_path
 
 
-def test_pocket_is_studied_on_documents_that_it_has_not_read(data):
+def test_pocket_is_trained_on_documents_outside_its_pretraining(data):
     there = make_cache(data, data_dir=data / "data")
     source = DatasetConfig("dbpedia")
     seen = there.get_corpus(source, "pocket")
@@ -43,7 +43,7 @@ TUNES = [Lora(r=2), Lora(r=4, target_modules=("all",)), LastBlocks(1), All(), Lo
 
 
 def trained(model) -> dict[str, torch.Tensor]:
-    """The leaves of two clients after three steps on tokens of their own, and their last losses."""
+    """Return the leaves of two clients after three steps on different tokens, and their last losses."""
     params = model.init_params(0).take(torch.zeros(2, dtype=torch.long))
     tokens = torch.arange(2, 66).view(2, 2, 16)
     for _ in range(3):
@@ -55,13 +55,13 @@ def trained(model) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_whatever_is_trained_the_frozen_weights_are_in_memory_once_and_stay_as_they_are(tmp_path, kind):
+def test_the_frozen_weights_are_shared_and_unchanged_for_every_trainable(tmp_path, kind):
     folder, there = str(model_folder(tmp_path / "model", kind)), make_cache(tmp_path)
     models = {tune: there.get_stacked_model(folder, tune) for tune in TUNES}
     first = there.get_language_model(folder, TUNES[0]).network
     before = {name: leaf.clone() for name, leaf in first.named_parameters()}
     ends = {tune: trained(model) for tune, model in models.items()}
-    for tune, model in reversed(models.items()):  # whoever works in between
+    for tune, model in reversed(models.items()):  # in any order of use
         assert all(torch.equal(leaf, ends[tune][name]) for name, leaf in trained(model).items())
     places = [sorted(leaf.data_ptr() for leaf in model.network.parameters()) for model in models.values()]
     assert all(each == places[0] for each in places)
@@ -71,5 +71,5 @@ def test_whatever_is_trained_the_frozen_weights_are_in_memory_once_and_stay_as_t
     assert sum(held.values()) == sum(leaf.nbytes for leaf in first.parameters())
     assert all(torch.equal(leaf, before[name]) for name, leaf in first.named_parameters())
     for tune in TUNES:
-        alone = trained(make_cache(tmp_path).get_stacked_model(folder, tune))  # loaded for this one only
+        alone = trained(make_cache(tmp_path).get_stacked_model(folder, tune))  # loaded separately
         assert alone.keys() == ends[tune].keys() and all(torch.equal(alone[name], ends[tune][name]) for name in alone)

@@ -14,7 +14,7 @@ from fedrift.partition import rewriting
 from fedrift.partition.style_skew import StyleRewrite
 from fedrift.storage import Run, checkpoint, jsonl
 from fedrift.storage import run as storage_run
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 
 def count_calls(monkeypatch, owner, name: str) -> list[tuple]:

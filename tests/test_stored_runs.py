@@ -1,4 +1,4 @@
-"""A stored run answers only for itself: what is asked is compared with it, and what went wrong with it is kept."""
+"""Test that a stored run is reused only for its own experiment, and that errors of a run are stored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedrift.engine.build import resolve_fingerprints
 from fedrift.engine.cache import ResourceCache
 from fedrift.engine.run import check_stored_run, describe_finished_run, run_experiment
 from fedrift.storage import list_runs, list_unreadable
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 SHORT = (
     "training.num_rounds=1",
@@ -31,8 +31,8 @@ SHORT = (
 )
 
 
-def call(capsys, monkeypatch, *words: str) -> tuple[int, str, str]:
-    """Exit code, what was printed, what was complained of."""
+def run_command(capsys, monkeypatch, *words: str) -> tuple[int, str, str]:
+    """Run a command; return its exit code, standard output and standard error."""
     monkeypatch.setattr(sys, "argv", ["fedrift", *words])
     monkeypatch.setenv("COLUMNS", "250")
     with pytest.raises(SystemExit) as ended:
@@ -42,8 +42,8 @@ def call(capsys, monkeypatch, *words: str) -> tuple[int, str, str]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A folder with a finished run in it, and its experiment."""
+def finished_run(tmp_path_factory):
+    """A folder with a finished run and its experiment."""
     folder = tmp_path_factory.mktemp("made")
     asked = experiment(folder, *SHORT)
     (folder / "e.yaml").write_text(yaml.safe_dump(asked.to_dict()))
@@ -52,68 +52,68 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def world(made, tmp_path, monkeypatch):
-    """A copy of the runs that a test may change, as the working folder; model and corpus stay where they are."""
-    shutil.copytree(made / "runs", tmp_path / "runs")
-    shutil.copy(made / "e.yaml", tmp_path)
+def runs_copy(finished_run, tmp_path, monkeypatch):
+    """A copy of the runs as the working directory, which a test may change; model and corpus stay in their place."""
+    shutil.copytree(finished_run / "runs", tmp_path / "runs")
+    shutil.copy(finished_run / "e.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FEDRIFT_CACHE", str(made / "cache"))
+    monkeypatch.setenv("FEDRIFT_CACHE", str(finished_run / "cache"))
     return tmp_path
 
 
-def asked_of(made, folder, *overrides, **runtime):
-    there = make_cache(made, **runtime)
-    return experiment(made, *SHORT, *overrides), ResourceCache(replace(there.runtime, runs_dir=folder / "runs"))
+def make_config(finished_run, folder, *overrides, **runtime):
+    there = make_cache(finished_run, **runtime)
+    return experiment(finished_run, *SHORT, *overrides), ResourceCache(replace(there.runtime, runs_dir=folder / "runs"))
 
 
-def only(world):
-    (path,) = (world / "runs").glob("*/experiment.json")
+def get_only_run(runs_copy):
+    (path,) = (runs_copy / "runs").glob("*/experiment.json")
     return path.parent
 
 
-def test_a_finished_run_is_shown_with_its_day_its_arithmetic_and_its_version(made, world, capsys, monkeypatch):
-    before = {path.name: path.read_bytes() for path in only(world).iterdir() if path.is_file()}
-    code, _, err = call(capsys, monkeypatch, "run", "e.yaml", "--device", "cpu")
+def test_a_finished_run_is_shown_with_date_precision_and_version(finished_run, runs_copy, capsys, monkeypatch):
+    before = {path.name: path.read_bytes() for path in get_only_run(runs_copy).iterdir() if path.is_file()}
+    code, _, err = run_command(capsys, monkeypatch, "run", "e.yaml", "--device", "cpu")
     assert code == 0
     date = json.loads(before["finished.json"])["date"][:10]
     version = json.loads(before["environment.json"])["packages"]["fedrift"]
     lines = [line for line in err.splitlines() if "not run again" in line]
     assert len(lines) == 1 and len(date) == 10
     assert lines[0].endswith(f"finished on {date}, float32 on cpu, fedrift {version}: not run again; --fresh runs it again")
-    assert {path.name: path.read_bytes() for path in only(world).iterdir() if path.is_file()} == before
+    assert {path.name: path.read_bytes() for path in get_only_run(runs_copy).iterdir() if path.is_file()} == before
 
 
 @pytest.mark.parametrize("words", [("--dtype", "bfloat16"), ("--tf32",), ("--compile",), ("--no-deterministic",)])
-def test_another_arithmetic_is_never_answered_by_the_stored_run(made, world, words, capsys, monkeypatch):
-    code, out, err = call(capsys, monkeypatch, "run", "e.yaml", "--device", "cpu", *words)
+def test_a_stored_run_is_not_reused_for_other_engine_options(finished_run, runs_copy, words, capsys, monkeypatch):
+    code, out, err = run_command(capsys, monkeypatch, "run", "e.yaml", "--device", "cpu", *words)
     assert code == 2 and "worst domain" not in out
     assert "float32" in err and "Use --fresh to run it again" in err
-    code, *_ = call(capsys, monkeypatch, "run", "e.yaml", "--device", "cpu", "--dtype", "float32")
+    code, *_ = run_command(capsys, monkeypatch, "run", "e.yaml", "--device", "cpu", "--dtype", "float32")
     assert code == 0
 
 
-def test_fresh_runs_it_anew_and_keeps_the_old_folder(made, world, capsys, monkeypatch):
-    folder = only(world)
+def test_fresh_runs_again_and_keeps_the_old_folder(finished_run, runs_copy, capsys, monkeypatch):
+    folder = get_only_run(runs_copy)
     (folder / "mark").write_text("old")
-    code, _, err = call(capsys, monkeypatch, "run", "e.yaml", "--device", "cpu", "--fresh", "--dtype", "bfloat16")
+    code, _, err = run_command(capsys, monkeypatch, "run", "e.yaml", "--device", "cpu", "--fresh", "--dtype", "bfloat16")
     assert code == 0, err
-    kept = world / "runs" / "replaced" / f"{folder.name}.1"
+    kept = runs_copy / "runs" / "replaced" / f"{folder.name}.1"
     assert (kept / "mark").read_text() == "old" and (kept / "finished.json").exists()
-    assert str(kept.relative_to(world)) in err
+    assert str(kept.relative_to(runs_copy)) in err
     assert not (folder / "mark").exists()
     assert json.loads((folder / "environment.json").read_bytes())["engine"]["dtype"] == "bfloat16"
-    _, out, _ = call(capsys, monkeypatch, "list", "--json")
+    _, out, _ = run_command(capsys, monkeypatch, "list", "--json")
     assert [run["id"] for run in json.loads(out)] == [folder.name]
 
 
-def test_fresh_with_what_cannot_be_run_moves_nothing(made, world):
-    asked, there = asked_of(made, world, "training.max_seq_length=8192")  # longer than the model's window
-    folder = world / "runs" / resolve_fingerprints(asked, there).id
+def test_fresh_with_an_invalid_experiment_moves_nothing(finished_run, runs_copy):
+    asked, there = make_config(finished_run, runs_copy, "training.max_seq_length=8192")  # longer than the context of the model
+    folder = runs_copy / "runs" / resolve_fingerprints(asked, there).id
     folder.mkdir()
     (folder / "finished.json").write_text("{}")
     with pytest.raises(UserError, match=r"training\.max_seq_length"):
         run_experiment(asked, there, fresh=True)
-    assert (folder / "finished.json").exists() and not (world / "runs" / "replaced").exists()
+    assert (folder / "finished.json").exists() and not (runs_copy / "runs" / "replaced").exists()
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,8 @@ def test_fresh_with_what_cannot_be_run_moves_nothing(made, world):
     ],
 )
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_stored_run_of_another_experiment_is_refused_by_the_field(made, world, path, value, finished):
-    folder = only(world)
+def test_a_stored_run_of_another_experiment_is_refused_with_the_field(finished_run, runs_copy, path, value, finished):
+    folder = get_only_run(runs_copy)
     stored = json.loads((folder / "experiment.json").read_bytes())
     *parts, last = path.split(".")
     place = stored
@@ -141,7 +141,7 @@ def test_a_stored_run_of_another_experiment_is_refused_by_the_field(made, world,
     (folder / "experiment.json").write_text(json.dumps(stored))
     if not finished:
         (folder / "finished.json").unlink()
-    asked, there = asked_of(made, world)
+    asked, there = make_config(finished_run, runs_copy)
     with pytest.raises(UserError) as raised:
         run_experiment(asked, there)
     assert f"contains another experiment than its name indicates: {path} is " in str(raised.value)
@@ -149,43 +149,43 @@ def test_a_stored_run_of_another_experiment_is_refused_by_the_field(made, world,
     assert json.loads((folder / "experiment.json").read_bytes()) == stored
 
 
-def test_equal_numbers_of_another_type_are_the_same_experiment(made, world):
-    folder = only(world)
+def test_equal_numbers_of_another_type_are_the_same_experiment(finished_run, runs_copy):
+    folder = get_only_run(runs_copy)
     stored = json.loads((folder / "experiment.json").read_bytes())
     stored["partition"]["severity"], stored["training"]["num_rounds"] = 1, 1.0
     (folder / "experiment.json").write_text(json.dumps(stored))
-    asked, there = asked_of(made, world)
+    asked, there = make_config(finished_run, runs_copy)
     assert run_experiment(edit_config(asked, {"partition__severity": 1}), there).id == folder.name
 
 
-def test_an_unforeseen_error_is_one_line_and_its_traceback_is_stored_and_printed_on_request(made, world, capsys, monkeypatch):
+def test_an_unexpected_error_is_one_line_and_its_traceback_is_stored(finished_run, runs_copy, capsys, monkeypatch):
     def fail(*_):
         raise KeyError("update.norm")
 
     monkeypatch.setattr(fedrift.engine.run, "evaluate_round", fail)
-    code, _, err = call(capsys, monkeypatch, "run", "e.yaml", "seed=1", "--device", "cpu")
+    code, _, err = run_command(capsys, monkeypatch, "run", "e.yaml", "seed=1", "--device", "cpu")
     assert code == 1
     assert "fedrift: KeyError: 'update.norm'" in err and "--verbose" in err and "Traceback" not in err
-    (path,) = (world / "runs").glob("*/failed.json")
+    (path,) = (runs_copy / "runs").glob("*/failed.json")
     said = json.loads(path.read_bytes())
     assert said["message"] == "KeyError: 'update.norm'" and said["round"] == 0
     assert "Traceback" in said["traceback"] and "in fail" in said["traceback"]
-    assert str(path.relative_to(world)) in err
+    assert str(path.relative_to(runs_copy)) in err
     for words in (("run", "e.yaml", "seed=1", "--device", "cpu", "--verbose"), ("--verbose", "run", "e.yaml", "seed=1")):
-        code, _, err = call(capsys, monkeypatch, *words)
+        code, _, err = run_command(capsys, monkeypatch, *words)
         assert code == 1 and "Traceback" in err and "in fail" in err
-    code, out, _ = call(capsys, monkeypatch, "show", path.parent.name)
+    code, out, _ = run_command(capsys, monkeypatch, "show", path.parent.name)
     assert "failed after round 0: KeyError: 'update.norm'" in out and "Traceback" not in out
-    code, out, _ = call(capsys, monkeypatch, "show", path.parent.name, "--verbose")
+    code, out, _ = run_command(capsys, monkeypatch, "show", path.parent.name, "--verbose")
     assert "in fail" in out
-    code, _, err = call(capsys, monkeypatch, "show", "nothing")
+    code, _, err = run_command(capsys, monkeypatch, "show", "nothing")
     assert code == 2 and "Traceback" not in err
-    code, _, err = call(capsys, monkeypatch, "show", "nothing", "--verbose")
+    code, _, err = run_command(capsys, monkeypatch, "show", "nothing", "--verbose")
     assert code == 2 and "Traceback" in err
 
 
 @pytest.mark.parametrize("error", [OSError(30, "Read-only file system"), UserError("the disk is full")])
-def test_an_error_that_cannot_be_stored_is_told_all_the_same(made, world, monkeypatch, error):
+def test_an_error_that_cannot_be_stored_is_still_reported(finished_run, runs_copy, monkeypatch, error):
     def fail(*_):
         raise KeyError("update.norm")
 
@@ -194,55 +194,55 @@ def test_an_error_that_cannot_be_stored_is_told_all_the_same(made, world, monkey
 
     monkeypatch.setattr(fedrift.engine.run, "evaluate_round", fail)
     monkeypatch.setattr(fedrift.engine.run.Run, "mark_failed", refuse)
-    asked, there = asked_of(made, world, "seed=2")
+    asked, there = make_config(finished_run, runs_copy, "seed=2")
     with pytest.raises(KeyError, match=r"update\.norm") as raised:
         run_experiment(asked, there)
     assert "failed.json" in raised.value.__notes__[0] and str(error) in raised.value.__notes__[0]
 
 
-def test_an_error_is_stored_though_the_rows_are_what_is_wrong(made, world, monkeypatch):
-    asked, there = asked_of(made, world, "seed=2")
+def test_an_error_is_stored_although_the_rows_are_invalid(finished_run, runs_copy, monkeypatch):
+    asked, there = make_config(finished_run, runs_copy, "seed=2")
 
     def fail(*_):
         (run.folder / "records.jsonl").write_text("no rows\n")
         raise KeyError("update.norm")
 
     monkeypatch.setattr(fedrift.engine.run, "evaluate_round", fail)
-    run = fedrift.engine.run.Run(world / "runs", resolve_fingerprints(asked, there).id)
+    run = fedrift.engine.run.Run(runs_copy / "runs", resolve_fingerprints(asked, there).id)
     with pytest.raises(KeyError):
         run_experiment(asked, there)
     assert run.read_json("failed")["message"] == "KeyError: 'update.norm'"
 
 
-def test_what_a_finished_run_was_made_with_is_told_though_it_was_not_stored(made, world):
-    folder = only(world)
+def test_the_engine_options_of_a_finished_run_are_shown_although_not_stored(finished_run, runs_copy):
+    folder = get_only_run(runs_copy)
     (folder / "environment.json").unlink()
     (folder / "finished.json").write_text("{}")
-    asked, there = asked_of(made, world)
+    asked, there = make_config(finished_run, runs_copy)
     asked = resolve_fingerprints(asked, there)
-    run = fedrift.engine.run.Run(world / "runs", folder.name)
+    run = fedrift.engine.run.Run(runs_copy / "runs", folder.name)
     check_stored_run(asked, run, there.runtime)
     assert describe_finished_run(run) == "finished on an unknown date, float32 on an unknown device, fedrift of an unknown version"
 
 
-def test_a_users_own_algorithm_is_run_listed_and_asked_for_like_any_other(made, world, capsys, monkeypatch, tmp_path):
+def test_a_user_algorithm_is_run_listed_and_reused(finished_run, runs_copy, capsys, monkeypatch, tmp_path):
     source = "from fedrift.algorithms import FedAvg\n\nclass Halved(FedAvg):\n    pass\n"
     (tmp_path / "own_rules.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    asked, there = asked_of(made, world)
+    asked, there = make_config(finished_run, runs_copy)
     run = run_experiment(replace(asked, algorithm=importlib.import_module("own_rules").Halved()), there)
-    assert run.id != only_finished(world, run).id
+    assert run.id != get_other_run(runs_copy, run).id
     assert run_experiment(replace(asked, algorithm=importlib.import_module("own_rules").Halved()), there) == run
     for words in (
         ("list",),
         ("show", run.id),
         ("query", "SELECT run, algorithm FROM runs"),
-        ("compare", run.id, only_finished(world, run).id),
+        ("compare", run.id, get_other_run(runs_copy, run).id),
         ("diagnose", run.id),
     ):
-        code, out, err = call(capsys, monkeypatch, *words)
+        code, out, err = run_command(capsys, monkeypatch, *words)
         assert code == 0 and "own_rules:Halved" in out, (words, err)
-    code, _, err = call(capsys, monkeypatch, "fork", run.id, "--from-round", "1")
+    code, _, err = run_command(capsys, monkeypatch, "fork", run.id, "--from-round", "1")
     assert code == 2 and "has no stored updates" in err and len(err.splitlines()) == 1
     sys.modules.pop("own_rules")
     (tmp_path / "own_rules.py").write_text(source.replace("pass", "rescales_updates = True"))
@@ -252,33 +252,33 @@ def test_a_users_own_algorithm_is_run_listed_and_asked_for_like_any_other(made, 
     sys.modules.pop("own_rules")
 
 
-def only_finished(world, other):
-    """The run of the world that is not the other."""
-    return next(run for run in list_runs(world / "runs") if run.id != other.id)
+def get_other_run(runs_copy, other):
+    """Return the run of the folder that is not the other one."""
+    return next(run for run in list_runs(runs_copy / "runs") if run.id != other.id)
 
 
-def test_a_run_that_cannot_be_read_hides_no_other_from_any_command(made, world, capsys, monkeypatch):
-    good = only(world).name
+def test_an_unreadable_run_hides_no_other_run_from_any_command(finished_run, runs_copy, capsys, monkeypatch):
+    good = get_only_run(runs_copy).name
     for number, content in enumerate((b"{", b"[]", b"{}", b'{"algorithm": {"server_optimizer": {}}}')):
-        (world / "runs" / f"bad{number}").mkdir()
-        (world / "runs" / f"bad{number}" / "experiment.json").write_bytes(content)
-    shutil.copytree(world / "runs" / good, world / "runs" / "badrows")
-    (world / "runs" / "badrows" / "records.jsonl").write_text('["no round"]\n')
-    assert len(list_unreadable(world / "runs")) == 4
+        (runs_copy / "runs" / f"bad{number}").mkdir()
+        (runs_copy / "runs" / f"bad{number}" / "experiment.json").write_bytes(content)
+    shutil.copytree(runs_copy / "runs" / good, runs_copy / "runs" / "badrows")
+    (runs_copy / "runs" / "badrows" / "records.jsonl").write_text('["no round"]\n')
+    assert len(list_unreadable(runs_copy / "runs")) == 4
     shown = []
     monkeypatch.setattr("fedrift.report.write_report", lambda exhibits, out: shown.extend(exhibits) or out)
-    code, out, err = call(capsys, monkeypatch, "list")
+    code, out, err = run_command(capsys, monkeypatch, "list")
     assert code == 0 and good[:6] in out
-    code, out, _ = call(capsys, monkeypatch, "list", "--json")
+    code, out, _ = run_command(capsys, monkeypatch, "list", "--json")
     rows = {row["id"]: row for row in json.loads(out)}
     assert code == 0 and rows[good]["status"] == "finished"
     assert all(rows[f"bad{number}"]["reason"] for number in range(4))
     for words in (("list",), ("query", "SELECT run FROM runs"), ("report", good, "badrows", "bad1"), ("diagnose", good, "bad2", "badrows")):
-        code, out, err = call(capsys, monkeypatch, *words)
+        code, out, err = run_command(capsys, monkeypatch, *words)
         assert code == 0, (words, err)
         for number in range(4):
             assert sum(line.startswith(f"run bad{number} cannot be read: ") for line in err.splitlines()) == 1, (words, err)
     assert len(shown) == 1 and shown[0].status == "finished"
     for words in (("show", "bad0"), ("compare", good, "bad1"), ("report", "bad2"), ("diagnose", "bad3"), ("compare", good, "badrows")):
-        code, _, err = call(capsys, monkeypatch, *words)
+        code, _, err = run_command(capsys, monkeypatch, *words)
         assert code == 2 and "Traceback" not in err, (words, err)

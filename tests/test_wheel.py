@@ -1,4 +1,4 @@
-"""Ready experiments and studies are found from any folder: in a checkout, and where the wheel is installed."""
+"""Test that included experiments and studies are found from any folder, in a checkout and in an installed wheel."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from fedrift.core.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_a_name_finds_a_ready_file_and_a_file_comes_first(tmp_path, monkeypatch):
+def test_a_name_finds_an_included_file_and_a_local_file_has_priority(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "demo" in list_ready("experiments") and "small" in list_ready("studies")
     assert (
         find_ready(Path("demo"), "experiments") == find_ready(Path("demo.yaml"), "experiments") == ready_folder("experiments") / "demo.yaml"
     )
     assert load_config("demo", ["seed=3"]).seed == 3
-    (tmp_path / "demo").mkdir()  # a folder is no experiment
+    (tmp_path / "demo").mkdir()  # a folder is not an experiment
     assert find_ready(Path("demo"), "experiments").is_file()
     (tmp_path / "demo.yaml").write_text("dataset: bbc\nseed: 5\n")
     assert load_config("demo.yaml").seed == 5
     assert find_ready(Path("x/demo"), "experiments") == Path("x/demo")
 
 
-def test_an_unknown_name_is_told_with_the_ready_ones():
+def test_an_unknown_name_is_refused_with_the_included_ones():
     from fedrift.cli.options import find_experiment_file
 
     with pytest.raises(UserError, match="did you mean 'demo'"):
         find_experiment_file(Path("dmo"))
-    assert find_experiment_file(Path("none.yaml")) == Path("none.yaml")  # its reader says that it does not exist
+    assert find_experiment_file(Path("none.yaml")) == Path("none.yaml")  # reading it reports that it does not exist
 
 
 @pytest.mark.slow
-def test_the_wheel_finds_them_from_a_fresh_environment(tmp_path):
+def test_an_installed_wheel_finds_the_included_files(tmp_path):
     environment = {**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, "HF_HUB_OFFLINE": "1"}
 
     def call(*command: object, folder: Path = tmp_path) -> str:
@@ -55,7 +55,7 @@ def test_the_wheel_finds_them_from_a_fresh_environment(tmp_path):
     python = tmp_path / "venv" / "bin" / "python"
     call(python, "-m", "pip", "install", "-q", "--no-deps", wheel)
     site = Path(call(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")  # the libraries of this environment, after the wheel's own
+    (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")  # the libraries of this environment, after those of the wheel
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     assert str(site) in call(python, "-c", "import fedrift; print(fedrift.__file__)", folder=elsewhere)

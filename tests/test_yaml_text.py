@@ -1,4 +1,4 @@
-"""Reading YAML: by the types of YAML 1.2, within limits, and any text is values or one line that refuses it."""
+"""Test the YAML reader: the types of YAML 1.2, limits, and that any text gives values or one line of refusal."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def test_values_have_the_types_of_yaml_1_2(text, value):
 
 
 @pytest.mark.parametrize("value", ["yes", "1e5", "010", "0o7", "1:30", "null", "~", "2001-01-01", ".nan", "", "5", 5, 1e-5, True, None])
-def test_what_is_written_is_read_back_the_same(value):
+def test_written_values_are_read_back_equal(value):
     assert parse_yaml(dump_yaml({"key": [value]}), "text") == {"key": [value]}
 
 
-def expanding(times: int) -> str:
-    """Aliases of aliases: 10 to the power of ``times`` values."""
+def nested_aliases(times: int) -> str:
+    """Return aliases of aliases with 10 to the power of ``times`` values."""
     return "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, times)
     )
@@ -75,7 +75,7 @@ REFUSED = {
     "a: " + "[" * 3000 + "]" * 3000: "more than 50 nested lists or mappings",
     "{" * 100_000: "more than 50 nested lists",
     "- " * 100_000: "more than 50 nested lists",
-    expanding(8): "more than 20,000 values",
+    nested_aliases(8): "more than 20,000 values",
     "- &a x\n" + "- *a\n" * 30_000: "more than 20,000 values",
     "a: &a [*a]": "is inside the value that it refers to",
     "a: *b": "undefined alias 'b'",
@@ -94,7 +94,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("text", REFUSED, ids=range(len(REFUSED)))
-def test_what_is_not_read_is_refused_in_one_line_with_its_place(text):
+def test_unsupported_yaml_is_refused_in_one_line_with_its_place(text):
     with pytest.raises(UserError) as raised:
         parse_yaml(text, "the file")
     said = str(raised.value)
@@ -103,7 +103,7 @@ def test_what_is_not_read_is_refused_in_one_line_with_its_place(text):
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda path: path.mkdir(), "it is a folder"),
         (os.mkfifo, "it is not a regular file"),
@@ -113,22 +113,22 @@ def test_what_is_not_read_is_refused_in_one_line_with_its_place(text):
         (lambda path: None, "No such file"),
     ],
 )
-def test_what_is_no_yaml_file_is_refused_at_once(make, told, tmp_path):
+def test_a_file_that_is_not_yaml_is_refused(make, message, tmp_path):
     path = tmp_path / "experiment.yaml"
     make(path)
-    with pytest.raises(UserError, match=told) as raised:
+    with pytest.raises(UserError, match=message) as raised:
         load_yaml(path)
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_the_first_key(tmp_path):
     path = tmp_path / "experiment.yaml"
     path.write_bytes(b"\xef\xbb\xbfdataset: bbc")
     assert load_yaml(path) == {"dataset": "bbc"}
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
-def test_a_name_that_no_file_has_is_refused(name, tmp_path):
+def test_an_invalid_file_name_is_refused(name, tmp_path):
     with pytest.raises(UserError) as raised:
         load_yaml(tmp_path / name)
     assert len(str(raised.value)) < 400
@@ -147,14 +147,14 @@ SHOWN = [
 ]
 
 
-def test_a_message_repeats_80_characters_of_a_value_at_most():
+def test_a_message_repeats_at_most_80_characters_of_a_value():
     for value, shown in SHOWN:
         assert quote_value(value) == shown
         for long in ([value] * 1000, {"key": [value] * 50}, [[[[[value]]]]]):
             assert len(quote_value(long)) <= MAX_ECHO_CHARS
 
 
-# Any text at all: a loader's alphabet, and pieces of experiments and studies put together wrongly.
+# Arbitrary text from the characters of YAML, and wrongly combined parts of experiments and studies.
 WORDS = (
     "dataset bbc training local_steps client_optimizer type Sgd lr algorithm FedProx mu partition num_clients trainable "
     "target_modules evaluation probes fork seed "
@@ -181,8 +181,8 @@ KEYS = st.sampled_from(WORDS) | st.text(max_size=5) | st.integers()
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12)
 
 
-def judged(read, *args) -> None:
-    """Values or a refusal whose lines name what is wrong, and nothing else."""
+def check_reading(read, *args) -> None:
+    """Check that reading gives values or a refusal whose lines name what is wrong, and raises nothing else."""
     try:
         found = read(*args)
     except UserError as error:
@@ -207,8 +207,8 @@ def study_of(text: str) -> Study:
 @given(TEXTS)
 @example("a: *a\n&a b: c")
 def test_any_text_is_an_experiment_and_a_study_or_is_refused(text):
-    judged(experiment_of, text)
-    judged(study_of, text)
+    check_reading(experiment_of, text)
+    check_reading(study_of, text)
 
 
 EXPERIMENT_KEYS = [field.name for field in fields(ExperimentConfig)]
@@ -222,8 +222,8 @@ STUDY_KEYS = [field.name for field in fields(Study)]
     st.lists(st.tuples(st.lists(KEYS.map(str), min_size=1, max_size=3).map(".".join), TEXTS).map("=".join), max_size=2),
 )
 def test_any_values_are_an_experiment_and_a_study_or_are_refused(experiment, study, overrides):
-    judged(parse_config, {"dataset": "bbc", **experiment}, overrides)
-    judged(parse_study, {"name": "a", "base": {"dataset": "bbc"}, **study})
+    check_reading(parse_config, {"dataset": "bbc", **experiment}, overrides)
+    check_reading(parse_study, {"name": "a", "base": {"dataset": "bbc"}, **study})
 
 
 def test_every_experiment_is_written_as_it_is_read():

@@ -1,4 +1,4 @@
-"""What algorithms tell of themselves: the age of controls, the length of momentum, FedDyn's correction."""
+"""Test the round metrics of algorithms: age of control variates, length of the momentum, and FedDyn's correction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.laws.federation import SIZE, SUBJECTS, data, train
 
 
 @pytest.mark.parametrize("algorithm", [Scaffold(), ScaffoldWeighted()], ids=lambda one: type(one).__name__)
-def test_controls_say_how_old_and_how_stale_they_are(algorithm):
+def test_control_variates_record_their_age_and_staleness(algorithm):
     done = train(algorithm, data(), until=6, cohort=2)
     last = torch.zeros(SIZE)
     for each in done:
@@ -22,11 +22,11 @@ def test_controls_say_how_old_and_how_stale_they_are(algorithm):
         for row, client in enumerate(each.cohort.tolist()):
             age, stale = said["control.age"][row].item(), said["control.staleness"][row].item()
             if last[client] == 0:
-                assert age != age and stale != stale  # nothing to be old
+                assert age != age and stale != stale  # a client without a control variate has no age
                 continue
             assert age == each.after.round - last[client]
             earlier = done[int(last[client]) - 1]
-            kept = earlier.update.mean_grad.take((earlier.cohort == client).nonzero()[0])  # c_k is the gradient of then
+            kept = earlier.update.mean_grad.take((earlier.cohort == client).nonzero()[0])  # c_k is the gradient of that round
             now = each.update.mean_grad.take(torch.tensor([row]))
             assert stale == pytest.approx(((kept - now).norm() / now.norm()).item(), rel=1e-9)
         last[each.cohort] = each.after.round
@@ -35,7 +35,7 @@ def test_controls_say_how_old_and_how_stale_they_are(algorithm):
 
 
 @pytest.mark.parametrize("algorithm", [Scaffold(), ScaffoldWeighted()], ids=lambda one: type(one).__name__)
-def test_the_mean_of_the_controls_is_updated_from_the_cohort_and_is_the_mean_of_all(algorithm):
+def test_the_stored_mean_of_control_variates_equals_the_mean_over_all_clients(algorithm):
     deal = data().edit(1, 1e300)  # client 1 fails
     for each in train(algorithm, deal, until=12, cohort=2):
         every = algorithm.state_to_average(each.after.client_states.gather_all())
@@ -46,8 +46,8 @@ def test_the_mean_of_the_controls_is_updated_from_the_cohort_and_is_the_mean_of_
     assert each.after.last_participation[1] == 0 and (each.after.last_participation > 0).sum() > 2
 
 
-def test_a_memory_that_the_server_was_not_told_of_is_seen():
-    """The mean is of what clients keep, not of what they send: a client that keeps twice what it sent is found."""
+def test_client_state_that_differs_from_what_was_sent_is_detected():
+    """A client that stores twice the value that it sent is detected, because the mean is over the stored values."""
 
     class Twice(Scaffold):
         def update_client_state(self, at):
@@ -60,14 +60,14 @@ def test_a_memory_that_the_server_was_not_told_of_is_seen():
     assert Twice().round_metrics(done)["control.imbalance"].item() == pytest.approx(1.0)
 
 
-def test_a_server_control_that_is_off_is_seen():
-    """Divided by the cohort and not by the fleet: c is 5/2 of the mean."""
+def test_a_wrong_server_control_variate_is_detected():
+    """If c is divided by the size of the cohort instead of the number of clients, it is 5/2 of the mean."""
     done = train(Scaffold(), data(), until=1, cohort=2)[0]
     wrong = replace(done.after, server=replace(done.after.server, broadcast=done.after.server.broadcast * (SIZE / 2)))
     assert Scaffold().round_metrics(replace(done, after=wrong))["control.imbalance"].item() == pytest.approx(0.6)
 
 
-def test_the_servers_momentum_is_the_sum_of_its_steps():
+def test_server_momentum_is_the_sum_of_the_server_steps():
     algorithm = FedAvg(server_optimizer=Sgd(1.0, momentum=0.5))
     one, two = train(algorithm, data(), until=2)
     gradient = -weighted_mean(two.update.delta, two.update)
@@ -79,19 +79,19 @@ def test_the_servers_momentum_is_the_sum_of_its_steps():
     assert adaptive.round_metrics(done)["server.momentum"].item() == pytest.approx(float(first))
 
 
-def test_feddyns_correction_is_h_over_alpha():
+def test_the_correction_of_feddyn_is_h_over_alpha():
     done = train(FedDyn(alpha=0.5), data(), until=2)[-1]
     h = done.after.client_states.gather_all().map(lambda leaf: leaf.mean(0, keepdim=True)).norm() / 0.5
     assert FedDyn(alpha=0.5).round_metrics(done)["server.correction"].item() == pytest.approx(h.item())
 
 
-def test_those_without_a_memory_have_nothing_to_tell():
+def test_algorithms_without_client_state_record_no_round_metrics():
     assert FedAvg().round_metrics(train(FedAvg(), data(), until=1)[0]) == {}
     assert FedProx().round_metrics(train(FedProx(), data(), until=1)[0]) == {}
 
 
 @pytest.mark.parametrize("name", list(SUBJECTS))
-def test_every_algorithm_can_be_asked(name):
+def test_every_algorithm_accepts_round_metrics(name):
     done = train(SUBJECTS[name], data(), until=2)[-1]
     for value in SUBJECTS[name].round_metrics(done).values():
         assert torch.as_tensor(value).shape in {(), (len(done.cohort),)}

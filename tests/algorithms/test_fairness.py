@@ -1,4 +1,4 @@
-"""q-FedAvg and AFL: from the mean to the minimax, by the known numbers."""
+"""Test that q-FedAvg and AFL reach the known optima between the mean and the minimax."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def test_q_zero_is_fedavg():
     assert path(train(QFedAvg(q=0.0), group, until=5)) == pytest.approx(plain, abs=1e-12)
 
 
-def test_the_first_step_is_the_papers():
+def test_the_first_step_equals_that_of_the_paper():
     """x = 5, q = 1, L = 10: F = (12.5, 32), dw = (5, 16)."""
     f, dw, big = (12.5, 32.0), (5.0, 16.0), 10.0
     step = sum(F * d for F, d in zip(f, dw, strict=True)) / sum(d * d + big * F for F, d in zip(f, dw, strict=True))
     assert path(train(QFedAvg(q=1.0), Q2(1), until=1))[0] == pytest.approx(5 - step, abs=1e-12)
 
 
-def test_the_learning_rate_of_the_round_is_the_one_it_divides_by():
-    """A schedule changes L = 1/lr; the step must be the paper's with the lr really used."""
+def test_the_step_uses_the_scheduled_learning_rate_of_the_round():
+    """A schedule changes L = 1/lr; the step must be that of the paper with the learning rate of the round."""
     halved = train(QFedAvg(q=1.0), Q2(1), until=1, lr_schedule=lambda round: 0.5)
     assert path(halved) == path(train(QFedAvg(q=1.0), Q2(1), until=1, optimizer=Sgd(0.05)))
 
@@ -42,14 +42,14 @@ def test_q_fedavg_is_refused_under_adam():
     assert not QFedAvg().incompatibilities(Sgd(), "tokens", ["x"])
 
 
-def test_afl_equalises_the_losses_at_two_thirds():
+def test_afl_equalizes_the_losses_at_two_thirds():
     done = train(AFL(lambda_lr=0.2), Q2(1), until=300, x=0.7)
     assert path(done)[-1] == pytest.approx(2 / 3, abs=1e-4)
     assert done[-1].update.loss[:, 0].tolist() == pytest.approx([2 / 9, 2 / 9], abs=1e-4)
 
 
-def test_afl_takes_the_papers_steps():
-    """By hand: lambda projected onto the simplex after every round, w with the lambda before it."""
+def test_the_steps_of_afl_equal_those_of_the_paper():
+    """Computed by hand: lambda is projected onto the simplex after every round, and w uses the lambda before it."""
     lam, x, seen = torch.tensor([0.5, 0.5], dtype=torch.float64), 2.0, []
     a, b = torch.tensor([[1, 4], [0, 1]], dtype=torch.float64)
     for _ in range(12):
@@ -77,7 +77,7 @@ class LossAfterTraining(QFedAvg):
 
 
 @dataclass(frozen=True)
-class WeightsOnly(QFedAvg):  # F^q as weights, without the bound on the step
+class WeightsOnly(QFedAvg):  # weights F^q without the bound on the step
     def server_update(self, server, update):
         return FedAvg().server_update(server, replace(update, weight=update.weight * update.loss[:, 0] ** self.q))
 
@@ -88,7 +88,7 @@ class NeverProjected(AFL):
         return replace(super().server_update(server, update), broadcast=server.broadcast)
 
 
-def test_fair_mutants_are_seen():
+def test_bugs_in_fair_algorithms_are_detected():
     right = path(train(QFedAvg(), Q2(3), until=3))
     for bug in (LossAfterTraining, WeightsOnly):
         assert path(train(bug(), Q2(3), until=3)) != pytest.approx(right, abs=1e-6)

@@ -1,4 +1,4 @@
-"""FedAvg against its closed forms (x_FA = sum p (1-r) b / sum p (1-r), r = (1 - lr a)^K)."""
+"""Test FedAvg against its closed forms (x_FA = sum p (1-r) b / sum p (1-r), r = (1 - lr a)^K)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from tests.quadratics import Q2, clients, path, train
 
 
 @pytest.mark.parametrize(("steps", "fixed_point"), [(1, 0.8), (2, 0.7710843373), (5, 0.6925023465), (10, 0.6041260077), (50, 0.5012917726)])
-def test_fedavg_ends_where_the_closed_form_says(steps, fixed_point):
+def test_fedavg_ends_at_the_fixed_point_of_the_closed_form(steps, fixed_point):
     x = path(train(FedAvg(), Q2(steps), until=120 if steps < 10 else 20))
     assert x[-1] == pytest.approx(fixed_point, abs=1e-10)
 
 
-def test_fedavg_takes_the_known_path():
+def test_the_path_of_fedavg_equals_the_known_path():
     expected = [1.3837893354, 0.7424090671, 0.6286522408, 0.6084760424, 0.6048975408]
     assert path(train(FedAvg(), Q2(), until=5)) == pytest.approx(expected, abs=1e-10)
 
 
 @pytest.mark.parametrize(("lr", "fixed_point"), [(0.001, 0.7978358), (0.01, 0.7780381), (0.05, 0.6898783), (0.2, 0.5283664)])
 def test_the_bias_of_fedavg_grows_with_the_learning_rate(lr, fixed_point):
-    """Started at the fixed point it stays there, and from beside it comes nearer by the known rate."""
+    """Training from the fixed point stays there, and training from nearby approaches it at the known rate."""
     stays = path(train(FedAvg(), Q2(), until=1, x=fixed_point, optimizer=Sgd(lr)))[0]
     assert stays == pytest.approx(fixed_point, abs=1e-7)
     rate = ((1 - lr) ** 10 + (1 - 4 * lr) ** 10) / 2
@@ -34,7 +34,7 @@ def test_the_bias_of_fedavg_grows_with_the_learning_rate(lr, fixed_point):
     assert nearer - fixed_point == pytest.approx(rate, abs=1e-6)
 
 
-def test_one_full_batch_step_is_centralised_gradient_descent():
+def test_one_full_batch_step_is_centralized_gradient_descent():
     x, expected = 5.0, []
     for _ in range(20):
         x -= 0.1 * (0.5 * 1 * x + 0.5 * 4 * (x - 1))
@@ -50,15 +50,15 @@ def test_on_the_lower_bound_pair_the_bias_is_linear_in_the_heterogeneity(steps, 
     assert path(train(FedAvg(), pair, until=120, x=1.0))[-1] == pytest.approx(bias * gap, rel=1e-6)
 
 
-def test_only_the_skewed_federation_diverges():
+def test_only_the_heterogeneous_federation_diverges():
     skewed, mixed = clients((1, 9.5), (0, 0)), clients((5.25, 5.25), (0, 0))
     ratio = path(train(FedAvg(), skewed, until=2, x=1.0, optimizer=Sgd(0.22)))
     assert ratio[1] / ratio[0] == pytest.approx(1.2253607, abs=1e-6)
     assert abs(path(train(FedAvg(), mixed, until=1, x=1.0, optimizer=Sgd(0.22)))[0]) == pytest.approx(8.0e-9, rel=0.02)
 
 
-def test_partial_participation_swings_with_the_known_spread():
-    """One of two clients a round: stationary mean 0.604126, standard deviation 0.406018."""
+def test_partial_participation_fluctuates_with_the_known_standard_deviation():
+    """One of two clients per round: stationary mean 0.604126, standard deviation 0.406018."""
     tail = torch.tensor(path(train(FedAvg(), Q2(), until=500, cohort=1))[20:])
     assert tail.mean().item() == pytest.approx(0.6041260, abs=0.06)
     assert tail.std().item() == pytest.approx(0.4060182, abs=0.05)
@@ -78,11 +78,11 @@ def test_the_mean_lies_between_the_clients_in_every_coordinate():
         assert (after <= done.client_params["x"].amax(0) + 1e-12).all()
 
 
-def test_weights_count_tokens_and_a_client_without_any_counts_nothing():
+def test_weights_count_tokens_and_a_client_without_tokens_has_weight_zero():
     def end(**options):
         return path(train(FedAvg(), clients((1, 4), (0, 1), (10, 0), weight=(3, 1)), until=25, **options))[-1]
 
-    assert end() == pytest.approx(0.0, abs=1e-10)  # client 1 took no step: only client 0's optimum remains
+    assert end() == pytest.approx(0.0, abs=1e-10)  # client 1 took no step, so only the optimum of client 0 remains
     r = (0.9**10, 0.6**10)
     weighted = (1 - r[1]) / (3 * (1 - r[0]) + (1 - r[1]))
     both = path(train(FedAvg(), clients((1, 4), (0, 1), 10, weight=(3, 1)), until=25))[-1]
@@ -91,7 +91,7 @@ def test_weights_count_tokens_and_a_client_without_any_counts_nothing():
     assert uniform == pytest.approx(0.6041260077, abs=1e-9)
 
 
-def test_what_a_client_sent_may_be_overwritten_without_touching_the_server():
+def test_overwriting_an_update_does_not_change_the_server():
     done = train(FedAvg(), Q2(), until=1)[0]
     before = done.after.server.params["x"].clone()
     done.update.delta["x"].fill_(math.nan)
@@ -99,20 +99,20 @@ def test_what_a_client_sent_may_be_overwritten_without_touching_the_server():
     assert torch.equal(done.after.server.params["x"], before)
 
 
-def test_local_only_clients_reach_their_own_optimum_and_never_meet():
+def test_local_only_clients_reach_their_own_optima():
     done = train(LocalOnly(), clients((1, 4, 2), (0, 1, 3)), until=40)[-1]
     assert done.after.server.params["x"].flatten().tolist() == pytest.approx([0, 1, 3], abs=1e-8)
 
 
-def test_a_model_that_nobody_trained_stays_even_under_server_momentum():
+def test_a_model_without_participants_is_unchanged_under_server_momentum():
     algorithm = LocalOnly(server_optimizer=Sgd(1.0, momentum=0.9))
     for done in train(algorithm, clients((1, 4, 2), (0, 1, 3)), until=6, cohort=1):
         idle = torch.ones(3, dtype=torch.bool).index_fill(0, done.cohort, False)
         assert torch.equal(done.after.server.params["x"][idle], done.before.server.params["x"][idle])
 
 
-def test_server_momentum_gives_the_known_numbers():
-    """Delta = 1, .5, -.25 in turn, eta .1, beta .9: FedAvgM ends at .1, .24, .341."""
+def test_server_momentum_gives_the_known_values():
+    """With mean updates of 1, .5, -.25, eta .1 and beta .9, FedAvgM ends at .1, .24, .341."""
     rule, x, moments = Sgd(0.1, momentum=0.9), Tree(x=torch.zeros(1, 1, dtype=torch.float64)), None
     moments, seen = rule.init(x), []
     for delta in (1.0, 0.5, -0.25):

@@ -1,4 +1,4 @@
-"""FedDyn: the server's h is the mean of the clients' g, the optimum is exact, and the path is the known one."""
+"""Test that FedDyn keeps h as the mean of the clients' g, reaches the exact optimum and follows the known path."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.quadratics import Q2, clients, path, train
 EXACT = [-0.7, 0.05, 0.425, 0.6125, 0.70625]
 
 
-def drift(algorithm, cohort: int) -> float:
-    """The largest |h - mean_k g_k| in 20 rounds."""
+def max_state_error(algorithm, cohort: int) -> float:
+    """Return the largest |h - mean_k g_k| in 20 rounds."""
     group = clients((1, 4, 2, 3, 5), (0, 1, -2, 3, 7), 6)
     done = train(algorithm, group, until=20, cohort=cohort, optimizer=Sgd(0.05))
     return max((d.after.server.opt_state["x"][0] - d.after.client_states.gather_all()["x"].mean(0)).abs().max().item() for d in done)
 
 
-def test_with_solved_local_problems_it_takes_the_papers_path():
+def test_with_solved_local_problems_the_path_equals_that_of_the_paper():
     assert path(train(FedDyn(alpha=1.0), Q2(150), until=5)) == pytest.approx(EXACT, abs=1e-9)
 
 
@@ -35,22 +35,22 @@ def test_a_few_local_steps_are_enough_for_the_exact_optimum(alpha, lr, needed):
     assert abs(path(done)[-1] - 0.8) < 1e-6 < abs(path(done)[-2] - 0.8)
 
 
-def test_at_the_optimum_the_memories_are_the_gradients():
+def test_at_the_optimum_the_client_states_are_the_gradients():
     last = train(FedDyn(alpha=1.0), Q2(), until=60)[-1].after
     assert last.client_states.gather_all()["x"].flatten().tolist() == pytest.approx([0.8, -0.8], abs=1e-9)
     assert last.server.opt_state["x"].item() == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("cohort", [1, 2, 5])
-def test_h_is_the_mean_of_the_clients_memories_whoever_takes_part(cohort):
-    assert drift(FedDyn(alpha=1.0), cohort) < 1e-12
+def test_h_is_the_mean_of_the_client_states_for_every_cohort_size(cohort):
+    assert max_state_error(FedDyn(alpha=1.0), cohort) < 1e-12
 
 
-def test_one_of_two_clients_a_round_still_reaches_the_optimum():
+def test_one_of_two_clients_per_round_still_reaches_the_optimum():
     assert path(train(FedDyn(alpha=1.0), Q2(), until=150, cohort=1))[-1] == pytest.approx(0.8, abs=1e-5)
 
 
-def test_combinations_without_meaning_are_refused():
+def test_unsound_combinations_are_refused():
     assert FedDyn().incompatibilities(AdamW(), "uniform", ["x"])
     assert FedDyn(server_optimizer=Sgd(0.5)).incompatibilities(Sgd(), "uniform", ["x"])
     assert FedDyn().incompatibilities(Sgd(), "uniform", ["x"]) == []
@@ -74,12 +74,12 @@ class SignFlipped(FedDyn):
 
 
 @dataclass(frozen=True)
-class ForgetsThePull(FedDyn):
+class OmitsTheProximalTerm(FedDyn):
     def transform_grad(self, grad, at):
         return grad - at.client_state
 
 
-@pytest.mark.parametrize("bug", [DividedByCohort, SignFlipped, ForgetsThePull])
-def test_planted_bugs_are_seen(bug):
+@pytest.mark.parametrize("bug", [DividedByCohort, SignFlipped, OmitsTheProximalTerm])
+def test_injected_bugs_are_detected(bug):
     x = path(train(bug(alpha=1.0), Q2(150), until=5))
-    assert x != pytest.approx(EXACT, abs=1e-6) or drift(bug(alpha=1.0), cohort=2) > 1e-6
+    assert x != pytest.approx(EXACT, abs=1e-6) or max_state_error(bug(alpha=1.0), cohort=2) > 1e-6

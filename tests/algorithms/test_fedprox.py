@@ -1,4 +1,4 @@
-"""FedProx against its closed forms and the bugs that public implementations have."""
+"""Test FedProx against its closed forms, and that the bugs of public implementations are detected."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from fedrift.algorithms import FedAvg, FedProx
 from fedrift.core.optimizers import AdamW, Sgd
 from fedrift.core.tree import Tree
-from tests.quadratics import Q2, local, path, train
+from tests.quadratics import Q2, make_local_state, path, train
 
 
 @pytest.mark.sample(2)
@@ -31,7 +31,7 @@ def test_a_large_mu_with_a_fixed_learning_rate_diverges_in_the_loss_form_only():
 def test_the_decoupled_form_solves_the_proximal_step_exactly():
     """y <- (y - lr g + lr mu w) / (1 + lr mu); its fixed point is that of the proximal objective."""
     y, w, lr, mu = 2.0, 5.0, 0.1, 3.0
-    at = local(Tree(x=torch.tensor([[y]])), Tree(x=torch.tensor([[w]])), lr)
+    at = make_local_state(Tree(x=torch.tensor([[y]])), Tree(x=torch.tensor([[w]])), lr)
     stepped = Tree(x=torch.tensor([[y - lr * 4.0]]))
     assert FedProx(mu=mu, proximal="prox_step").after_step(stepped, at)["x"].item() == pytest.approx(
         (y - lr * 4.0 + lr * mu * w) / (1 + lr * mu)
@@ -46,17 +46,17 @@ def test_mu_zero_is_fedavg_bit_for_bit(form, optimizer):
     assert path(plain) == path(prox)
 
 
-def test_the_pull_is_the_gradient_of_the_squared_distance():
+def test_the_proximal_term_is_the_gradient_of_the_squared_distance():
     y = torch.tensor([[2.0, -1.0]], dtype=torch.float64, requires_grad=True)
     w = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
     (0.3 / 2 * (y - w).pow(2).sum()).backward()
-    at = local(Tree(x=y.detach()), Tree(x=w))
+    at = make_local_state(Tree(x=y.detach()), Tree(x=w))
     assert torch.allclose(FedProx(mu=0.3).transform_grad(Tree(x=torch.zeros_like(w)), at)["x"], y.grad)
 
 
-def test_the_first_local_step_is_fedavgs_and_the_anchor_is_what_was_received():
+def test_the_first_local_step_equals_that_of_fedavg():
     one = [train(algorithm, Q2(1), until=4) for algorithm in (FedAvg(), FedProx(mu=2.0))]
-    assert path(one[0]) == path(one[1])  # y = w at the only step: no pull
+    assert path(one[0]) == path(one[1])  # y = w at the only step, so the proximal term is zero
     for done in train(FedProx(mu=2.0), Q2(3), until=3):
         x, lr, mu = done.before.server.params["x"][0, 0].item(), 0.1, 2.0
         for a, b, moved in zip((1, 4), (0, 1), done.update.delta["x"][:, 0].tolist(), strict=True):
@@ -66,7 +66,7 @@ def test_the_first_local_step_is_fedavgs_and_the_anchor_is_what_was_received():
             assert moved == pytest.approx(y - x, abs=1e-12)
 
 
-def test_fedprox_says_that_mu_is_not_comparable_under_adam():
+def test_fedprox_warns_that_mu_is_not_comparable_under_adam():
     assert FedProx().warnings(AdamW(), "tokens")
     assert not FedProx().warnings(Sgd(), "tokens")
     assert not FedProx(proximal="prox_step").warnings(AdamW(), "tokens")
@@ -76,7 +76,7 @@ def test_fedprox_says_that_mu_is_not_comparable_under_adam():
 @pytest.mark.parametrize(
     ("mu", "fixed_point"), [(0.1, 0.5176470588), (1.0, 0.6153846154), (5.0, 0.7272727273), (10.0, 0.7586206897), (100.0, 0.7952755906)]
 )
-def test_solved_exactly_it_ends_nearer_the_optimum_the_slower_it_goes(mu, fixed_point):
+def test_exact_local_solutions_end_nearer_the_optimum_for_larger_mu(mu, fixed_point):
     """x = [sum p a b / (a + mu)] / [sum p a / (a + mu)], approached at the rate sum p mu / (a + mu)."""
 
     def after(x: float) -> float:
@@ -87,7 +87,7 @@ def test_solved_exactly_it_ends_nearer_the_optimum_the_slower_it_goes(mu, fixed_
 
 
 @pytest.mark.parametrize(("mu", "reach"), [(10.0, 1.142857), (1e2, 0.153846), (1e4, 0.00159936), (1e6, 1.6e-5)])
-def test_a_growing_mu_keeps_the_clients_at_home(mu, reach):
-    """The farthest client moves a |x - b| / (a + mu) from x = 5, here 16 / (4 + mu)."""
+def test_clients_move_less_for_larger_mu(mu, reach):
+    """The farthest client moves by a |x - b| / (a + mu) from x = 5, here by 16 / (4 + mu)."""
     moved = train(FedProx(mu=mu, proximal="prox_step"), Q2(400), until=1)[0].update.delta["x"].abs().max().item()
     assert moved == pytest.approx(reach, rel=1e-5)

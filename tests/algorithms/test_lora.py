@@ -1,4 +1,4 @@
-"""Adapters: what separate means lose, and that each repair loses nothing (or as little as its rank allows)."""
+"""Test the aggregation error of separate means of LoRA factors, and that each exact aggregator avoids it."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ WEIGHT = (4.0, 1.0, 2.0, 3.0, 2.0)
 SHARE = torch.tensor(WEIGHT, dtype=torch.float64) / sum(WEIGHT)
 
 
-def ideal(done: RoundResult) -> Tensor:
-    """sum_k p_k B_k A_k, the plain way, ``[O, I]``."""
+def mean_product(done: RoundResult) -> Tensor:
+    """Return sum_k p_k B_k A_k, ``[O, I]``, computed without any optimization."""
     share = done.update.weight / done.update.weight.sum()
     return torch.einsum("c,cor,cri->oi", share, done.client_params["m.B"], done.client_params["m.A"])
 
 
-def weight(server: ServerState) -> Tensor:
-    """What the module computes with, below its scale: base + B A."""
+def product(server: ServerState) -> Tensor:
+    """Return base + B A, the weight that the module uses, before scaling."""
     base = server.merged_base["m.base"][0] if server.merged_base else 0
     return base + server.params["m.B"][0] @ server.params["m.A"][0]
 
 
-def by_hand(ups: Tensor, downs: Tensor, share: Tensor, before: tuple[Tensor, Tensor] | None = None) -> RoundResult:
-    """A round in which the clients ended at these factors, ``[C, O, R]`` and ``[C, R, I]``."""
+def make_round(ups: Tensor, downs: Tensor, share: Tensor, before: tuple[Tensor, Tensor] | None = None) -> RoundResult:
+    """Return a round in which the clients ended with these factors, ``[C, O, R]`` and ``[C, R, I]``."""
     up, down = before or (ups[0] * 0, downs[0] * 0)
     start = Tree({"m.A": down.unsqueeze(0), "m.B": up.unsqueeze(0)})
     size = len(ups)
@@ -53,88 +53,88 @@ def factors(size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def test_the_error_is_the_covariance_of_the_factors():
     ups, downs = factors(5)
-    done = by_hand(ups, downs, SHARE)
+    done = make_round(ups, downs, SHARE)
     mean_up, mean_down = (SHARE.view(-1, 1, 1) * ups).sum(0), (SHARE.view(-1, 1, 1) * downs).sum(0)
-    lost = ideal(done) - mean_up @ mean_down
+    lost = mean_product(done) - mean_up @ mean_down
     said = aggregation_error(done)
-    assert said["adapters.error"] == pytest.approx((lost.norm() / ideal(done).norm()).item(), abs=1e-12)
+    assert said["adapters.error"] == pytest.approx((lost.norm() / mean_product(done).norm()).item(), abs=1e-12)
 
 
-def test_the_error_of_the_hand_case():
+def test_the_error_equals_the_value_computed_by_hand():
     """B1 = e1, A1 = e1^T, B2 = e2, A2 = e2^T, p = 1/2: E = [[1, -1], [-1, 1]] / 4, M = diag(1, 1) / 2."""
     eye = torch.eye(2, dtype=torch.float64)
-    done = by_hand(eye.unsqueeze(2), eye.unsqueeze(1), torch.full((2,), 0.5, dtype=torch.float64))
+    done = make_round(eye.unsqueeze(2), eye.unsqueeze(1), torch.full((2,), 0.5, dtype=torch.float64))
     assert aggregation_error(done)["adapters.error"] == pytest.approx(0.70710678, abs=1e-8)
 
 
 def test_the_error_of_the_round_is_measured_against_its_change():
     ups, downs = factors(5)
     before = (ups[0] + 1, downs[0] - 1)
-    done = by_hand(ups, downs, SHARE, before)
-    lost = aggregation_error(done)["adapters.error"] * ideal(done).norm()
+    done = make_round(ups, downs, SHARE, before)
+    lost = aggregation_error(done)["adapters.error"] * mean_product(done).norm()
     assert aggregation_error(done)["adapters.error.update"] == pytest.approx(
-        (lost / (ideal(done) - before[0] @ before[1]).norm()).item(), abs=1e-12
+        (lost / (mean_product(done) - before[0] @ before[1]).norm()).item(), abs=1e-12
     )
 
 
-def test_the_same_product_in_another_basis_costs_dearly():
+def test_factors_in_different_bases_have_a_large_error():
     up, down = (leaf[0] for leaf in factors(1))
     turn = torch.linalg.qr(torch.randn(2, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64))[0]
     half = torch.full((2,), 0.5, dtype=torch.float64)
-    done = by_hand(torch.stack([up, up @ turn]), torch.stack([down, turn.mT @ down]), half)
-    assert torch.allclose(ideal(done), up @ down)
+    done = make_round(torch.stack([up, up @ turn]), torch.stack([down, turn.mT @ down]), half)
+    assert torch.allclose(mean_product(done), up @ down)
     assert aggregation_error(done)["adapters.error"] > 0.1
 
 
 @pytest.mark.parametrize("aggregate", [FFALoRA(), FFALoRA(Median()), RoLoRA()])
-def test_with_one_factor_still_there_is_no_error(aggregate):
+def test_with_one_frozen_factor_there_is_no_error(aggregate):
     for done in train(FedAvg(aggregator=aggregate), data(), until=4, optimizer=AdamW(0.05, weight_decay=0.1)):
         assert aggregation_error(done)["adapters.error"] < 1e-12
     assert aggregation_error(train(FedAvg(), data(), until=2, optimizer=AdamW(0.05))[-1])["adapters.error"] > 1e-3
 
 
-def test_the_first_single_step_has_no_error_because_a_has_no_gradient():
+def test_the_first_single_step_has_no_error_because_a_has_no_gradient_yet():
     assert aggregation_error(train(FedAvg(), data((1,) * 5), until=1)[0])["adapters.error"] < 1e-12
 
 
 @pytest.mark.parametrize("aggregate", [FFALoRA(), FedEx(), FLoRA(), RoLoRA()])
 @pytest.mark.parametrize("micro", [None, 2])
-def test_exact_aggregates_end_at_the_ideal_mean_in_every_round(aggregate, micro):
+def test_exact_aggregators_give_the_mean_of_the_products_in_every_round(aggregate, micro):
     base = 0
     for done in train(FedAvg(aggregator=aggregate), data(weight=WEIGHT), until=4, cohort=4, clients_per_pass=micro):
         below = done.before.server.merged_base["m.base"][0] if done.before.server.merged_base else base
-        assert torch.allclose(weight(done.after.server), below + ideal(done), atol=1e-12)
+        assert torch.allclose(product(done.after.server), below + mean_product(done), atol=1e-12)
 
 
-def test_separate_means_do_not():
+def test_separate_means_do_not_give_the_mean_of_the_products():
     done = train(FedAvg(), data(weight=WEIGHT), until=3)[-1]
-    assert (weight(done.after.server) - ideal(done)).norm() > 1e-3 * ideal(done).norm()
+    assert (product(done.after.server) - mean_product(done)).norm() > 1e-3 * mean_product(done).norm()
 
 
-def test_the_best_adapter_loses_the_tail_of_the_singular_values_and_no_more():
+def test_the_error_of_flexlora_is_the_tail_of_the_singular_values():
     ups, downs = factors(5)
-    done = by_hand(ups, downs, SHARE)
+    done = make_round(ups, downs, SHARE)
     change = FlexLoRA().aggregate(done.before.server, done.update)
     got = (done.before.server.params["m.B"] + change["m.B"])[0] @ (done.before.server.params["m.A"] + change["m.A"])[0]
-    tail = torch.linalg.svdvals(ideal(done))[2:]
-    assert (ideal(done) - got).norm().item() == pytest.approx(tail.square().sum().sqrt().item(), abs=1e-10)
-    u, s, vt = torch.linalg.svd(ideal(done))
+    tail = torch.linalg.svdvals(mean_product(done))[2:]
+    assert (mean_product(done) - got).norm().item() == pytest.approx(tail.square().sum().sqrt().item(), abs=1e-10)
+    u, s, vt = torch.linalg.svd(mean_product(done))
     assert torch.allclose(got, u[:, :2] * s[:2] @ vt[:2], atol=1e-10)
 
 
-def test_a_direction_that_carries_nothing_can_still_learn():
+def test_a_direction_with_singular_value_zero_can_still_learn():
     up, down = truncate_rank(torch.zeros(6, 4, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64), 2)
     assert (up == 0).all()
     assert (down.norm(dim=1) > 0.9).all()
 
 
 @pytest.mark.parametrize("aggregate", [Mean(), FFALoRA(), FedEx(), RoLoRA(), FlexLoRA()])
-def test_a_single_client_gets_back_what_it_sent(aggregate):
+def test_the_aggregate_of_a_single_client_is_its_own_product(aggregate):
     done = train(FedAvg(aggregator=aggregate), data((3,), (1.0,)), until=1)[0]
-    assert torch.allclose(weight(done.after.server), ideal(done), atol=1e-12)
+    assert torch.allclose(product(done.after.server), mean_product(done), atol=1e-12)
 
 
-def test_flora_begins_anew_with_the_same_a_for_all_and_another_in_every_round():
+def test_flora_draws_one_new_a_for_all_clients_in_every_round():
     done = train(FedAvg(aggregator=FLoRA()), data(), until=2)
     first, second = (d.after.server.params["m.A"] for d in done)
     assert not torch.allclose(first, second)
@@ -142,7 +142,7 @@ def test_flora_begins_anew_with_the_same_a_for_all_and_another_in_every_round():
     assert all(d.after.server.params["m.A"].abs().max() <= 3**-0.5 for d in done)
 
 
-def test_ffa_keeps_a_and_rolora_alternates():
+def test_ffa_freezes_a_and_rolora_alternates():
     run = train(FedAvg(aggregator=FFALoRA()), data(), until=3, optimizer=AdamW(0.05, weight_decay=0.5))
     assert torch.equal(run[-1].after.server.params["m.A"], run[0].before.server.params["m.A"])
     for number, done in enumerate(train(FedAvg(aggregator=RoLoRA()), data(), until=4, optimizer=AdamW(0.05))):
@@ -157,7 +157,7 @@ def test_ffa_under_privacy_adds_no_noise_to_the_frozen_factor():
     assert (done["m.B"] != 0).all()
 
 
-def test_scaffold_and_ffa_go_together():
+def test_scaffold_works_with_ffa():
     for done in train(Scaffold(aggregator=FFALoRA()), data(), until=4, cohort=3):
         assert (done.after.client_states.gather_all()["m.A"] == 0).all()
         assert torch.allclose(done.after.server.broadcast["m.B"][0], done.after.client_states.gather_all()["m.B"].mean(0), atol=1e-12)
@@ -178,7 +178,7 @@ LEAVES = ["m.A", "m.B", "h"]
     ],
     ids=lambda a: f"{type(a).__name__}-{type(a.aggregator).__name__}",
 )
-def test_combinations_without_meaning_are_refused(algorithm):
+def test_unsound_combinations_are_refused(algorithm):
     assert algorithm.incompatibilities(Sgd(0.1), "uniform", LEAVES)
 
 
@@ -192,27 +192,27 @@ def test_combinations_without_meaning_are_refused(algorithm):
         FedAvg(aggregator=FFALoRA(DPMean()), server_optimizer=Adam()),
     ],
 )
-def test_combinations_with_meaning_are_not(algorithm):
+def test_sound_combinations_are_accepted(algorithm):
     assert algorithm.incompatibilities(Sgd(0.1), "uniform", LEAVES) == []
 
 
 @pytest.mark.parametrize("aggregate", [FFALoRA(), FedEx(), FLoRA(), RoLoRA(), FlexLoRA()])
-def test_aggregates_of_adapters_ask_for_adapters(aggregate):
+def test_aggregators_of_adapters_require_adapters(aggregate):
     assert any("Lora" in said for said in FedAvg(aggregator=aggregate).incompatibilities(Sgd(0.1), "uniform", ["h.7.weight"]))
 
 
-# The bugs of public implementations, planted.
+# Bugs of public implementations.
 
 
 @dataclass(frozen=True)
-class Transposed(FedEx):  # FedEx-LoRA's own code on nn.Linear; only square modules let it pass
+class Transposed(FedEx):  # FedEx-LoRA's own code for nn.Linear; it only runs for square modules
     def after_server_step(self, before, after, update):
         right = super().after_server_step(before, after, update)
         return replace(right, merged_base=right.merged_base.map(lambda leaf: leaf.mT.reshape(leaf.shape)))
 
 
 @dataclass(frozen=True)
-class UnweightedMeans(FedEx):  # FedLLM-Factory: weighted products, plain means
+class UnweightedMeans(FedEx):  # FedLLM-Factory: weighted products, unweighted means
     def aggregate(self, server, update):
         return super().aggregate(server, replace(update, weight=(update.weight > 0).double()))
 
@@ -230,12 +230,12 @@ class WeightsBothFactors(FLoRA):
 
 
 @dataclass(frozen=True)
-class ForgetsTheResidue(FedEx):
+class OmitsTheResidual(FedEx):
     def after_server_step(self, before, after, update):
         return after
 
 
-@pytest.mark.parametrize("bug", [Transposed, UnweightedMeans, WeightsBothFactors, ForgetsTheResidue])
-def test_planted_bugs_are_seen(bug):
+@pytest.mark.parametrize("bug", [Transposed, UnweightedMeans, WeightsBothFactors, OmitsTheResidual])
+def test_injected_bugs_are_detected(bug):
     done = train(FedAvg(aggregator=bug()), data(weight=WEIGHT), until=1)[0]
-    assert not torch.allclose(weight(done.after.server), ideal(done), atol=1e-6)
+    assert not torch.allclose(product(done.after.server), mean_product(done), atol=1e-6)

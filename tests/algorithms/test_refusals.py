@@ -1,4 +1,4 @@
-"""Who goes with whom: what makes no sense is refused with its reason, what must be known is said, and the rest trains."""
+"""Test which combinations of algorithms, aggregators and optimizers are refused, which have warnings, and that all others train."""
 
 from __future__ import annotations
 
@@ -37,41 +37,42 @@ from tests.quadratics import Q2, path
 
 LORA, PLAIN = ["m.A", "m.B"], ["h.7.weight"]
 CONTROLS = {"Scaffold", "ScaffoldWeighted", "FedDyn"}
-WEIGHS = {"AFL", "FedNova", "QFedAvg"}
-ALONE = {"Centralized", "LocalOnly"}
-NAMED = {"FedAvgM", "FedAdam", "FedYogi", "FedAdagrad"}  # FedAvg under a server rule of its own
-MOMENTUM = NAMED - {"FedAdagrad"}  # whose b1 is 0
+REWEIGHTS_CLIENTS = {"AFL", "FedNova", "QFedAvg"}
+ONE_CLIENT_PER_MODEL = {"Centralized", "LocalOnly"}
+WITH_SERVER_OPTIMIZER = {"FedAvgM", "FedAdam", "FedYogi", "FedAdagrad"}  # FedAvg with another server optimizer
+MOMENTUM = WITH_SERVER_OPTIMIZER - {"FedAdagrad"}  # those whose b1 is above 0
 RESCALES = {"FedDyn", "FedNova", "FedSGD", "QFedAvg"}
-OWN = {"Ditto", "FedPer", "FedAvgFineTuning", "PFedMe", "MOON"}  # keep models, not gradients
+PERSONALIZED = {"Ditto", "FedPer", "FedAvgFineTuning", "PFedMe", "MOON"}  # they keep models in their client state, not gradients
 
-REFUSED = {  # by each aggregate of plain clients' adapters, these algorithms
+REFUSED = {  # aggregator: algorithms that it refuses for clients with adapters
     "Mean": set(),
     "NormClippedMean": set(),
     "FFALoRA": {"FedPer"},
     "RoLoRA": CONTROLS | MOMENTUM,
-    "Median": WEIGHS | ALONE,
-    "TrimmedMean": WEIGHS | ALONE,
-    "Krum": WEIGHS | ALONE,
-    "DPMean": WEIGHS | ALONE | CONTROLS,
-    "FedEx": RESCALES | OWN | NAMED,
-    "FLoRA": RESCALES | OWN | CONTROLS | NAMED,
-    "FlexLoRA": RESCALES | OWN | CONTROLS | NAMED,
+    "Median": REWEIGHTS_CLIENTS | ONE_CLIENT_PER_MODEL,
+    "TrimmedMean": REWEIGHTS_CLIENTS | ONE_CLIENT_PER_MODEL,
+    "Krum": REWEIGHTS_CLIENTS | ONE_CLIENT_PER_MODEL,
+    "DPMean": REWEIGHTS_CLIENTS | ONE_CLIENT_PER_MODEL | CONTROLS,
+    "FedEx": RESCALES | PERSONALIZED | WITH_SERVER_OPTIMIZER,
+    "FLoRA": RESCALES | PERSONALIZED | CONTROLS | WITH_SERVER_OPTIMIZER,
+    "FlexLoRA": RESCALES | PERSONALIZED | CONTROLS | WITH_SERVER_OPTIMIZER,
 }
 SERVERS = [Sgd(1.0, momentum=0.5), Sgd(1.0, weight_decay=0.01), Adam(0.05), Yogi(0.05), Adagrad(0.05)]
 
 
-def with_(name: str, aggregate: Aggregator) -> FedAvg:
-    algorithm = replace(getattr(algorithms, name)(), aggregator=aggregate)
-    return replace(algorithm, server_optimizer=Sgd(0.3, momentum=0.3)) if name == "FedAvgM" else algorithm  # four rounds are few for 0.9
+def make_algorithm(name: str, aggregator: Aggregator) -> FedAvg:
+    algorithm = replace(getattr(algorithms, name)(), aggregator=aggregator)
+    # a momentum of 0.9 needs more than four rounds
+    return replace(algorithm, server_optimizer=Sgd(0.3, momentum=0.3)) if name == "FedAvgM" else algorithm
 
 
-def aggregate(name: str) -> Aggregator:
-    """Krum selects four of five: the change of one client serves that client, not the mean of all."""
+def make_aggregator(name: str) -> Aggregator:
+    """Return an aggregator; Krum selects four of five clients, because the update of a single client would not lower the mean loss."""
     return {"DPMean": DPMean(noise_multiplier=1e-4), "Krum": Krum(num_selected=4)}.get(name) or getattr(aggregators, name)()
 
 
 def learns(algorithm: FedAvg, **options) -> bool:
-    """Whether the clients' losses, with the models they wear, are lower after four rounds."""
+    """Return whether the losses of the clients' models are lower after four rounds."""
 
     def mean(state) -> float:
         deal = data()
@@ -84,14 +85,14 @@ def learns(algorithm: FedAvg, **options) -> bool:
     return mean(run[-1].after) < mean(run[0].before)
 
 
-def test_every_aggregate_is_in_the_table():
+def test_every_aggregator_is_in_the_table():
     assert REFUSED.keys() == set(aggregators.__all__)
 
 
 @pytest.mark.parametrize("rule", aggregators.__all__)
 @pytest.mark.parametrize("name", algorithms.__all__)
-def test_an_algorithm_and_an_aggregate_learn_or_are_refused(name, rule):
-    algorithm = with_(name, aggregate(rule))
+def test_an_algorithm_and_an_aggregator_learn_or_are_refused(name, rule):
+    algorithm = make_algorithm(name, make_aggregator(rule))
     reasons = algorithm.incompatibilities(Sgd(0.05), "uniform", LORA)
     assert bool(reasons) == (name in REFUSED[rule])
     if not reasons and name != "Pretrained":
@@ -99,10 +100,10 @@ def test_an_algorithm_and_an_aggregate_learn_or_are_refused(name, rule):
 
 
 @pytest.mark.parametrize("server", SERVERS, ids=repr)
-@pytest.mark.parametrize("name", sorted({*algorithms.__all__} - NAMED))
-def test_an_algorithm_and_a_server_optimiser_learn_or_are_refused(name, server):
+@pytest.mark.parametrize("name", sorted({*algorithms.__all__} - WITH_SERVER_OPTIMIZER))
+def test_an_algorithm_and_a_server_optimizer_learn_or_are_refused(name, server):
     if name == "FedSGD" and isinstance(server, Sgd):
-        server = replace(server, lr=0.05)  # its step is the gradient, not what clients made of it
+        server = replace(server, lr=0.05)  # its step is a single gradient instead of the result of local training
     algorithm = replace(getattr(algorithms, name)(), server_optimizer=server)
     reasons = algorithm.incompatibilities(Sgd(0.05), "uniform", LORA)
     assert bool(reasons) == (name == "FedDyn")
@@ -170,7 +171,7 @@ def test_an_algorithm_and_adamw_clients_learn_or_are_refused(name):
     ],
     ids=lambda value: f"{type(value).__name__}-{type(value.aggregator).__name__}" if isinstance(value, FedAvg) else "",
 )
-def test_a_refusal_says_why(algorithm, optimizer, leaves, reason):
+def test_a_refusal_states_its_reason(algorithm, optimizer, leaves, reason):
     assert any(reason in said for said in algorithm.incompatibilities(optimizer, "uniform", leaves))
 
 
@@ -196,12 +197,12 @@ def test_a_refusal_says_why(algorithm, optimizer, leaves, reason):
         (FedSGD(), Sgd(), "uniform", "the client optimizer"),
     ],
 )
-def test_what_a_reader_must_know_is_said(algorithm, optimizer, weighting, words):
+def test_unsound_settings_have_warnings(algorithm, optimizer, weighting, words):
     assert any(words in said for said in algorithm.warnings(optimizer, weighting))
 
 
 @pytest.mark.parametrize("name", sorted(set(algorithms.__all__) - {"AFL", "FedSGD"}))
-def test_of_plain_clients_nothing_need_be_said(name):
+def test_sound_settings_have_no_warnings(name):
     assert getattr(algorithms, name)().warnings(Sgd(0.1), "uniform") == []
 
 
@@ -215,38 +216,38 @@ def test_of_plain_clients_nothing_need_be_said(name):
         (FFALoRA(Krum(num_byzantine=1)), 4, 5),
     ],
 )
-def test_a_cohort_too_small_for_its_aggregate_is_told(rule, few, enough):
+def test_a_cohort_too_small_for_its_aggregator_has_a_warning(rule, few, enough):
     assert rule.cohort_warnings(few)
     assert rule.cohort_warnings(enough) == []
 
 
-def test_steps_past_the_received_model_run_away():
-    """What FedProx's warning claims; the exact proximal step bears any mu."""
+def test_fedprox_diverges_if_its_proximal_step_is_too_large():
+    """FedProx warns of this; the exact proximal step is stable for any mu."""
     said, safe = FedProx(mu=30.0), FedProx(mu=30.0, proximal="prox_step")
     assert said.warnings(Sgd(0.1), "uniform") and not safe.warnings(Sgd(0.1), "uniform")
     assert abs(path(quadratics.train(said, Q2(), until=5))[-1]) > 1e3
     assert abs(path(quadratics.train(safe, Q2(), until=5))[-1]) < 5
 
 
-def test_steps_past_theta_run_away():
+def test_pfedme_diverges_if_its_step_is_too_large():
     path_of = [path(quadratics.train(PFedMe(personal_lr=eta, lambda_=3.0, inner_steps=1), Q2(), until=5)) for eta in (1.0, 0.1)]
     assert abs(path_of[0][-1]) > 1e3 > 5 > abs(path_of[1][-1])
 
 
-# Combinations that could quietly be something else.
+# Combinations that could train something else without notice.
 
 
 @pytest.mark.parametrize(
     "algorithm", [FedPer(aggregator=DPMean()), FedPer(server_optimizer=Sgd(1.0, weight_decay=0.5))], ids=["noise", "decay"]
 )
-def test_leaves_that_clients_keep_are_left_alone_by_the_server(algorithm):
+def test_the_server_does_not_change_personalized_leaves(algorithm):
     first = params()
     last = train(algorithm, data(), until=3)[-1].after.server.params
     assert torch.equal(last["m.B"], first["m.B"])
     assert not torch.equal(last["m.A"], first["m.A"])
 
 
-def test_afl_and_fedex_end_at_the_mean_of_products_by_afls_weights():
+def test_afl_with_fedex_gives_the_mean_of_products_with_the_weights_of_afl():
     base = torch.zeros(4, 3, dtype=torch.float64)
     for done in train(AFL(lambda_lr=0.5, aggregator=FedEx()), data(), until=4):
         share = share_of(done.before.client_states.gather_all(), done.before.server.broadcast.take(done.before.cluster_ids))[:, 0]
@@ -255,15 +256,15 @@ def test_afl_and_fedex_end_at_the_mean_of_products_by_afls_weights():
         found = after.params["m.B"][0] @ after.params["m.A"][0] + after.merged_base["m.base"][0]
         assert torch.allclose(found, ideal, atol=1e-12)
         base = after.merged_base["m.base"][0]
-    assert share.std() > 0.01  # they did differ
+    assert share.std() > 0.01  # the weights differ
 
 
-def test_feddyn_and_the_median_keep_h_the_mean_of_the_memories():
+def test_feddyn_with_the_median_keeps_h_as_the_mean_of_the_client_states():
     for done in train(FedDyn(aggregator=Median()), data(), until=4, cohort=3):
         assert torch.allclose(done.after.server.opt_state["h"][0], done.after.client_states.gather_all()["h"].mean(0), atol=1e-12)
 
 
-def test_feddyns_own_step_is_not_clipped_with_the_clients():
+def test_the_server_step_of_feddyn_is_not_clipped_with_the_updates():
     algorithm = FedDyn(aggregator=NormClippedMean(0.05))
     for done in train(algorithm, data(), until=3):
         mean = NormClippedMean(0.05).aggregate(done.before.server, replace(done.update, weight=torch.ones(5)))
@@ -271,19 +272,19 @@ def test_feddyns_own_step_is_not_clipped_with_the_clients():
         assert all(torch.allclose(done.after.server_delta[name], leaf, atol=1e-12) for name, leaf in step.items())
 
 
-def test_scaffold_and_rolora_would_correct_nothing():
-    """Why it is refused: of the factor that is trained, the gradients of the round before were zero."""
+def test_scaffold_with_rolora_would_have_no_correction():
+    """This is the reason of the refusal: the gradients of the trained factor were zero in the round before."""
     for done in train(Scaffold(aggregator=RoLoRA()), data(), until=4):
         trained = "m.B" if done.before.round % 2 == 0 else "m.A"
         assert (done.before.client_states.gather_all()[trained] == 0).all() and (done.update.delta[trained] != 0).any()
 
 
-def test_feddyn_and_rolora_would_move_the_factor_that_is_held():
+def test_feddyn_with_rolora_would_change_the_frozen_factor():
     done = train(FedDyn(aggregator=RoLoRA()), data(), until=2)[-1]
     assert (done.update.delta["m.B"] == 0).all() and (done.after.server_delta["m.B"] != 0).any()
 
 
-def test_personal_models_and_rolora_wear_what_they_trained():
+def test_personalized_models_with_rolora_contain_the_trained_factors():
     run = train(FedAvgFineTuning(aggregator=RoLoRA()), data(), until=2)
     for name in LORA:
         assert torch.equal(run[-1].after.client_states.gather_all()[name], run[-1].client_params[name])

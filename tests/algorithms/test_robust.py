@@ -1,4 +1,4 @@
-"""Robust and private aggregates: what they promise, on clients of which some lie."""
+"""Test the robust and private aggregators on clients of which some send wrong updates."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def update(*values: float, weight=None, group=None) -> CohortUpdate:
     )
 
 
-def change(rule: Aggregator, *values, **options) -> list[float]:
+def aggregate_change(rule: Aggregator, *values, **options) -> list[float]:
     told = update(*values, **options)
     start = torch.zeros(len(told.cluster_sizes), told.delta["x"].shape[1], dtype=torch.float64)
     server = ServerState(Tree(x=start), Tree(), Tree())
@@ -48,60 +48,60 @@ def change(rule: Aggregator, *values, **options) -> list[float]:
         (TrimmedMean(0.4), (1.0, 2.0, 3.0, 100.0, -100.0), 2.0),
     ],
 )
-def test_the_middle_is_the_middle(rule, values, expected):
-    assert change(rule, *values) == pytest.approx([expected])
+def test_medians_and_trimmed_means_equal_the_expected_values(rule, values, expected):
+    assert aggregate_change(rule, *values) == pytest.approx([expected])
 
 
-def test_a_clipped_change_counts_by_its_weight_and_no_more_than_its_length():
-    assert change(NormClippedMean(1.0), 0.5, -30.0, weight=(3.0, 1.0)) == pytest.approx([(3 * 0.5 - 1.0) / 4])
-    assert change(NormClippedMean(50.0), 0.5, -30.0, weight=(3.0, 1.0)) == change(Mean(), 0.5, -30.0, weight=(3.0, 1.0))
+def test_a_clipped_update_is_weighted_and_bounded_in_norm():
+    assert aggregate_change(NormClippedMean(1.0), 0.5, -30.0, weight=(3.0, 1.0)) == pytest.approx([(3 * 0.5 - 1.0) / 4])
+    assert aggregate_change(NormClippedMean(50.0), 0.5, -30.0, weight=(3.0, 1.0)) == aggregate_change(Mean(), 0.5, -30.0, weight=(3.0, 1.0))
 
 
 @pytest.mark.parametrize("rule", [Median(), TrimmedMean(0.3), Krum(1), Krum(1, num_selected=3)])
-def test_one_liar_of_five_cannot_leave_the_range_of_the_honest(rule):
+def test_one_malicious_client_of_five_cannot_move_the_result_outside_the_honest_range(rule):
     for lie in (1e9, -1e9, 3.0):
-        assert 1.0 <= change(rule, 1.0, 1.5, lie, 2.0, 1.2)[0] <= 2.0 or lie == 3.0
-    assert change(Mean(), 1.0, 1.5, 1e9, 2.0, 1.2)[0] > 1e8
+        assert 1.0 <= aggregate_change(rule, 1.0, 1.5, lie, 2.0, 1.2)[0] <= 2.0 or lie == 3.0
+    assert aggregate_change(Mean(), 1.0, 1.5, 1e9, 2.0, 1.2)[0] > 1e8
 
 
 def test_krum_scores_the_nearest_neighbours():
-    """Points 0, 1, 3, 7, 100 with one liar: two nearest each; scores 10, 5, 13, 52, ..."""
+    """Points 0, 1, 3, 7, 100 with one malicious client: the two nearest of each give scores 10, 5, 13, 52, and more."""
     x = Tree(x=torch.tensor([[0.0], [1.0], [3.0], [7.0], [100.0]]))
     square = pairwise_squared_distances(x)
     assert square[0].tolist() == [0, 1, 9, 49, 10000]
     assert select_lowest_scores(square, num_byzantine=1, num_selected=1).tolist() == [1]
     assert select_lowest_scores(square, num_byzantine=1, num_selected=3).tolist() == [1, 0, 2]
-    assert change(Krum(1, num_selected=2), 0.0, 1.0, 3.0, 7.0, 100.0) == pytest.approx([0.5])
+    assert aggregate_change(Krum(1, num_selected=2), 0.0, 1.0, 3.0, 7.0, 100.0) == pytest.approx([0.5])
 
 
-def test_each_model_has_its_own_middle():
-    assert change(Median(), 1.0, 9.0, 2.0, 3.0, 8.0, group=(0, 1, 0, 0, 1)) == pytest.approx([2.0, 8.5])
+def test_each_model_has_its_own_median():
+    assert aggregate_change(Median(), 1.0, 9.0, 2.0, 3.0, 8.0, group=(0, 1, 0, 0, 1)) == pytest.approx([2.0, 8.5])
 
 
 @pytest.mark.parametrize("rule", [Median(), TrimmedMean(), Krum(0)])
-def test_a_client_that_counts_nothing_is_not_among_them(rule):
-    assert change(rule, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, weight=(1, 1, 1, 0, 0, 0)) == pytest.approx([1.0])
+def test_a_client_with_weight_zero_is_ignored(rule):
+    assert aggregate_change(rule, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, weight=(1, 1, 1, 0, 0, 0)) == pytest.approx([1.0])
 
 
-def test_a_poisoned_federation_still_finds_the_honest_optimum():
-    """Nine honest clients with their optimum at 1, and one with a slope that drags everybody away."""
+def test_robust_aggregators_find_the_optimum_of_the_honest_clients():
+    """Nine honest clients have their optimum at 1, and one malicious client has a constant slope."""
     group = clients((1,) * 10, (1,) * 10, 5, slope=(0,) * 9 + (-1000.0,))
     for rule in (Median(), TrimmedMean(0.1), Krum(1)):
         assert path(train(FedProx(mu=0.1, aggregator=rule), group, until=30))[-1] == pytest.approx(1, abs=1e-4)
     assert abs(path(train(FedAvg(), group, until=30))[-1] - 1) > 50
 
 
-def test_aggregates_combine_with_corrections_and_server_optimisers():
+def test_robust_aggregators_work_with_corrections_and_server_optimizers():
     done = train(Scaffold(aggregator=Median(), server_optimizer=Adam(0.05)), Q2(), until=3)
     assert done[-1].after.server.params["x"].isfinite().all()
 
 
-def test_clipping_is_by_client_and_the_denominator_is_fixed():
-    assert change(DPMean(clip_norm=1.0, noise_multiplier=0.0), 0.5, -0.25, 30.0) == pytest.approx([(0.5 - 0.25 + 1.0) / 3])
-    assert change(DPMean(clip_norm=1.0, noise_multiplier=0.0), 0.5, 9.0, weight=(5.0, 0.0)) == pytest.approx([0.25])
+def test_clipping_is_per_client_and_the_denominator_is_fixed():
+    assert aggregate_change(DPMean(clip_norm=1.0, noise_multiplier=0.0), 0.5, -0.25, 30.0) == pytest.approx([(0.5 - 0.25 + 1.0) / 3])
+    assert aggregate_change(DPMean(clip_norm=1.0, noise_multiplier=0.0), 0.5, 9.0, weight=(5.0, 0.0)) == pytest.approx([0.25])
 
 
-def test_the_noise_has_the_size_it_says_and_comes_from_the_round():
+def test_the_noise_has_the_stated_scale_and_depends_on_the_round():
     told = replace(update(*[0.0] * 4000).__class__(**{**vars(update(0.0, 0.0, 0.0, 0.0)), "server_seed": 7}))
     told = replace(told, delta=Tree(x=torch.zeros(4, 20000, dtype=torch.float64)))
     server = ServerState(Tree(x=torch.zeros(1, 20000, dtype=torch.float64)), Tree(), Tree())
@@ -128,12 +128,12 @@ class ClipsTheSum(DPMean):
 
 
 @dataclass(frozen=True)
-class CountsTheAbsent(Median):
+class CountsAbsentClients(Median):
     def aggregate(self, server, update):
         return super().aggregate(server, replace(update, weight=torch.ones_like(update.weight)))
 
 
-def test_robust_mutants_are_seen():
-    assert change(ClipsTheSum(1.0, 0.0), 0.5, -0.25, 30.0) != pytest.approx([1.25 / 3])
-    assert change(CountsTheAbsent(), 1.0, 1.0, 0.0, 0.0, 0.0, weight=(1, 1, 0, 0, 0)) != pytest.approx([1.0])
+def test_bugs_in_robust_aggregators_are_detected():
+    assert aggregate_change(ClipsTheSum(1.0, 0.0), 0.5, -0.25, 30.0) != pytest.approx([1.25 / 3])
+    assert aggregate_change(CountsAbsentClients(), 1.0, 1.0, 0.0, 0.0, 0.0, weight=(1, 1, 0, 0, 0)) != pytest.approx([1.0])
     assert path(train(FedAvg(), Q2(), until=1, optimizer=Sgd(0.1)))[0] == pytest.approx(1.3837893354)

@@ -1,4 +1,4 @@
-"""The scripts beside the package, as modules."""
+"""Fixture that imports the modules of benchmarks/."""
 
 from __future__ import annotations
 

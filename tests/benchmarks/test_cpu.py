@@ -1,4 +1,4 @@
-"""The benchmarks of `make bench`, in their smallest size: they run, their sides end alike, and they write what they found."""
+"""Test that the benchmarks of `make bench` run at their smallest size, that the compared sides end alike, and that they write results."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def _as_modules(scripts):
     pass
 
 
-def ran(tmp_path, name: str, *more: str) -> dict[str, dict]:
-    """What a benchmark wrote, by the file's name without the machine's."""
+def run_benchmark(tmp_path, name: str, *more: str) -> dict[str, dict]:
+    """Run a benchmark and return what it wrote, by file name without the name of the machine."""
     assert import_module(name).main(["--small", "--out", str(tmp_path), *more]) == 0
     return {path.stem.rsplit("-", 1)[0]: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
 
 
 @pytest.mark.slow
-def test_a_round_beside_the_plain_loop(tmp_path):
-    said = ran(tmp_path, "loop", "--repeats", "1")
+def test_a_round_is_compared_with_the_plain_loop(tmp_path):
+    said = run_benchmark(tmp_path, "loop", "--repeats", "1")
     assert said.keys() == {"loop-pocket", "loop-distilgpt2"}
     for found in said.values():
         (row,) = found["rows"]
@@ -35,7 +35,7 @@ def test_a_round_beside_the_plain_loop(tmp_path):
         assert found["peak_gflops"] > 0 and found["packages"]["torch"]
 
 
-def test_sides_that_end_apart_end_the_benchmark(scripts):
+def test_sides_with_different_results_stop_the_benchmark(scripts):
     comparison = import_module("comparison")
     one = Tree(a=torch.ones(2, 3))
     assert comparison.check_agreement(one, one) == 0
@@ -45,14 +45,14 @@ def test_sides_that_end_apart_end_the_benchmark(scripts):
 
 
 @pytest.mark.slow
-def test_whole_blocks_and_all_weights(tmp_path):
-    said = ran(tmp_path, "tuning", "--repeats", "1")
+def test_whole_blocks_and_all_weights_are_measured(tmp_path):
+    said = run_benchmark(tmp_path, "tuning", "--repeats", "1")
     assert [row["difference"] < 1e-4 for row in said["tuning-pocket"]["rows"]] == [True] * 3
 
 
 @pytest.mark.slow
-def test_a_round_grows_with_its_work(tmp_path):
-    rows = ran(tmp_path, "scaling", "--repeats", "1")["scaling"]["rows"]
+def test_the_time_of_a_round_grows_with_its_work(tmp_path):
+    rows = run_benchmark(tmp_path, "scaling", "--repeats", "1")["scaling"]["rows"]
     assert [(row["axis"], row["value"], row["work"]) for row in rows] == [
         ("clients", 2, 0.67),
         ("clients", 3, 1.0),
@@ -63,8 +63,8 @@ def test_a_round_grows_with_its_work(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_round_does_not_grow_with_the_clients_that_sit_out(tmp_path):
-    found = ran(tmp_path, "clients", "--rounds", "3", "--algorithms", "FedAvg", "Scaffold")["clients"]
+def test_the_time_of_a_round_does_not_grow_with_absent_clients(tmp_path):
+    found = run_benchmark(tmp_path, "clients", "--rounds", "3", "--algorithms", "FedAvg", "Scaffold")["clients"]
     assert [(row["algorithm"], row["clients"], row["rounds"]) for row in found["rows"]] == [
         ("FedAvg", [4, 12], 3),
         ("Scaffold", [4, 12], 3),
@@ -75,7 +75,7 @@ def test_a_round_does_not_grow_with_the_clients_that_sit_out(tmp_path):
 
 @pytest.mark.slow
 def test_growth_is_measured_for_all_parts(tmp_path):
-    found = ran(tmp_path, "growth", "--rounds", "5")["growth"]
+    found = run_benchmark(tmp_path, "growth", "--rounds", "5")["growth"]
     rounds = [row for row in found["rows"] if row["part"] == "rounds"]
     assert [(row["algorithm"], row["clients"]) for row in rounds] == [
         (name, size) for name in ("FedAvg", "Scaffold") for size in (4, 8, 16)
@@ -94,9 +94,9 @@ def test_a_waiting_client_has_its_own_state_and_partitions_are_timed(scripts):
 
 
 @pytest.mark.slow
-def test_stacked_gradients_are_the_lone_ones(tmp_path, monkeypatch):
+def test_stacked_gradients_equal_those_of_single_clients(tmp_path, monkeypatch):
     gradients = import_module("gradients")
-    rows = ran(tmp_path, "gradients")["gradients"]["rows"]
+    rows = run_benchmark(tmp_path, "gradients")["gradients"]["rows"]
     assert {row["arithmetic"] for row in rows} == {"float32", "float64"}
     assert all(0 < max(row["alone"], row["plain"]) <= row["most"] for row in rows if row["tuned"] == "adapters")
     monkeypatch.setattr(gradients, "MAX_DIFFERENCE", {torch.float64: 0.0})
@@ -104,7 +104,7 @@ def test_stacked_gradients_are_the_lone_ones(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_memory_of_a_growing_fleet(tmp_path):
+def test_memory_is_measured_for_growing_numbers_of_clients(tmp_path):
     memory = import_module("memory")
     cases = [("copies", 3, 3), ("stacked", 3, 3), ("pool", 4, 2), ("pool", 8, 2)]
     rows, ends = [], {}
@@ -121,14 +121,14 @@ def test_memory_of_a_growing_fleet(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_share_of_looking(tmp_path):
-    rows = ran(tmp_path, "evaluation")["evaluation"]["rows"]
+def test_the_share_of_probes_is_measured(tmp_path):
+    rows = run_benchmark(tmp_path, "evaluation")["evaluation"]["rows"]
     assert {"train", "evaluate"} <= {row["phase"] for row in rows}
 
 
 @pytest.mark.slow
 def test_bfloat16_beside_float32(tmp_path):
-    rows = ran(tmp_path, "bf16", "--repeats", "1")["bf16"]["rows"]
+    rows = run_benchmark(tmp_path, "bf16", "--repeats", "1")["bf16"]["rows"]
     assert [row["model"] for row in rows] == ["pocket", "distilgpt2", "smollm2-135m"]
     for row in rows:
         assert row["difference_float32"] < 1e-4 < row["update_difference"] < 0.05
@@ -137,7 +137,7 @@ def test_bfloat16_beside_float32(tmp_path):
 
 @pytest.mark.slow
 def test_results_in_bfloat16_beside_those_in_float32(tmp_path):
-    found = ran(tmp_path, "bf16", "--effect", "--seeds", "1")["bf16-effect"]
+    found = run_benchmark(tmp_path, "bf16", "--effect", "--seeds", "1")["bf16-effect"]
     assert [row["experiment"] for row in found["rows"]] == ["demo", "topic", "synthetic"]
     assert all(0 < abs(row["loss_difference"]) < 0.05 and row["loss_float32"] > 1 for row in found["rows"])
 

@@ -1,4 +1,4 @@
-"""What `make gpu` does on a machine with a GPU, in little and on this one: the same scripts, toy networks."""
+"""Test the scripts of `make gpu` with tiny networks on the CPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def small(tmp_path, *more: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_every_check_holds_here(tmp_path, capsys):
+def test_every_check_passes_on_this_device(tmp_path, capsys):
     assert import_module("gpu_check").main(small(tmp_path)) == 0
     said = json.loads((tmp_path / "gpu-check-cpu-small.json").read_text())
     assert said["fine"] and not said["failed"]
@@ -33,20 +33,20 @@ def test_every_check_holds_here(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_check_that_fails_and_one_that_breaks_are_told_and_the_others_go_on(tmp_path, capsys, monkeypatch):
+def test_failed_checks_and_errors_are_reported_and_other_checks_still_run(tmp_path, capsys, monkeypatch):
     check = import_module("gpu_check")
 
     def breaks(where):
         raise RuntimeError("no kernel image")
         yield
 
-    def worn_by_the_first(self, params, batch):  # every client wears the first one's parts
+    def use_params_of_first_client(self, params, batch):  # every client uses the parameters of the first one
         return honest(self, params.take(torch.zeros(len(batch["tokens"]), dtype=torch.long)), batch)
 
     honest = StackedModel.__call__
     monkeypatch.setattr(check, "SHAPES", ("pocket",))
     monkeypatch.setattr(check, "CHECKS", (breaks, check.check_stacked_against_sequential))
-    monkeypatch.setattr(StackedModel, "__call__", worn_by_the_first)
+    monkeypatch.setattr(StackedModel, "__call__", use_params_of_first_client)
     assert check.main(small(tmp_path)) == 1
     said = json.loads((tmp_path / "gpu-check-cpu-small.json").read_text())
     assert said["failed"] == {"breaks": "RuntimeError: no kernel image"}
@@ -54,35 +54,35 @@ def test_a_check_that_fails_and_one_that_breaks_are_told_and_the_others_go_on(tm
 
 
 @pytest.mark.slow
-def test_the_ladder_is_climbed_compared_and_gone_on_with(tmp_path, capsys):
+def test_the_speed_measurement_can_be_interrupted_and_continued(tmp_path, capsys):
     speed = import_module("gpu_speed")
     asked = small(tmp_path, "--models", "pocket")
     assert speed.main([*asked, "--minutes", "0"]) == 0
     assert "2 left; repeat the same command to measure them" in capsys.readouterr().out
-    for _ in range(2):  # the second has nothing left to do
+    for _ in range(2):  # the second call has nothing left to measure
         assert speed.main(asked) == 0
     rows = json.loads((tmp_path / "gpu-speed-cpu-small.json").read_text())["rows"]
     assert [(row["clients"], row["sequences"]) for row in rows] == [(3, 1), (2, 2)]
     assert all(row["differ"] < 1e-3 and row["stacked_tokens_per_s"] > 0 for row in rows)
 
 
-def test_work_is_four_operations_for_each_weight_that_multiplies():
+def test_flops_per_token_are_four_times_the_multiplied_weights():
     speed, comparison = import_module("gpu_speed"), import_module("comparison")
     network = comparison.load_network("tinyllama-1.1b", torch.device("cpu"), torch.float32, small=True)
     width, inner, heads, keys, words = 32, 48, 32, 16, 97
     block = width * (heads + 2 * keys) + heads * width + 3 * width * inner
-    assert speed.flops_per_token(network) == 4 * (2 * block + width * words)  # the head multiplies, the embedding is looked up
+    assert speed.flops_per_token(network) == 4 * (2 * block + width * words)  # the head multiplies, the embedding is a lookup
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_toys_are_of_the_family_of_their_preset(name):
+def test_small_networks_have_the_architecture_of_their_preset(name):
     network = import_module("comparison").load_network(name, torch.device("cpu"), torch.float32, small=True)
     assert network.config.model_type == PRESETS[name].architecture["model_type"]
     assert network.num_parameters() < 100_000
 
 
 @pytest.mark.slow
-def test_the_grid_goes_as_far_as_the_time_and_then_on_to_its_end(tmp_path, capsys):
+def test_the_grid_stops_at_the_time_limit_and_continues_later(tmp_path, capsys):
     study = import_module("gpu_study")
     asked = small(tmp_path / "out", "--runs", str(tmp_path / "runs"), "--together", "3")
     assert study.main([*asked, "--minutes", "0.005"]) == 0

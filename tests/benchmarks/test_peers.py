@@ -1,4 +1,4 @@
-"""The same work by every framework: toy sizes end alike, and who is not there is told. `-m slow`: Flower and pfl too."""
+"""Test that the same work by every framework ends alike and that missing frameworks are reported; `-m slow` adds Flower and pfl."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def _as_modules(scripts):
     pass
 
 
-class Turns:
-    """A benchmark that never waits."""
+class BenchmarkWithoutWaiting:
+    """A benchmark whose rounds do not wait for each other."""
 
     taken = 0
 
@@ -31,10 +31,10 @@ class Turns:
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_our_fleet_and_the_bare_client_end_alike(number):
+def test_the_client_simulator_and_the_plain_client_end_alike(number):
     work, ends = import_module("peer_speed").SMALL_WORKLOADS[number], {}
     for side in ("fedrift", "bare"):
-        turns = Turns()
+        turns = BenchmarkWithoutWaiting()
         import_module(f"peer_{side}").run(work, turns)
         assert turns.taken == work.warmup_rounds + work.num_rounds
         ends[side] = turns.ends
@@ -43,13 +43,13 @@ def test_our_fleet_and_the_bare_client_end_alike(number):
     assert import_module("comparison").relative_difference(start, ends["bare"]) > 1e-5
 
 
-def test_work_travels_as_text():
+def test_a_workload_can_be_converted_to_text_and_back():
     peers, kinds = import_module("peer_speed"), import_module("peer_work")
     assert [kinds.Workload.from_json(str(work)) for work in peers.WORKLOADS] == list(peers.WORKLOADS)
 
 
 @pytest.mark.slow
-def test_a_side_that_cannot_begin_is_told(tmp_path, capsys, monkeypatch):
+def test_a_framework_that_cannot_start_is_reported(tmp_path, capsys, monkeypatch):
     if find_spec("pfl"):
         pytest.skip("pfl is importable here")
     peers = import_module("peer_speed")

@@ -1,4 +1,4 @@
-"""The command line as a person uses it."""
+"""Test the command line from an experiment to a report, its errors, signals and JSON output."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import yaml
 from fedrift.cli.app import main
 from fedrift.core.records import Record
 from fedrift.storage import Run
-from tests.worlds import experiment
+from tests.small_experiment import experiment
 
 
-def fedrift(capsys, monkeypatch, *words: str) -> tuple[int, str, str]:
-    """Exit code, what was printed, what was complained of."""
+def run_command(capsys, monkeypatch, *words: str) -> tuple[int, str, str]:
+    """Run a command; return its exit code, standard output and standard error."""
     monkeypatch.setattr(sys, "argv", ["fedrift", *words])
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as ended:
@@ -30,8 +30,8 @@ def fedrift(capsys, monkeypatch, *words: str) -> tuple[int, str, str]:
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
-    """A folder with an experiment in it, and the working folder of the test."""
+def experiment_folder(tmp_path, monkeypatch):
+    """The working directory, which contains an experiment."""
     said = experiment(tmp_path).to_dict()
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(said))
     monkeypatch.chdir(tmp_path)
@@ -49,33 +49,33 @@ def test_help_answers_without_torch():
     assert "demo" in done.stdout
 
 
-def test_every_command_explains_itself(capsys, monkeypatch):
+def test_every_command_has_a_help_text(capsys, monkeypatch):
     for command in ("run", "demo", "validate", "list", "show", "report", "fork", "conformance", "models", "datasets", "doctor"):
-        code, out, _ = fedrift(capsys, monkeypatch, command, "--help")
+        code, out, _ = run_command(capsys, monkeypatch, command, "--help")
         assert code == 0
         assert len(out.splitlines()) > 5
 
 
-def test_from_an_experiment_to_a_page(world, capsys, monkeypatch):
-    code, out, _ = fedrift(capsys, monkeypatch, "run", "e.yaml", "--iid-baseline", "--device", "cpu")
+def test_an_experiment_is_run_listed_shown_and_reported(experiment_folder, capsys, monkeypatch):
+    code, out, _ = run_command(capsys, monkeypatch, "run", "e.yaml", "--iid-baseline", "--device", "cpu")
     assert code == 0
     assert "gap to IID baseline" in out
-    code, out, _ = fedrift(capsys, monkeypatch, "list", "--json")
+    code, out, _ = run_command(capsys, monkeypatch, "list", "--json")
     found = json.loads(out)
     assert [run["status"] for run in found] == ["finished", "finished"]
     skewed = next(run["id"] for run in found if run["experiment"]["partition"]["severity"] == 1)
-    code, out, _ = fedrift(capsys, monkeypatch, "show", skewed[:6])
+    code, out, _ = run_command(capsys, monkeypatch, "show", skewed[:6])
     assert code == 0
     assert "sport" in out
-    code, out, _ = fedrift(capsys, monkeypatch, "show", skewed, "--json")
+    code, out, _ = run_command(capsys, monkeypatch, "show", skewed, "--json")
     assert {row["metric"] for row in json.loads(out)["records"]} >= {"loss", "update.norm"}
-    code, out, _ = fedrift(capsys, monkeypatch, "report", skewed, "--output", "page")
-    page = (world / "page" / "index.html").read_text()
+    code, out, _ = run_command(capsys, monkeypatch, "report", skewed, "--output", "page")
+    page = (experiment_folder / "page" / "index.html").read_text()
     assert "IID baseline" in page
     assert "https://cdn" not in page
 
 
-def test_a_mistake_is_one_message_and_exit_code_2(world, capsys, monkeypatch):
+def test_a_mistake_is_one_message_and_exit_code_2(experiment_folder, capsys, monkeypatch):
     for words, told in [
         (("run", "e.yaml", "partition.severity=1.5"), "partition.severity"),
         (("run", "e.yaml", "training.participation_rate=0.1"), "rounds to no client"),
@@ -88,7 +88,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(world, capsys, monkeypatch):
         (("run", "e.yaml", "training.max_seq_length=4000"), "takes 64 at most"),
         (("run", "e.yaml", "--device", "cuda:9"), "is not available"),
     ]:
-        code, _, err = fedrift(capsys, monkeypatch, *words)
+        code, _, err = run_command(capsys, monkeypatch, *words)
         assert code == 2, words
         assert told in err, err
         assert "Traceback" not in err
@@ -96,31 +96,31 @@ def test_a_mistake_is_one_message_and_exit_code_2(world, capsys, monkeypatch):
 
 def test_an_output_that_cannot_be_written_is_one_message_and_exit_code_2(world, capsys, monkeypatch):
     for output, told in (("e.yaml/clients", "e.yaml/clients"), ("a" * 300, "File name too long")):
-        code, _, err = fedrift(capsys, monkeypatch, "partition", "export", "e.yaml", "--output", output)
+        code, _, err = run_command(capsys, monkeypatch, "partition", "export", "e.yaml", "--output", output)
         assert code == 2
         assert "fedrift: cannot read or write" in err
         assert told in err
 
 
-def test_a_bad_corpus_is_told_and_nothing_is_stored(world, capsys, monkeypatch):
+def test_a_bad_corpus_is_refused_and_nothing_is_stored(experiment_folder, capsys, monkeypatch):
     bad = [("empty.csv", b"", "empty"), ("binary.csv", bytes(range(256)) * 9, ""), ("other.csv", b"a,b\n1,2\n", "text")]
     for name, content, told in bad:
-        (world / name).write_bytes(content)
-        code, _, err = fedrift(capsys, monkeypatch, "run", "e.yaml", f"dataset.name={name}", "dataset.fingerprint=''")
+        (experiment_folder / name).write_bytes(content)
+        code, _, err = run_command(capsys, monkeypatch, "run", "e.yaml", f"dataset.name={name}", "dataset.fingerprint=''")
         assert code == 2
         assert told in err
-    assert not list((world / "runs").glob("*"))
+    assert not list((experiment_folder / "runs").glob("*"))
 
 
-def test_validate_prints_the_whole_experiment_and_runs_nothing(world, capsys, monkeypatch):
-    code, out, _ = fedrift(capsys, monkeypatch, "validate", "e.yaml", "algorithm=Scaffold")
+def test_validate_prints_the_whole_experiment_and_runs_nothing(experiment_folder, capsys, monkeypatch):
+    code, out, _ = run_command(capsys, monkeypatch, "validate", "e.yaml", "algorithm=Scaffold")
     assert code == 0
     assert yaml.safe_load(out)["algorithm"]["type"] == "Scaffold"
-    assert not (world / "runs").exists()
+    assert not (experiment_folder / "runs").exists()
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_signal_stops_a_command_as_ctrl_c_does_and_another_does_not_disturb_that(monkeypatch, name):
+def test_a_signal_stops_a_command_like_ctrl_c_and_a_second_one_has_no_effect(monkeypatch, name):
     number, told = getattr(signal, name), []
 
     def command():
@@ -141,7 +141,7 @@ def test_a_signal_stops_a_command_as_ctrl_c_does_and_another_does_not_disturb_th
 
 
 def test_a_signal_that_is_ignored_stays_ignored(monkeypatch):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
         monkeypatch.setattr("fedrift.cli.app.app", lambda: os.kill(os.getpid(), signal.SIGHUP))
         main()
@@ -165,26 +165,26 @@ def test_json_keeps_every_digit_and_infinities(tmp_path, capsys, monkeypatch):
     values = [1.23456789012e-12, math.inf, 0.1 + 0.2]
     run.append_records(Record(round, "loss", "", -1, value) for round, value in enumerate(values))
     ask = ("query", "SELECT value FROM records ORDER BY round", "--json", "--runs-dir", str(tmp_path))
-    assert [row["value"] for row in json.loads(fedrift_said(capsys, monkeypatch, *ask))] == values
-    shown = json.loads(fedrift_said(capsys, monkeypatch, "show", "abc", "--json", "--runs-dir", str(tmp_path)))
+    assert [row["value"] for row in json.loads(command_output(capsys, monkeypatch, *ask))] == values
+    shown = json.loads(command_output(capsys, monkeypatch, "show", "abc", "--json", "--runs-dir", str(tmp_path)))
     assert [row["value"] for row in shown["records"]] == values
-    (listed,) = json.loads(fedrift_said(capsys, monkeypatch, "list", "--json", "--runs-dir", str(tmp_path)))
+    (listed,) = json.loads(command_output(capsys, monkeypatch, "list", "--json", "--runs-dir", str(tmp_path)))
     assert listed["experiment"]["training"]["max_grad_norm"] == 0.1 + 0.2
 
 
-def fedrift_said(capsys, monkeypatch, *words) -> str:
-    code, out, _ = fedrift(capsys, monkeypatch, *words)
+def command_output(capsys, monkeypatch, *words) -> str:
+    code, out, _ = run_command(capsys, monkeypatch, *words)
     assert code == 0
     return out
 
 
 def test_models_and_corpora_are_listed(capsys, monkeypatch):
-    assert "pocket" in fedrift(capsys, monkeypatch, "models")[1]
-    assert "bbc" in fedrift(capsys, monkeypatch, "datasets")[1]
-    assert json.loads(fedrift(capsys, monkeypatch, "models", "--json")[1])[0]["name"] == "pocket"
+    assert "pocket" in run_command(capsys, monkeypatch, "models")[1]
+    assert "bbc" in run_command(capsys, monkeypatch, "datasets")[1]
+    assert json.loads(run_command(capsys, monkeypatch, "models", "--json")[1])[0]["name"] == "pocket"
 
 
-def test_conformance_judges_whoever_is_named(capsys, monkeypatch, tmp_path):
+def test_conformance_tests_the_named_subject(capsys, monkeypatch, tmp_path):
     (tmp_path / "mine.py").write_text(
         "from dataclasses import dataclass\n\n\n@dataclass(frozen=True)\nclass Mine:\n    name: str = 'mine'\n"
         "    version: str = '7'\n    algorithm: str = 'fedsgd'\n    off: float = 0.0\n\n    def run(self, p):\n"
@@ -194,10 +194,10 @@ def test_conformance_judges_whoever_is_named(capsys, monkeypatch, tmp_path):
         "            seen.append(x)\n        return seen\n\n\nRIGHT, BOTH = Mine(), [Mine(), Mine(off=1.0)]\n"
     )
     monkeypatch.chdir(tmp_path)
-    code, out, _ = fedrift(capsys, monkeypatch, "conformance", "--subject", "mine.py:RIGHT")
+    code, out, _ = run_command(capsys, monkeypatch, "conformance", "--subject", "mine.py:RIGHT")
     assert code == 0
     assert "2 of 2 verdicts are right" in out
-    code, out, _ = fedrift(capsys, monkeypatch, "conformance", "--subject", "mine.py:BOTH", "--json")
+    code, out, _ = run_command(capsys, monkeypatch, "conformance", "--subject", "mine.py:BOTH", "--json")
     assert code == 1
     assert [v["holds"] for v in json.loads(out)["verdicts"]] == [True, True, False, False]
 
@@ -213,15 +213,15 @@ def test_conformance_judges_whoever_is_named(capsys, monkeypatch, tmp_path):
         (["quickly"], "quick"),
     ],
 )
-def test_conformance_says_what_it_was_not_given(capsys, monkeypatch, words, said):
-    code, _, err = fedrift(capsys, monkeypatch, "conformance", *words)
+def test_a_wrong_subject_of_conformance_is_refused(capsys, monkeypatch, words, said):
+    code, _, err = run_command(capsys, monkeypatch, "conformance", *words)
     assert code == 2
     assert any(part in err for part in said.split("|"))
 
 
 @pytest.mark.slow
 def test_conformance_prints_the_scoreboard(capsys, monkeypatch):
-    code, out, _ = fedrift(capsys, monkeypatch, "conformance", "--markdown")
+    code, out, _ = run_command(capsys, monkeypatch, "conformance", "--markdown")
     assert code == 0
     assert "**wrong**" not in out
     assert out.count("| scaffold |") == 5
@@ -229,7 +229,7 @@ def test_conformance_prints_the_scoreboard(capsys, monkeypatch):
 
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("trained", ["Lora", "All"])
-def test_a_run_prints_nothing_but_its_progress_on_stderr(world, trained):
+def test_a_run_prints_nothing_but_its_progress_on_stderr(experiment_folder, trained):
     command = [sys.executable, "-m", "fedrift", "run", "e.yaml", f"trainable={trained}", "training.num_rounds=1", "--device", "cpu"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"})
     assert done.returncode == 0, done.stderr

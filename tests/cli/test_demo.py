@@ -1,4 +1,4 @@
-"""`fedrift demo`: its conditions are valid, and its table and sentences follow from the runs, whatever came."""
+"""Test that the conditions of `fedrift demo` are valid, and that its table and sentences follow from the runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OUTCOMES = {
 }
 
 
-def test_the_conditions_differ_in_one_thing_and_share_all_else():
+def test_the_conditions_differ_in_one_setting():
     conditions = make_conditions()
     assert set(conditions) == set(OUTCOMES) and len({config.id for config in conditions.values()}) == 7
     base = conditions[BROKEN]
@@ -37,14 +37,14 @@ def test_the_conditions_differ_in_one_thing_and_share_all_else():
     assert conditions[IID] == base.iid_baseline() and conditions[CONTROL].partition.homogeneous
 
 
-def test_the_sentences_say_what_broke_and_what_repaired_it():
+def test_the_sentences_state_what_failed_and_what_repaired_it():
     words = " ".join(describe_outcomes(OUTCOMES))
     assert "FedAvg ends at perplexity 105, worse than no training (untrained 90, worst round 134)" in words
     assert f"With repairs: {REPAIRS[0]}: 77, {REPAIRS[1]}: 99. {REPAIRS[0]} closes at least half of the gap." in words
     assert "None closes half of the gap." in words and f"of the others {REPAIRS[1]} is best there: 81" in words and "one seed" in words
 
 
-def test_a_repair_that_ends_below_the_controls_is_told_in_words(capsys, monkeypatch):
+def test_a_repair_below_the_controls_is_described_in_words(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     outcomes = {
         **OUTCOMES,
@@ -61,7 +61,7 @@ def test_a_repair_that_ends_below_the_controls_is_told_in_words(capsys, monkeypa
     assert "ends below the mixed styles." in " ".join(describe_outcomes(outcomes))
 
 
-def test_a_null_is_told_as_one():
+def test_a_null_result_is_reported_as_such():
     outcomes = {name: replace(OUTCOMES[IID]) for name in OUTCOMES}
     words = " ".join(describe_outcomes(outcomes))
     assert words.count("None closes half of the gap.") == 2 and "worse than no training" not in words

@@ -1,4 +1,4 @@
-"""``fedrift partition``: the same deal as a run's, told without torch, and written so that others can read it."""
+"""Test that ``fedrift partition`` gives the partition of a run, works without torch, and exports it for other tools."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from fedrift.cli.partition_data import OTHER_KEYS, DataConfig, load_data_config,
 from fedrift.config.schema import ExperimentConfig
 from fedrift.core.errors import UserError
 from fedrift.engine.build import partition_documents
-from tests import worlds
+from tests import small_experiment
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """Nothing is left in the user's cache."""
+    """Use an empty cache directory."""
     monkeypatch.setenv("FEDRIFT_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
-def sandbox(tmp_path):
-    """An experiment on a small sandbox, three clients of one domain each."""
+def synthetic_experiment(tmp_path):
+    """An experiment on a small synthetic corpus with three clients of one domain each."""
     file = tmp_path / "e.yaml"
     said = {
         "dataset": {"name": "synthetic", "synthetic": {"num_domains": 3, "num_documents": 150, "words_per_class": 15, "overlap": 0.2}},
@@ -41,41 +41,41 @@ def sandbox(tmp_path):
     return file
 
 
-def run(*arguments) -> str:
+def run_command(*arguments) -> str:
     done = CliRunner().invoke(app, ["partition", *map(str, arguments)])
     if done.exception:
         raise done.exception
     return done.stdout
 
 
-def test_it_deals_what_a_run_deals(tmp_path):
-    experiment = worlds.experiment(tmp_path)
+def test_the_partition_is_that_of_a_run(tmp_path):
+    experiment = small_experiment.experiment(tmp_path)
     file = tmp_path / "e.yaml"
     file.write_text(yaml.safe_dump(experiment.to_dict()))
-    cache = worlds.make_cache(tmp_path)
+    cache = small_experiment.make_cache(tmp_path)
     words = cache.get_corpus(experiment.dataset, experiment.model)
     tokens = cache.get_tokens(words, experiment.model, experiment.trainable)
     corpus = words.with_sizes(tokens.lengths)
-    wanted = [set(corpus.text[rows]) for rows in partition_documents(experiment, corpus).rows]
+    expected = [set(corpus.text[rows]) for rows in partition_documents(experiment, corpus).rows]
     found = partition_dataset(load_data_config(file))
     assert found.unit == "tokens" and not found.note
-    assert [set(found.corpus.text[rows]) for rows in found.partition.rows] == wanted
+    assert [set(found.corpus.text[rows]) for rows in found.partition.rows] == expected
     size = dict(zip(corpus.text, corpus.size))
     assert all(size[text] == count for text, count in zip(found.corpus.text, found.corpus.size))
 
 
-def test_it_knows_every_key_of_an_experiment(sandbox):
+def test_every_key_of_an_experiment_is_accepted(synthetic_experiment):
     assert {field.name for field in fields(DataConfig)} | set(OTHER_KEYS) == {field.name for field in fields(ExperimentConfig)}
     with pytest.raises(UserError, match="did you mean 'partition'"):
-        load_data_config(sandbox, ["partitoin.severity=0"])
+        load_data_config(synthetic_experiment, ["partitoin.severity=0"])
     with pytest.raises(UserError, match=r"partition.severity"):
-        load_data_config(sandbox, ["partition.severity=2"])
+        load_data_config(synthetic_experiment, ["partition.severity=2"])
     with pytest.raises(UserError, match="path=value"):
-        load_data_config(sandbox, ["partition"])
+        load_data_config(synthetic_experiment, ["partition"])
 
 
-def test_show_needs_no_torch(sandbox, tmp_path):
-    show = ["partition", "show", str(sandbox), "--html", str(tmp_path / "p.html")]
+def test_show_needs_no_torch(synthetic_experiment, tmp_path):
+    show = ["partition", "show", str(synthetic_experiment), "--html", str(tmp_path / "p.html")]
     code = (
         f"import sys; from fedrift.cli.app import app; app({show}, standalone_mode=False); "
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
@@ -84,9 +84,9 @@ def test_show_needs_no_torch(sandbox, tmp_path):
     assert (tmp_path / "p.html").stat().st_size > 10_000
 
 
-def test_show_as_json_is_whole_and_draws_no_page(sandbox, tmp_path, monkeypatch):
+def test_show_as_json_is_complete_and_writes_no_page(synthetic_experiment, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    told = json.loads(run("show", sandbox, "--json", "partition.severity=0.5"))
+    told = json.loads(run_command("show", synthetic_experiment, "--json", "partition.severity=0.5"))
     assert told["experiment"]["partition"]["severity"] == 0.5
     assert told["clients"] == 3 and len(told["characteristic_words"]) == 3 and len(told["word_jsd"]) == 3
     assert told["numbers"]["label.jsd"]["value"] > told["numbers"]["label.jsd"]["null_mean"]
@@ -94,27 +94,27 @@ def test_show_as_json_is_whole_and_draws_no_page(sandbox, tmp_path, monkeypatch)
     assert not list(tmp_path.glob("*.html"))
 
 
-def test_show_compares_embeddings_in_the_vectors_asked_for(sandbox, tmp_path):
-    told = json.loads(run("show", sandbox, "--json"))
+def test_show_compares_embeddings_of_the_chosen_encoder(synthetic_experiment, tmp_path):
+    told = json.loads(run_command("show", synthetic_experiment, "--json"))
     assert told["encoder"] == "lsa" and list((tmp_path / "cache" / "vectors").iterdir())
     for name in ("embedding.mmd2", "embedding.frechet"):
         number = told["numbers"][name]
         assert number["value"] > number["null_mean"] + 3 * number["null_std"]
-    none = json.loads(run("show", sandbox, "--json", "--encoder", "none"))
+    none = json.loads(run_command("show", synthetic_experiment, "--json", "--encoder", "none"))
     assert none["encoder"] == "" and "embedding.mmd2" not in none["numbers"]
     for name, number in none["numbers"].items():
         assert number["value"] == told["numbers"][name]["value"]
-    iid = json.loads(run("show", sandbox, "--json", "partition.severity=0"))["numbers"]["embedding.mmd2"]
+    iid = json.loads(run_command("show", synthetic_experiment, "--json", "partition.severity=0"))["numbers"]["embedding.mmd2"]
     assert abs(iid["value"] - iid["null_mean"]) < 4 * iid["null_std"]
     with pytest.raises(UserError, match="no encoder 'lsi': did you mean 'lsa'"):
-        run("show", sandbox, "--encoder", "lsi")
+        run_command("show", synthetic_experiment, "--encoder", "lsi")
 
 
 @pytest.mark.slow
-def test_show_compares_gradients_of_the_model_that_a_run_begins_with(tmp_path):
+def test_show_compares_gradients_at_the_initial_model(tmp_path):
     file = tmp_path / "e.yaml"
-    file.write_text(yaml.safe_dump(worlds.experiment(tmp_path).to_dict()))
-    told = json.loads(run("show", file, "--json", "--gradients"))["gradients"]
+    file.write_text(yaml.safe_dump(small_experiment.experiment(tmp_path).to_dict()))
+    told = json.loads(run_command("show", file, "--json", "--gradients"))["gradients"]
     found = {(one["weights"], one["name"]): one for one in told}
     assert {parts for parts, _ in found} == {"trained", "last block"} and len(found) == 8
     for parts in ("trained", "last block"):
@@ -122,28 +122,28 @@ def test_show_compares_gradients_of_the_model_that_a_run_begins_with(tmp_path):
         assert spread["value"] > 3 * abs(spread["iid_mean"])
         assert 0 < spread["deviation"] < spread["value"]
         assert ratio["value"] > 1.2 and ratio["value"] > ratio["iid_mean"]
-    run("show", file, "--gradients", "--html", tmp_path / "g.html")
+    run_command("show", file, "--gradients", "--html", tmp_path / "g.html")
     assert "Gradient heterogeneity at the initial weights" in (tmp_path / "g.html").read_text()
 
 
-def test_show_prints_the_numbers_and_says_where_the_page_is(sandbox, tmp_path):
-    said = run("show", sandbox, "--html", tmp_path / "p.html")
+def test_show_prints_the_numbers_and_the_path_of_the_page(synthetic_experiment, tmp_path):
+    said = run_command("show", synthetic_experiment, "--html", tmp_path / "p.html")
     for part in ("TopicMix, severity 1", "word divergence", "by chance", "domain0", "bits", "p.html"):
         assert part in said, part
 
 
-def test_words_and_not_tokens_are_counted_and_owned_up_to_where_there_is_no_tokenizer(sandbox):
-    told = json.loads(run("show", sandbox, "--json", "model=somebody/nothing-of-that-name"))
+def test_without_a_tokenizer_words_are_counted_and_a_note_states_this(synthetic_experiment):
+    told = json.loads(run_command("show", synthetic_experiment, "--json", "model=somebody/nothing-of-that-name"))
     assert told["unit"] == "words" and "counted in words" in told["note"]
 
 
-def test_export_is_read_back_by_datasets_client_by_client(sandbox, tmp_path):
+def test_export_is_read_back_by_datasets_client_by_client(synthetic_experiment, tmp_path):
     from datasets import load_dataset
 
     out = tmp_path / "clients"
-    assert "3 clients" in run("export", sandbox, "--output", out)
+    assert "3 clients" in run_command("export", synthetic_experiment, "--output", out)
     told = json.loads((out / "partition.json").read_text())
-    done = partition_dataset(load_data_config(sandbox))
+    done = partition_dataset(load_data_config(synthetic_experiment))
     for client, listed in enumerate(told["clients"]):
         found = load_dataset(str(out), listed["name"], cache_dir=str(tmp_path / "cache"))["train"]
         assert found.column_names == ["text", "label", "source"]
@@ -156,52 +156,52 @@ def test_export_is_read_back_by_datasets_client_by_client(sandbox, tmp_path):
     assert len(ids) == len(set(ids)) == told["documents"]
 
 
-def test_export_writes_texts_as_their_clients_do_and_names_them_as_they_were(sandbox, tmp_path):
+def test_export_writes_rewritten_texts_with_the_ids_of_the_originals(synthetic_experiment, tmp_path):
     import pyarrow.parquet as pq
 
     out = tmp_path / "clients"
-    run("export", sandbox, "--output", out, "partition={type: Truncate, num_clients: 2, min_words: 3}")
+    run_command("export", synthetic_experiment, "--output", out, "partition={type: Truncate, num_clients: 2, min_words: 3}")
     told = json.loads((out / "partition.json").read_text())
     cut = pq.read_table(out / "client1" / "train.parquet").column("text").to_pylist()
     assert max(len(text.split()) for text in cut) == 3
-    found = partition_dataset(load_data_config(sandbox, ["partition={type: Truncate, num_clients: 2, min_words: 3}"]))
+    found = partition_dataset(load_data_config(synthetic_experiment, ["partition={type: Truncate, num_clients: 2, min_words: 3}"]))
     own = found.corpus.text[found.partition.rows[1]]
     assert told["clients"][1]["ids"] == [sha256(text.encode()).hexdigest() for text in own]
     assert [client["rewritten"] for client in told["clients"]] == [False, True]
 
 
-def test_tables_say_what_is_expected_and_found_and_fail_when_they_differ(monkeypatch):
+def test_tables_show_expected_and_measured_values_and_fail_if_they_differ(monkeypatch):
     from fedrift.partition import reference_tables
 
-    told = json.loads(run("tables", "--draws", "300", "--json"))
+    told = json.loads(run_command("tables", "--draws", "300", "--json"))
     assert len(told) == 34 and all(row["agrees"] for row in told)
-    said = run("tables", "--draws", "300")
+    said = run_command("tables", "--draws", "300")
     assert "34 of 34 agree" in said and "0.0599" in said
     monkeypatch.setitem(reference_tables.EXPECTED_MIX, 0.25, 0.1)
     done = CliRunner().invoke(app, ["partition", "tables", "--draws", "300"])
     assert done.exit_code == 1 and "differs" in done.stdout and "33 of 34" in done.stdout
 
 
-def test_the_same_deal_has_the_same_hash_and_another_seed_another(sandbox, tmp_path):
+def test_the_fingerprint_depends_on_the_partition_and_the_seed(synthetic_experiment, tmp_path):
     def content(name: str, *overrides: str) -> str:
-        run("export", sandbox, "--output", tmp_path / name, *overrides)
+        run_command("export", synthetic_experiment, "--output", tmp_path / name, *overrides)
         return json.loads((tmp_path / name / "partition.json").read_text())["partition_fingerprint"]
 
     deal = "partition.severity=0"
     assert content("a", deal) == content("b", deal) != content("c", deal, "seed=1")
 
 
-def test_export_never_writes_into_a_folder_that_holds_something(sandbox, tmp_path):
+def test_export_refuses_a_folder_that_is_not_empty(synthetic_experiment, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("42")
     with pytest.raises(UserError, match="not empty"):
-        run("export", sandbox, "--output", tmp_path / "mine")
+        run_command("export", synthetic_experiment, "--output", tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
-def test_documents_that_a_regime_leaves_out_are_counted(sandbox, tmp_path):
-    assert np.isfinite(json.loads(run("show", sandbox, "--json", "partition.budgets=trimmed"))["num_unused"])
-    run("export", sandbox, "--output", tmp_path / "t", "partition.budgets=trimmed", "partition.num_clients=2")
+def test_documents_that_a_partition_omits_are_counted(synthetic_experiment, tmp_path):
+    assert np.isfinite(json.loads(run_command("show", synthetic_experiment, "--json", "partition.budgets=trimmed"))["num_unused"])
+    run_command("export", synthetic_experiment, "--output", tmp_path / "t", "partition.budgets=trimmed", "partition.num_clients=2")
     told = json.loads((tmp_path / "t" / "partition.json").read_text())
     assert sum(client["documents"] for client in told["clients"]) + told["num_unused"] == told["documents"]
 
@@ -218,7 +218,7 @@ def test_documents_that_a_regime_leaves_out_are_counted(sandbox, tmp_path):
         ('text,label\n"a,x\nb,y\nc",x\n', [], "a quotation mark seems to be stray"),
     ],
 )
-def test_validate_reads_and_deals_a_local_file(tmp_path, table, overrides, words):
+def test_validate_reads_and_partitions_a_local_file(tmp_path, table, overrides, words):
     (tmp_path / "t.csv").write_text(table)
     said = {"dataset": str(tmp_path / "t.csv"), "partition": {"type": "TopicMix", "num_clients": 2}}
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(said))

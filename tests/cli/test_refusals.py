@@ -1,10 +1,10 @@
-"""What a command is given wrongly ends in exit code 2 and one line, before anything is loaded; never in a traceback."""
+"""Test that wrong input of a command gives exit code 2 and one line before anything is loaded, and never a traceback."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.cli.test_cli import fedrift
+from tests.cli.test_cli import run_command
 
 WRONG = {
     "training: {client_optimizer: {type: Sgd, lr: .inf}}": "training.client_optimizer.lr: expected a number from 1e-30 to 1e+30, got .inf",
@@ -28,7 +28,7 @@ def test_validate_and_run_refuse_an_experiment_in_the_same_line(text, tmp_path, 
     (tmp_path / "e.yaml").write_text(f"dataset: bbc\n{text}")
     (tmp_path / "s.yaml").write_text("name: a\nbase: e.yaml\n")
     said = [
-        fedrift(capsys, monkeypatch, *words)
+        run_command(capsys, monkeypatch, *words)
         for words in (
             ("validate", "e.yaml"),
             ("run", "e.yaml"),
@@ -41,7 +41,7 @@ def test_validate_and_run_refuse_an_experiment_in_the_same_line(text, tmp_path, 
     ]
     for code, out, err in said:
         assert (code, out) == (2, "")
-        assert err.replace("main: all: ", "") == said[0][2]  # a study says for which of its runs
+        assert err.replace("main: all: ", "") == said[0][2]  # a study also names the runs concerned
         assert WRONG[text] in err and len(err.splitlines()) == 1
 
 
@@ -100,7 +100,7 @@ def test_an_option_or_an_override_outside_its_range_is_refused(words, tmp_path, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "e.yaml").write_text("dataset: bbc\n")
     (tmp_path / "s.yaml").write_text("name: a\nbase: e.yaml\n")
-    code, out, err = fedrift(capsys, monkeypatch, *words)
+    code, out, err = run_command(capsys, monkeypatch, *words)
     assert (code, out) == (2, "")
     assert err and "Traceback" not in err
     assert "Usage:" in err or (len(err.splitlines()) == 1 and len(err) < 700)

@@ -18,7 +18,7 @@ from fedrift.engine.fingerprints import resolve_fingerprints
 from fedrift.engine.run import run_experiment
 from fedrift.studies.executors import WORKER_MODULES, Processes, create_worker_context
 from fedrift.studies.manifest import StudyManifest
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 CODE = """
 import sys

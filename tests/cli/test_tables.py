@@ -1,4 +1,4 @@
-"""Tables at a width of 80 columns: nothing is cut, and what is equal is said once."""
+"""Test that tables fit 80 columns without cut text and show equal values once."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def store(root, *overrides, severity=1.0, gap=0.0, finished=True) -> Run:
 
 
 @pytest.fixture
-def narrow(tmp_path, monkeypatch, capsys):
-    """Run a command on a terminal of 80 columns in an empty folder; return its output, whose lines must fit."""
+def run_at_80_columns(tmp_path, monkeypatch, capsys):
+    """Return a function that runs a command on a terminal of 80 columns in an empty folder and returns its output, whose lines must fit."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
 
@@ -64,10 +64,10 @@ def narrow(tmp_path, monkeypatch, capsys):
     return call
 
 
-def test_list_shows_losses_the_gap_and_only_what_differs(tmp_path, narrow):
+def test_list_shows_losses_the_gap_and_only_what_differs(tmp_path, run_at_80_columns):
     run, baseline = store(tmp_path / "runs", gap=0.25), store(tmp_path / "runs", severity=0)
     other = store(tmp_path / "runs", "algorithm={type: FedProx, mu: 0.01}", "training.client_optimizer.lr=0.5", finished=False)
-    out = narrow("list")
+    out = run_at_80_columns("list")
     assert "All 3 runs: " in out and "dataset bbc" in out and "partition TopicMix" in out and "seed 0" in out
     line = next(line for line in out.splitlines() if run.id[:6] in line)
     assert line.split()[:6] == [run.id[:6], "finished", "12/12", "94.6", "4.550", "+0.250"]
@@ -76,7 +76,7 @@ def test_list_shows_losses_the_gap_and_only_what_differs(tmp_path, narrow):
     assert "TopicMix" not in out.partition("run ")[2]
 
 
-def test_list_of_many_differences_still_fits(tmp_path, narrow):
+def test_list_of_many_differences_still_fits(tmp_path, run_at_80_columns):
     models = ["a-model-with-a-long-name-in-a-folder", "another-one-with-a-longer-name-in-a-folder-of-mine"]
     for seed in range(4):
         overrides = [
@@ -90,22 +90,22 @@ def test_list_of_many_differences_still_fits(tmp_path, narrow):
             f"training.client_optimizer.lr={0.1 / (seed + 1)}",
         ]
         store(tmp_path / "runs", *overrides, gap=1.0 * seed)
-    out = narrow("list")
+    out = run_at_80_columns("list")
     assert "ScaffoldWeighted" in out and "StopwordDrop" in out and "1003" in out and "local_steps=4" in out
     for name in models:
         assert name in out.replace("\n", "").replace(" ", "") or name[:32] in out
 
 
-def test_compare_groups_metrics_and_hides_equal_ones(tmp_path, narrow):
+def test_compare_groups_metrics_and_hides_equal_ones(tmp_path, run_at_80_columns):
     first, second = store(tmp_path / "runs"), store(tmp_path / "runs", "seed=1", gap=0.125)
-    out = narrow("compare", first.id, second.id)
+    out = run_at_80_columns("compare", first.id, second.id)
     titles = [line.strip() for line in out.splitlines()]
     assert titles.index("loss") < titles.index("perplexity") and "@international.politics" in out and "+0.125" in out
     assert "of_all_adapters" not in out and "2 of 7 metrics are equal in both runs and hidden; --all shows them" in " ".join(out.split())
-    assert "of_all_adapters_and_layers" in narrow("compare", first.id, second.id, "--all")
+    assert "of_all_adapters_and_layers" in run_at_80_columns("compare", first.id, second.id, "--all")
 
 
-def test_fork_and_clustering_tables_become_several_where_one_is_too_wide(capsys, monkeypatch):
+def test_wide_fork_and_clustering_tables_are_split(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     domains = dict.fromkeys([f"domain-number-{i}" for i in range(6)], 0.123)
     rounds = [SimpleNamespace(round=round, distance=0.1, origin=4.0, fork=4.1, difference=0.1, domains=domains) for round in range(1, 4)]
@@ -119,7 +119,7 @@ def test_fork_and_clustering_tables_become_several_where_one_is_too_wide(capsys,
     assert max(map(len, out.splitlines())) <= 80 and out.count("text+tuned") > 1 and all(f"4.1234 ({i}23.4)" in out for i in range(9))
 
 
-def test_a_word_wider_than_the_terminal_continues_on_the_next_line(capsys):
+def test_a_word_that_is_wider_than_the_terminal_is_wrapped(capsys):
     console = Console(width=40)
     print_table(console, ("name", "value"), [("x" * 50, "1.234"), ("[bold]", "2")], numbers=("value",))
     out = capsys.readouterr().out

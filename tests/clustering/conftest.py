@@ -1,13 +1,13 @@
-"""What the tests of mitigations share."""
+"""Fixture that all tests of clustering share."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.worlds import make_cache
+from tests.small_experiment import make_cache
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory):
-    """One small world, loaded once; runs of different tests lie apart."""
+def cache(tmp_path_factory):
+    """The resources of the small experiment, loaded once; each test stores its runs in its own folder."""
     return make_cache(tmp_path_factory.mktemp("world"))

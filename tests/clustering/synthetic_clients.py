@@ -1,4 +1,4 @@
-"""Clients with known groups: documents around T domains on the unit sphere, mixed by a parameter (science F)."""
+"""Clients with known clusters: documents around T domains on the unit sphere, mixed by severity."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from fedrift.clustering.selection import ClientEmbeddings, add_privacy_noise
 def documents(
     size: int, severity: float, seed: int, *, domains: int = 4, width: int = 32, each: int = 100, noise: float = 0.25
 ) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-    """N clients' documents [D, E] and true domains [N]: of every document a share ``severity`` is of the client's own domain,
-    the rest of any."""
+    """Return documents [D, E] of N clients and their true domains [N]. A share ``severity`` of a client's documents is from its own domain,
+    and the rest from all domains.
+    """
     draw = np.random.default_rng(seed)
     centres = draw.standard_normal((domains, width))
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
@@ -32,7 +33,7 @@ def client_embeddings(size: int, severity: float, seed: int, **options) -> tuple
 
 
 def make_client_info(vectors: tuple[np.ndarray, ...], seed: int = 0, **options) -> ClientInfo:
-    """Clients whose texts are the numbers of their documents."""
+    """Return clients whose texts are the numbers of their documents."""
     names = [[f"{client} {row}" for row in range(len(own))] for client, own in enumerate(vectors)]
 
     def embed(texts, encoder):

@@ -1,4 +1,4 @@
-"""IFCA: models that are alike never part; planted linear regressions are found from some starts and not from others."""
+"""Test IFCA: identical models stay identical, and known clusters of linear regressions are found from some starts only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZE, WIDTH, ROWS = 20, 10, 100
 
 @dataclass(frozen=True, eq=False)
 class Regressions:
-    """Twenty clients, ten of each of two linear maps of length 2, noise .1; ten full-batch steps a round (science A.7)."""
+    """Twenty clients, ten for each of two linear maps of length 2, with noise .1; a round has ten full-batch steps."""
 
     x: Tensor  # [N, n, d]
     y: Tensor  # [N, n]
@@ -39,7 +39,7 @@ def loss(params: Tree, batch: dict[str, Tensor]) -> Tensor:
     return (torch.einsum("cnd,cd->cn", batch["x"], params["w"]) - batch["y"]).square().mean(1)
 
 
-def plant(seed: int = 0) -> tuple[ClientSimulator, np.ndarray]:
+def make_regressions(seed: int = 0) -> tuple[ClientSimulator, np.ndarray]:
     draw = np.random.default_rng(seed)
     one, two = (2 * row / np.linalg.norm(row) for row in draw.standard_normal((2, WIDTH)))
     truth = np.arange(SIZE) % 2
@@ -49,54 +49,63 @@ def plant(seed: int = 0) -> tuple[ClientSimulator, np.ndarray]:
     return ClientSimulator(SIZE, loss, data, Sgd(0.05)), truth
 
 
-def train(signal: IFCA, fleet: ClientSimulator, until: int = 50) -> tuple[list, ClusteringRuntime]:
-    ground = ClientInfo(SIZE, 0, losses=lambda state, batches: client_losses_per_model(fleet, state, batches))
+def train(signal: IFCA, client_pool: ClientSimulator, until: int = 50) -> tuple[list, ClusteringRuntime]:
+    ground = ClientInfo(SIZE, 0, losses=lambda state, batches: client_losses_per_model(client_pool, state, batches))
     work = ClusteringRuntime(signal, ground, FedAvg())
     state = work.init_state(Tree(w=torch.zeros(1, WIDTH, dtype=torch.float64)))
     return list(
         run_rounds(
-            state, fleet, FedAvg(), num_rounds=until, cohort_size=SIZE, seed=0, recluster=work.recluster, sample_clients=work.sample_cohort
+            state,
+            client_pool,
+            FedAvg(),
+            num_rounds=until,
+            cohort_size=SIZE,
+            seed=0,
+            recluster=work.recluster,
+            sample_clients=work.sample_cohort,
         )
     ), work
 
 
-def outcome(signal: IFCA, fleet: ClientSimulator, truth: np.ndarray) -> tuple[float, float]:
-    """Agreement with the truth, and mean loss."""
-    done, _ = train(signal, fleet, 25)
+def evaluate_start(signal: IFCA, client_pool: ClientSimulator, truth: np.ndarray) -> tuple[float, float]:
+    """Return the agreement with the true clusters, and the mean loss."""
+    done, _ = train(signal, client_pool, 25)
     after = done[-1].after
-    own = client_losses_per_model(fleet, after, 1)[torch.arange(SIZE), after.cluster_ids].mean()
+    own = client_losses_per_model(client_pool, after, 1)[torch.arange(SIZE), after.cluster_ids].mean()
     return adjusted_rand_score(truth, after.cluster_ids.numpy()), float(own)
 
 
-def test_what_clients_lose_under_each_model_is_their_loss():
-    fleet, _ = plant()
-    done, _ = train(IFCA(2, symmetry_breaking="noise", noise_scale=1.0, num_batches=1), fleet, until=1)
+def test_the_loss_of_each_client_under_each_model_is_computed():
+    client_pool, _ = make_regressions()
+    done, _ = train(IFCA(2, symmetry_breaking="noise", noise_scale=1.0, num_batches=1), client_pool, until=1)
     state = done[-1].after
-    found = client_losses_per_model(fleet, state, 1)
+    found = client_losses_per_model(client_pool, state, 1)
     assert found.shape == (SIZE, 2)
     for model in (0, 1):
         everybody = state.server.params.take(torch.full((SIZE,), model))
-        assert torch.allclose(found[:, model], loss(everybody, {"x": fleet.batches.x, "y": fleet.batches.y}))
-    assert torch.equal(client_losses_per_model(ClientSimulator(SIZE, loss, fleet.batches, Sgd(0.05), clients_per_pass=3), state, 2), found)
+        assert torch.allclose(found[:, model], loss(everybody, {"x": client_pool.batches.x, "y": client_pool.batches.y}))
+    assert torch.equal(
+        client_losses_per_model(ClientSimulator(SIZE, loss, client_pool.batches, Sgd(0.05), clients_per_pass=3), state, 2), found
+    )
 
 
-def test_models_that_are_alike_never_part():
-    fleet, _ = plant()
-    done, work = train(IFCA(2, symmetry_breaking="noise", noise_scale=1e-300, num_batches=1), fleet, until=3)
-    assert not any(one.after.cluster_ids.any() for one in done) and len(work.pending_assignments) == 1  # nobody changes on equal losses
+def test_identical_models_stay_identical():
+    client_pool, _ = make_regressions()
+    done, work = train(IFCA(2, symmetry_breaking="noise", noise_scale=1e-300, num_batches=1), client_pool, until=3)
+    assert not any(one.after.cluster_ids.any() for one in done) and len(work.pending_assignments) == 1  # equal losses change no cluster
 
 
-def test_every_client_takes_its_best_model_of_all():
-    fleet, _ = plant()
-    done, _ = train(IFCA(3, num_batches=1), fleet, until=4)
+def test_every_client_selects_the_model_with_its_lowest_loss():
+    client_pool, _ = make_regressions()
+    done, _ = train(IFCA(3, num_batches=1), client_pool, until=4)
     for one in done[1:]:
-        losses = client_losses_per_model(fleet, one.after, 1)
+        losses = client_losses_per_model(client_pool, one.after, 1)
         assert torch.equal(losses.gather(1, one.after.cluster_ids[:, None])[:, 0], losses.min(1).values)
 
 
-def test_a_model_that_nobody_takes_stays_as_it_is():
-    fleet, _ = plant()
-    done, _ = train(IFCA(6, symmetry_breaking="noise", noise_scale=3.0, num_batches=1), fleet, until=4)
+def test_a_model_without_clients_stays_unchanged():
+    client_pool, _ = make_regressions()
+    done, _ = train(IFCA(6, symmetry_breaking="noise", noise_scale=3.0, num_batches=1), client_pool, until=4)
     idle = [(one, model) for one in done for model in range(6) if not (one.before.cluster_ids == model).any()]
     assert idle
     for one, model in idle:
@@ -104,12 +113,15 @@ def test_a_model_that_nobody_takes_stays_as_it_is():
         assert one.after.server.num_models == 6
 
 
-def test_some_starts_find_the_planted_groups_and_some_do_not_and_the_loss_tells_which():
-    """Measured over 40 starts: see docs/clustering.md. Right ends lose the noise, .01; wrong ones far more."""
-    fleet, truth = plant()
-    found = [outcome(start, fleet, truth) for start in IFCA(2, symmetry_breaking="noise", noise_scale=1.0, num_batches=1).with_restarts(5)]
+def test_some_starts_find_the_true_clusters_and_the_training_loss_shows_which():
+    """Measured over 40 starts (docs/clustering.md): correct clusters end at the noise level .01, wrong ones far above."""
+    client_pool, truth = make_regressions()
+    found = [
+        evaluate_start(start, client_pool, truth)
+        for start in IFCA(2, symmetry_breaking="noise", noise_scale=1.0, num_batches=1).with_restarts(5)
+    ]
     right = [loss for agreement, loss in found if agreement == 1]
     wrong = [loss for agreement, loss in found if agreement < 1]
     assert right and wrong
     assert max(right) == pytest.approx(0.01, rel=0.25) and min(wrong) > 0.5
-    assert min(found, key=lambda one: one[1])[0] == 1  # the best of the restarts by its own loss is a right one
+    assert min(found, key=lambda one: one[1])[0] == 1  # the restart with the lowest training loss has the true clusters

@@ -1,4 +1,4 @@
-"""Whole runs under every clustering: resumed bit for bit, told in events and a file, around any algorithm."""
+"""Test whole runs with every clustering strategy: resumed bit for bit, recorded in events and a file, with any algorithm."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fedrift.config.schema import parse_config
 from fedrift.core.errors import UserError
 from fedrift.engine.build import build_run, resolve_fingerprints
 from fedrift.engine.run import run_experiment
-from tests.worlds import stored
+from tests.small_experiment import read_state
 
-from .worlds import Killed, at, killed_at, make_config, outcome
+from .small_runs import Killed, killed_at, make_config, outcome, with_runs_dir
 
 TEXT = TextClustering(encoder="hashing", max_documents=10)
-SIGNALS = [
+STRATEGIES = [
     TextClustering(encoder="hashing", num_clusters=3),
     RandomClustering(cluster_sizes=(4, 2)),
     OracleClustering(),
@@ -31,16 +31,16 @@ SIGNALS = [
 
 
 @pytest.mark.sample(3)
-@pytest.mark.parametrize("signal", SIGNALS, ids=lambda signal: type(signal).__name__)
-def test_a_run_that_was_interrupted_resumes_bit_for_bit_under_every_mitigation(world, tmp_path, signal):
-    wanted = make_config(world, signal, "algorithm=Scaffold", "training.client_weighting=uniform")
-    unbroken = run_experiment(wanted, at(world, tmp_path / "unbroken"))
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: type(strategy).__name__)
+def test_an_interrupted_run_resumes_bit_for_bit_with_every_strategy(cache, tmp_path, strategy):
+    wanted = make_config(cache, strategy, "algorithm=Scaffold", "training.client_weighting=uniform")
+    unbroken = run_experiment(wanted, with_runs_dir(cache, tmp_path / "unbroken"))
     for round in (0, 1, 2):
         with pytest.raises(Killed):
-            run_experiment(wanted, at(world, tmp_path / "broken"), killed_at(round))
-    broken = run_experiment(wanted, at(world, tmp_path / "broken"))
+            run_experiment(wanted, with_runs_dir(cache, tmp_path / "broken"), killed_at(round))
+    broken = run_experiment(wanted, with_runs_dir(cache, tmp_path / "broken"))
     assert outcome(unbroken) == outcome(broken)
-    one, two = (stored(run) for run in (unbroken, broken))
+    one, two = (read_state(run) for run in (unbroken, broken))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     trajectory = unbroken.trajectory()
     assert trajectory.client_table("cluster.id").shape[1] == 6 and np.isfinite(trajectory.client_table("cluster.id")).all()
@@ -48,20 +48,20 @@ def test_a_run_that_was_interrupted_resumes_bit_for_bit_under_every_mitigation(w
     assert -1 <= trajectory.curve("cluster.ari")[-1] <= 1
 
 
-def test_text_groups_are_the_true_topics_and_their_models_fit_better_at_home(world, tmp_path):
-    run = run_experiment(make_config(world, TextClustering(encoder="hashing")), at(world, tmp_path))
+def test_text_clusters_are_the_true_topics_and_lower_the_loss(cache, tmp_path):
+    run = run_experiment(make_config(cache, TextClustering(encoder="hashing")), with_runs_dir(cache, tmp_path))
     (said,) = run.read_json("clustering")
     assert said["k"] == 3 and said["p_value"] == 0.01 and said["verdict"] == "stable" and said["bytes"] == 256
     assert run.trajectory().curve("cluster.ari")[-1] == 1
     (event,) = [event for event in run.events() if event["kind"] == "clustering"]
     assert event["message"].startswith("TextClustering: 3 clusters of 2, 2, 2 clients: stable (p 0.01")
-    vanilla = run_experiment(make_config(world, NoClustering()), at(world, tmp_path))
+    vanilla = run_experiment(make_config(cache, NoClustering()), with_runs_dir(cache, tmp_path))
     assert run.trajectory().curve("loss")[-1] < vanilla.trajectory().curve("loss")[-1]
     assert sorted(path.name for path in (run.folder / "model").iterdir()) == ["0", "1", "2"]
 
 
-def test_an_unseen_client_gets_the_model_of_its_like(world, tmp_path):
-    wanted, there = resolve_fingerprints(make_config(world, TEXT), at(world, tmp_path)), at(world, tmp_path)
+def test_a_new_client_gets_the_model_of_similar_clients(cache, tmp_path):
+    wanted, there = resolve_fingerprints(make_config(cache, TEXT), with_runs_dir(cache, tmp_path)), with_runs_dir(cache, tmp_path)
     setting = build_run(wanted, there)
     ((_, decision),) = setting.clustering.pending_assignments
     new = np.stack(
@@ -76,16 +76,16 @@ def test_an_unseen_client_gets_the_model_of_its_like(world, tmp_path):
         assign_new_clients({"signal": "IFCA"}, new)
 
 
-def test_with_one_group_it_is_the_run_without_mitigation_bit_for_bit(world, tmp_path):
-    one = run_experiment(make_config(world, TextClustering(encoder="hashing", num_clusters=1)), at(world, tmp_path))
-    vanilla = run_experiment(make_config(world, NoClustering()), at(world, tmp_path))
-    state, other = (stored(run) for run in (one, vanilla))
+def test_one_cluster_equals_no_clustering_bit_for_bit(cache, tmp_path):
+    one = run_experiment(make_config(cache, TextClustering(encoder="hashing", num_clusters=1)), with_runs_dir(cache, tmp_path))
+    vanilla = run_experiment(make_config(cache, NoClustering()), with_runs_dir(cache, tmp_path))
+    state, other = (read_state(run) for run in (one, vanilla))
     assert all(torch.equal(state[name], other[name]) for name in other)
     same = [row for row in one.records() if row.metric not in ("cluster.id", "cluster.ari", "cluster.nmi")]
     assert same == vanilla.records()
 
 
-def test_without_mitigation_the_name_of_a_run_is_what_it_was():
+def test_without_clustering_the_id_of_a_run_is_unchanged():
     plain = parse_config({"dataset": "bbc"})
     assert plain.clustering == NoClustering()
     assert (
@@ -116,16 +116,16 @@ def test_without_mitigation_the_name_of_a_run_is_what_it_was():
         "{type: FedAvg, aggregator: FedEx}",
     ],
 )
-def test_any_algorithm_works_inside_groups(world, tmp_path, algorithm):
-    for signal in (TEXT, UpdateClustering(num_clusters=2)):
-        wanted = make_config(world, signal, f"algorithm={algorithm}", "training.num_rounds=2")
-        run = run_experiment(wanted, at(world, tmp_path))
+def test_every_algorithm_works_with_clusters(cache, tmp_path, algorithm):
+    for strategy in (TEXT, UpdateClustering(num_clusters=2)):
+        wanted = make_config(cache, strategy, f"algorithm={algorithm}", "training.num_rounds=2")
+        run = run_experiment(wanted, with_runs_dir(cache, tmp_path))
         assert np.isfinite(run.trajectory().curve("loss")).all()
         assert run.trajectory().has_client_table("loss.personalized") == wanted.algorithm.is_personalized
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "clustering", "told"),
+    ("algorithm", "clustering", "message"),
     [
         ("LocalOnly", TEXT, "LocalOnly gives every client its own model"),
         ("Centralized", TEXT, "Centralized has no clients to group"),
@@ -137,31 +137,31 @@ def test_any_algorithm_works_inside_groups(world, tmp_path, algorithm):
         ("FedDyn", SoftClustering(TEXT), "weighted means"),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_the_way_out(world, tmp_path, algorithm, clustering, told):
-    with pytest.raises(UserError, match=told):
-        run_experiment(make_config(world, clustering, f"algorithm={algorithm}"), at(world, tmp_path))
+def test_unsound_settings_are_refused(cache, tmp_path, algorithm, clustering, message):
+    with pytest.raises(UserError, match=message):
+        run_experiment(make_config(cache, clustering, f"algorithm={algorithm}"), with_runs_dir(cache, tmp_path))
 
 
-def test_the_oracle_asks_for_labels(world, tmp_path):
-    wanted = make_config(world, OracleClustering(), "dataset.label_column=''", "partition={type: Quantity, num_clients: 3}")
+def test_oracle_clustering_requires_labels(cache, tmp_path):
+    wanted = make_config(cache, OracleClustering(), "dataset.label_column=''", "partition={type: Quantity, num_clients: 3}")
     with pytest.raises(UserError, match="TextClustering"):
-        run_experiment(wanted, at(world, tmp_path))
+        run_experiment(wanted, with_runs_dir(cache, tmp_path))
 
 
-def test_every_round_trains_as_many_clients_as_without_mitigation(world, tmp_path):
-    runs = [run_experiment(make_config(world, signal), at(world, tmp_path)) for signal in (NoClustering(), TEXT)]
+def test_every_round_trains_as_many_clients_as_without_clustering(cache, tmp_path):
+    runs = [run_experiment(make_config(cache, strategy), with_runs_dir(cache, tmp_path)) for strategy in (NoClustering(), TEXT)]
     trained = [np.isfinite(run.trajectory().client_table("train.loss")).sum(axis=1).tolist() for run in runs]
     assert trained[0] == trained[1] == [0, 4, 4, 4, 4]
 
 
 @pytest.mark.parametrize("encoder", ["states", "lsa", "wordllama"])
-def test_groups_can_be_found_by_any_encoder(world, tmp_path, encoder):
+def test_clusters_are_found_with_every_encoder(cache, tmp_path, encoder):
     if encoder == "wordllama":
         pytest.importorskip("wordllama")
-    setting = build_run(resolve_fingerprints(make_config(world, TextClustering(encoder=encoder)), world), at(world, tmp_path))
+    setting = build_run(resolve_fingerprints(make_config(cache, TextClustering(encoder=encoder)), cache), with_runs_dir(cache, tmp_path))
     ((_, decision),) = setting.clustering.pending_assignments
     found = setting.cluster_probe.evaluate_state(setting.initial_state)["cluster.ari"]
-    # the first direction of three topics' states is one of the two that tell them apart, and "states" takes it out
+    # the encoder "states" removes the first direction, which is one of the two that separate three topics
     assert (decision.reason["k"], found) == (3, 1) or (encoder == "states" and decision.reason["k"] == 2 and found > 0.4)
     assert decision.reason["bytes"] == 4 * decision.centroids.shape[1]
     assert any("not private" in warning for warning in setting.warnings) == (encoder == "lsa")

@@ -1,4 +1,4 @@
-"""One contest of the tests' small world, run once: every condition that there is, two seeds."""
+"""Fixtures with one comparison of all conditions over two seeds, which is run once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from fedrift.clustering.comparison import CONDITIONS, build_comparison
 from fedrift.config.loader import apply_overrides
 from fedrift.studies.run import run_study
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 SMALL = (
     "partition.num_clients=6",
@@ -22,13 +22,13 @@ SMALL = (
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory):
+def cache(tmp_path_factory):
     return make_cache(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="session")
-def comparison(world):
-    values = experiment(world.runtime.cache_dir.parent, *SMALL).to_dict()
+def comparison(cache):
+    values = experiment(cache.runtime.cache_dir.parent, *SMALL).to_dict()
     return build_comparison(
         apply_overrides(values, ["clustering=NoClustering"]),
         conditions=list(CONDITIONS),
@@ -36,10 +36,10 @@ def comparison(world):
         encoder="hashing",
         ifca_restarts=2,
         random_repeats=2,
-        cache=world,
+        cache=cache,
     )
 
 
 @pytest.fixture(scope="session")
-def manifest(comparison, world):
-    return run_study(comparison.build_study(), world)
+def manifest(comparison, cache):
+    return run_study(comparison.build_study(), cache)

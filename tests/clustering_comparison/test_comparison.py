@@ -1,4 +1,4 @@
-"""The arms of one experiment: which runs they are, that they train alike, and what is told of them."""
+"""Test the conditions of a comparison: which runs they have, that they train alike, and what the report states."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from fedrift.stats import mean_ci, sign_flip_test
 from fedrift.storage import Run
 from fedrift.storage.jsonl import to_json
 from fedrift.studies.run import run_study
-from tests.worlds import documents
+from tests.small_experiment import documents
 
 
 @pytest.fixture(scope="module")
-def came(manifest):
+def results(manifest):
     return collect_results(manifest)
 
 
@@ -40,13 +40,13 @@ def test_the_records_of_each_run_are_read_once(manifest, monkeypatch):
     assert sorted(read) == sorted({entry.run for entry in manifest.read()["runs"]})
 
 
-def test_every_arm_is_there_with_its_repeats_over_the_same_seeds(came, runs):
+def test_every_condition_has_its_repeats_over_the_same_seeds(results, runs):
     assert {label for label, _ in runs} == {*(set(CONDITIONS) - {"random", "ifca"}), "random 1", "random 2", "ifca 1", "ifca 2"}
-    assert came.conditions == [*(name for name in CONDITIONS if name != "ifca"), "ifca", BEST_IFCA] and not came.stopped_runs
-    assert (came.means()["seeds"] == 2).all() and came.seeds == (0, 1)
+    assert results.conditions == [*(name for name in CONDITIONS if name != "ifca"), "ifca", BEST_IFCA] and not results.stopped_runs
+    assert (results.means()["seeds"] == 2).all() and results.seeds == (0, 1)
 
 
-def test_arms_share_the_deal_the_first_weights_and_the_amount_of_training(runs):
+def test_conditions_share_partition_initial_weights_and_amount_of_training(runs):
     for seed in (0, 1):
         vanilla = runs["vanilla", seed]
         for (label, of), run in runs.items():
@@ -56,43 +56,44 @@ def test_arms_share_the_deal_the_first_weights_and_the_amount_of_training(runs):
             one, other = run.trajectory(), vanilla.trajectory()
             assert one.curve("loss")[0] == pytest.approx(other.curve("loss")[0], abs=1e-12)
             trained = np.isfinite(one.client_table("train.loss"))[1:].sum(axis=1)
-            whole = label in ("update", "cfl")  # the first round, and CFL's fifth, call everybody
+            whole = label in ("update", "cfl")  # all clients participate in the first round, and for CFL in the fifth
             assert trained.tolist() == [6 if whole else 4, 4, 4, 4, 6 if label == "cfl" else 4]
 
 
-def test_random_clusters_have_the_sizes_of_the_text_clusters_and_are_drawn_anew(runs):
+def test_random_clusters_have_the_sizes_of_the_text_clusters(runs):
     def group(label, seed):
         return np.array(runs[label, seed].read_json("clustering")[0]["cluster_ids"])
 
     for seed in (0, 1):
-        wanted = sorted(np.bincount(group("text", seed)))
-        assert wanted == sorted(np.bincount(group("random 1", seed))) == sorted(np.bincount(group("random 2", seed)))
+        expected = sorted(np.bincount(group("text", seed)))
+        assert expected == sorted(np.bincount(group("random 1", seed))) == sorted(np.bincount(group("random 2", seed)))
     assert any((group("random 1", seed) != group("random 2", seed)).any() for seed in (0, 1))
 
 
-def test_compute_counts_all_starts_of_ifca_and_what_its_clients_read(came, runs):
-    means = came.means().set_index("condition")["compute"]
+def test_compute_includes_all_starts_and_loss_evaluations_of_ifca(results, runs):
+    means = results.means().set_index("condition")["compute"]
     assert means["vanilla"] == 1 and means[BEST_IFCA] == pytest.approx(2 * means["ifca"])
-    rows = came.rows.set_index(["condition", "number", "seed"])
+    rows = results.rows.set_index(["condition", "number", "seed"])
     trained = {label: runs[label, 0].read_json("finished")["train_tokens"] for label in ("vanilla", "ifca 1")}
-    reading = 5 * 6 * 3 * 4 * 2 * 15 / 3  # rounds, clients, models, batches, sequences, predicted tokens; a third of training
+    # rounds, clients, models, batches, sequences, predicted tokens; an evaluation costs a third of training
+    reading = 5 * 6 * 3 * 4 * 2 * 15 / 3
     assert rows.loc[("ifca", 0, 0), "compute"] == pytest.approx((trained["ifca 1"] + reading) / trained["vanilla"])
 
 
-def test_the_best_start_is_the_one_of_least_training_loss_not_of_least_test_loss(came):
-    starts = came.rows[came.rows["condition"] == "ifca"]
+def test_the_best_start_has_the_lowest_training_loss(results):
+    starts = results.rows[results.rows["condition"] == "ifca"]
     for seed, mine in starts.groupby("seed"):
-        chosen = came.rows[(came.rows["condition"] == BEST_IFCA) & (came.rows["seed"] == seed)].iloc[0]
+        chosen = results.rows[(results.rows["condition"] == BEST_IFCA) & (results.rows["seed"] == seed)].iloc[0]
         assert chosen["run"] == mine.loc[mine["train"].idxmin(), "run"] and chosen["own"] in set(mine["own"])
 
 
-def test_the_pooled_model_is_judged_on_every_clients_own_text(runs):
+def test_the_pooled_model_is_evaluated_on_the_text_of_every_client(runs):
     vanilla, pooled = runs["vanilla", 0], runs["pooled", 0]
     own, cross = client_losses(pooled.trajectory(), vanilla)
     seen, table = pooled.trajectory(), vanilla.config["partition_table"]
     loss = np.array([seen.curve("final.loss", name)[-1] for name in table["domains"]])
     for client, tokens in enumerate(table["tokens"]):
-        home = int(np.argmax(tokens))  # one topic a client
+        home = int(np.argmax(tokens))  # each client has one topic
         assert own[client] == pytest.approx(loss[home])
         assert cross[client] == pytest.approx(np.delete(loss, home).mean())
     same, _ = client_losses(vanilla.trajectory(), vanilla)
@@ -101,17 +102,17 @@ def test_the_pooled_model_is_judged_on_every_clients_own_text(runs):
     )
 
 
-def test_clients_that_keep_models_are_judged_in_those(runs):
+def test_personalized_models_are_evaluated(runs):
     tuned = runs["tuned", 0].trajectory()
     assert tuned.client_table("final.loss.own")[-1] == pytest.approx(
         tuned.client_table("final.loss.personalized")[-1]
-    )  # pure clients, all blocks
+    )  # clients of one topic and all blocks
     assert tuned.client_table("final.loss.own")[-1] != pytest.approx(tuned.client_table("final.loss")[-1])
 
 
-def test_differences_are_paired_by_seed_with_exact_p_and_honest_about_two_seeds(came):
-    wide = came.seed_means("own").pivot(index="seed", columns="condition", values="own")
-    row = came.contrasts("own", "random").set_index("condition").loc["text"]
+def test_differences_are_paired_by_seed_with_exact_p_values(results):
+    wide = results.seed_means("own").pivot(index="seed", columns="condition", values="own")
+    row = results.contrasts("own", "random").set_index("condition").loc["text"]
     d = (wide["text"] - wide["random"]).to_numpy()
     assert (
         row["effect"] == pytest.approx(d.mean())
@@ -119,19 +120,19 @@ def test_differences_are_paired_by_seed_with_exact_p_and_honest_about_two_seeds(
         and row["p"] == sign_flip_test(d).value
         and row["min_attainable_p"] == 0.5
     )
-    assert "no exact p below 0.5 is possible" in came.power_statement()
-    share = came.recovered_gain()
+    assert "no exact p below 0.5 is possible" in results.power_statement()
+    share = results.recovered_gain()
     assert share.estimate == pytest.approx((wide["vanilla"] - wide["text"]).mean() / (wide["vanilla"] - wide["oracle"]).mean())
 
 
-def test_detectors_judge_before_and_after_beside_the_same_controls(came):
-    assert set(came.diagnoses) == set(CONDITIONS) - {"iid", "pooled"}
-    gap = next(each for each in came.diagnoses["vanilla"] if each.failure == "loss gap")
+def test_every_condition_is_diagnosed_with_the_same_baselines(results):
+    assert set(results.diagnoses) == set(CONDITIONS) - {"iid", "pooled"}
+    gap = next(each for each in results.diagnoses["vanilla"] if each.failure == "loss gap")
     assert gap.grade != "not measured" and gap.num_seeds == 2 and math.isfinite(gap.excess)
 
 
-def made(own, diverged=(), seeds=7) -> ComparisonResults:
-    """A contest of given losses by arm, as if it had been run. ``diverged``: pairs of arm and seed."""
+def make_results(own, diverged=(), seeds=7) -> ComparisonResults:
+    """Return results with given losses of conditions. ``diverged`` contains pairs of condition and seed."""
     rows = [
         {
             "run": f"{arm} {seed}",
@@ -151,47 +152,47 @@ def made(own, diverged=(), seeds=7) -> ComparisonResults:
 
 
 @pytest.mark.slow
-def test_too_few_seeds_call_nothing_better_whatever_their_interval():
-    """Text clusters are .1 lower in every seed, give or take a hundredth."""
+def test_too_few_seeds_never_state_an_improvement():
+    """The loss of text clusters is lower by .1 in every seed, up to a hundredth."""
     for seeds, verdict in ((1, "not distinguishable from"), (3, "not distinguishable from"), (7, "better than")):
-        one = made({"vanilla": 4.1, "text": 4.0, "random": 4.1}, seeds=seeds)
+        one = make_results({"vanilla": 4.1, "text": 4.0, "random": 4.1}, seeds=seeds)
         one.rows["own"] += 1e-3 * np.arange(len(one.rows)) ** 2 % 0.01
         said = summarize_results(one)
         assert f"text clusters are {verdict} random" in said and "nan" not in said and "+nan" not in render_markdown(report_parts(one))
         assert "|  to  |" not in render_markdown(report_parts(one))
 
 
-def test_an_arm_of_which_a_run_diverged_has_no_mean_and_ties_no_zero():
+def test_a_condition_with_a_diverged_run_has_no_mean():
     own = {"vanilla": 4.1, "text": 4.0, "random": 4.1}
-    one = made(own, {("text", 0), ("random", 0)})
+    one = make_results(own, {("text", 0), ("random", 0)})
     means, row = one.means().set_index("condition"), one.contrasts("own", "random").set_index("condition").loc["text"]
     assert math.isnan(means.loc["text", "own"]) and means.loc["text", "diverged"] == 1 and means.loc["vanilla", "own"] > 4
     assert (row["seeds"], row["both_diverged"], row["diverged"]) == (6, 1, 2) and row["effect"] == pytest.approx(-0.1)
-    every = made(own, {(arm, seed) for arm in own for seed in range(7)})
+    every = make_results(own, {(arm, seed) for arm in own for seed in range(7)})
     assert "runs of both diverged in 7 seeds" in summarize_results(every) and "+0.0000" not in render_markdown(report_parts(every))
 
 
 @pytest.mark.slow
-def test_the_tables_can_be_written_and_hold_what_was_found(came):
-    said = json.loads(to_json(results_to_json(came, "fedrift compare-clustering x.yaml")))
-    text = came.means().set_index("condition").loc["text"]
+def test_the_written_tables_contain_the_results(results):
+    said = json.loads(to_json(results_to_json(results, "fedrift compare-clustering x.yaml")))
+    text = results.means().set_index("condition").loc["text"]
     assert said["conditions"][1]["own"] == pytest.approx(text["own"], abs=1e-6) and said["contrasts"]["random"]["own"]
-    written = render_markdown(report_parts(came), "fedrift compare-clustering x.yaml")
+    written = render_markdown(report_parts(results), "fedrift compare-clustering x.yaml")
     assert f"{text['own']:.4f} ({math.exp(text['own']):.1f})" in written and "smallest possible 0.50" in written
-    assert "<table>" in (page := render_html(report_parts(came))) and "k-means on text embeddings" in page
+    assert "<table>" in (page := render_html(report_parts(results))) and "k-means on text embeddings" in page
 
 
-def test_asked_again_nothing_is_run_again(comparison, world, manifest, monkeypatch):
+def test_a_finished_comparison_runs_nothing_again(comparison, cache, manifest, monkeypatch):
     def refuse(*said, **more):
         raise AssertionError("a finished run was run again")
 
     monkeypatch.setattr("fedrift.studies.worker.run_experiment", refuse)
-    again = run_study(comparison.build_study(), world)
+    again = run_study(comparison.build_study(), cache)
     assert again.name == manifest.name and not collect_results(again).stopped_runs
 
 
-def test_a_run_that_stops_is_named_and_the_rest_is_told(comparison, world, tmp_path):
-    there = replace(world, runtime=replace(world.runtime, runs_dir=tmp_path))
+def test_a_stopped_run_is_named_and_the_others_are_reported(comparison, cache, tmp_path):
+    there = replace(cache, runtime=replace(cache.runtime, runs_dir=tmp_path))
     odd = replace(
         comparison,
         conditions=("vanilla", "iid", "oracle"),
@@ -202,14 +203,14 @@ def test_a_run_that_stops_is_named_and_the_rest_is_told(comparison, world, tmp_p
             "partition": {"type": "Quantity", "num_clients": 6, "severity": 0.5},
         },
     )
-    came = collect_results(run_study(odd.build_study(), there))
-    assert len(came.stopped_runs) == 1
-    assert came.stopped_runs[0].startswith("oracle, seed 0: OracleClustering needs the true domains of the clients")
-    assert came.means()["condition"].tolist() == ["vanilla", "iid"]
+    results = collect_results(run_study(odd.build_study(), there))
+    assert len(results.stopped_runs) == 1
+    assert results.stopped_runs[0].startswith("oracle, seed 0: OracleClustering needs the true domains of the clients")
+    assert results.means()["condition"].tolist() == ["vanilla", "iid"]
 
 
 @pytest.mark.parametrize(
-    ("change", "more", "told"),
+    ("change", "more", "message"),
     [
         ("clustering=TextClustering", {}, "sets clustering to TextClustering"),
         ("partition.severity=0.0", {}, "clustering has no effect to measure"),
@@ -217,13 +218,13 @@ def test_a_run_that_stops_is_named_and_the_rest_is_told(comparison, world, tmp_p
         ("seed=0", {"conditions": ["texts"]}, "did you mean 'text'"),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_the_way_out(comparison, world, change, more, told):
-    with pytest.raises(UserError, match=told):
-        build_comparison(apply_overrides(comparison.raw_config, [change]), cache=world, **more)
+def test_unsound_settings_are_refused(comparison, cache, change, more, message):
+    with pytest.raises(UserError, match=message):
+        build_comparison(apply_overrides(comparison.raw_config, [change]), cache=cache, **more)
 
 
-def test_general_text_and_syntax_are_each_runs_end_less_its_beginning(comparison, world, tmp_path):
-    there = replace(world, runtime=replace(world.runtime, runs_dir=tmp_path))
+def test_general_text_and_syntax_are_changes_since_the_start_of_each_run(comparison, cache, tmp_path):
+    there = replace(cache, runtime=replace(cache.runtime, runs_dir=tmp_path))
     (tmp_path / "general.csv").write_text("text\n" + "\n".join(text for text, _ in documents(seed=1)))
     evaluate = {
         **comparison.raw_config["evaluation"],
@@ -243,4 +244,4 @@ def test_general_text_and_syntax_are_each_runs_end_less_its_beginning(comparison
         for column, metric in (("general", "general.loss"), ("syntax", "syntax.accuracy")):
             written = seen.curve(metric)[seen.observed_mask(metric)]
             assert len(written) >= 2 and row[column] == pytest.approx(written[-1] - written[0]), (entry.factors, column)
-    assert rows["general"].nunique() == 3  # each arm has its own
+    assert rows["general"].nunique() == 3  # the conditions have different values

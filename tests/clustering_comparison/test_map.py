@@ -1,4 +1,4 @@
-"""The map of where clustering can help."""
+"""Test the map of the partitions and severities at which clustering can help."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from fedrift.clustering.comparison_report import map_report_parts, render_markdo
 from fedrift.studies.run import preview_study, run_study
 
 
-def test_the_map_has_every_regime_severity_and_seed_and_forces_the_clusters(comparison, world):
-    plan, _ = preview_study(ClusteringMap(comparison).build_study(), world)
+def test_the_map_covers_every_partition_severity_and_seed(comparison, cache):
+    plan, _ = preview_study(ClusteringMap(comparison).build_study(), cache)
     cells = [entry for entry in plan.entries if entry.stage == "map"]
     assert len(cells) == 4 * 3 * 3 * 2 and {entry.factors["partition"] for entry in cells} == set(PARTITIONS)
     kinds = {(said.partition.__class__.__name__, type(said.clustering).__name__) for said in plan.configs.values()}
@@ -31,11 +31,11 @@ def test_the_map_has_every_regime_severity_and_seed_and_forces_the_clusters(comp
 
 
 @pytest.mark.slow
-def test_a_map_tells_the_gain_beside_what_the_descriptors_know(comparison, world):
+def test_the_map_shows_the_gain_and_the_identification_rate(comparison, cache):
     little = ClusteringMap(
         replace(comparison, config=replace(comparison.config, num_clusters=3)), partitions=("topic",), severities=(0.0, 1.0)
     )
-    gains, cluster_costs = summarize_map(run_study(little.build_study(), world))
+    gains, cluster_costs = summarize_map(run_study(little.build_study(), cache))
     gains = gains.set_index("severity")
     assert gains.loc[1.0, "p"] == 0.01 < gains.loc[0.0, "p"] and gains.loc[1.0, "estimated_k"] == 3
     assert gains.loc[1.0, "identification_rate"] > 0.35 > gains.loc[0.0, "identification_rate"] and gains.loc[

@@ -1,4 +1,4 @@
-"""Peers' adapters: they run where the peer is installed, and what they share with the paper they get right."""
+"""Test that the adapters of other frameworks run if those are installed, and that their correct algorithms pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedrift.conformance import judge_subject
 from fedrift.conformance.subjects import load_subjects
 from fedrift.core.errors import UserError
 
-SOUND = {  # subjects -> the peer, and its algorithms that were found right, as docs/conformance.md records
+SOUND = {  # subjects: the package, and its algorithms that pass according to docs/conformance.md
     "flower:FLOWER": ("flwr", {"fedavg", "median", "trimmed_mean", "krum"}),
     "flower_apps:FLOWER_APPS": ("flwr", {"fedavg", "fedyogi", "qfedavg", "median", "trimmed_mean", "krum"}),
     "pfl:PFL": ("pfl", {"fedavg", "fedprox", "fedavgm"}),
@@ -21,9 +21,9 @@ SOUND = {  # subjects -> the peer, and its algorithms that were found right, as 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", SOUND)
-def test_a_peers_algorithms_can_be_driven(where):
+def test_the_algorithms_of_another_framework_can_be_tested(where):
     peer, sound = SOUND[where]
-    pytest.importorskip(peer, reason="a peer, installed only to be judged")
+    pytest.importorskip(peer, reason="the framework is optional and only needed for this test")
     for subject in load_subjects(f"benchmarks.peers.{where}"):
         verdicts = judge_subject(subject)
         assert not any(verdict.message.startswith("raised") for verdict in verdicts), subject.name
@@ -31,7 +31,7 @@ def test_a_peers_algorithms_can_be_driven(where):
             assert not [verdict for verdict in verdicts if verdict.holds is False]
 
 
-def test_a_subject_in_the_working_directory_is_found_wherever_fedrift_was_started(tmp_path, monkeypatch):
+def test_a_subject_in_the_working_directory_is_found(tmp_path, monkeypatch):
     (tmp_path / "peers_of_mine").mkdir()
     (tmp_path / "peers_of_mine" / "first.py").write_text("from fedrift.conformance import FEDRIFT_SUBJECTS\nONE = FEDRIFT_SUBJECTS[0]\n")
     monkeypatch.chdir(tmp_path)
@@ -40,7 +40,7 @@ def test_a_subject_in_the_working_directory_is_found_wherever_fedrift_was_starte
 
 
 @pytest.mark.parametrize("where", SOUND)
-def test_a_peer_that_is_not_here_is_said_to_be_missing(where):
+def test_a_missing_framework_is_reported(where):
     try:
         import_module(SOUND[where][0])
     except ImportError:

@@ -28,7 +28,7 @@ ALPACA = [{"instruction": "the cat", "input": "", "output": "sat"}, {"instructio
 
 
 def chat_tokenizer(template: str | None = None, bos: bool = False) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 300 entries; ``bos``: it begins each text with ``<s>``, as those of Llama and Gemma do."""
+    """Return a byte-level BPE tokenizer of 300 entries; with ``bos`` it starts each text with ``<s>``, as those of Llama and Gemma do."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()

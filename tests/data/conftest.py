@@ -1,4 +1,4 @@
-"""What the corpus tests share: a small tokenizer, and no folder of the user's."""
+"""Fixtures that all tests of corpora share: a small tokenizer, and no data directory of the user."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def no_data_folder(monkeypatch):
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 300 entries."""
+    """Return a byte-level BPE tokenizer of 300 entries."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()

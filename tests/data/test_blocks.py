@@ -1,4 +1,4 @@
-"""Packing: every token once, in order, and padding only at the very end."""
+"""Test that packing uses every token once and in order, and that only the last block has padding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ END = 0
 
 
 def tokens_of(lengths, pad=END) -> TokenizedCorpus:
-    """Documents whose tokens all differ, but for the end token of each."""
+    """Return documents whose tokens all differ, except the end token of each."""
     offset = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     flat = np.arange(1, offset[-1] + 1).astype(np.int32)
     flat[offset[1:] - 1] = END
@@ -30,10 +30,10 @@ def test_packing_loses_and_duplicates_no_token_and_keeps_every_end(sizes, length
     tokens = tokens_of(sizes)
     rows = np.array(random.sample(range(len(sizes)), random.randint(0, len(sizes))), dtype=np.int64)
     blocks = pack_blocks(tokens, rows, length)
-    wanted = [token for row in rows for token in tokens.document_ids(row)]
-    assert blocks.tokens[blocks.mask].tolist() == wanted
+    expected = [token for row in rows for token in tokens.document_ids(row)]
+    assert blocks.tokens[blocks.mask].tolist() == expected
     assert (blocks.tokens[blocks.mask] == END).sum() == len(rows)
-    assert blocks.tokens.shape == blocks.mask.shape == (-(-len(wanted) // length), length)
+    assert blocks.tokens.shape == blocks.mask.shape == (-(-len(expected) // length), length)
 
 
 @given(lengths, st.integers(1, 17), st.sampled_from([END, 99_999]))
@@ -56,20 +56,20 @@ def test_no_block_mixes_clients(sizes, length, seed):
 
 
 @pytest.mark.parametrize("rows", [[], np.array([], dtype=np.int64), np.zeros(3, bool)])
-def test_no_rows_are_no_blocks(rows):
+def test_no_rows_give_no_blocks(rows):
     blocks = pack_blocks(tokens_of([3, 4, 5]), rows, 8)
     assert blocks.tokens.shape == (0, 8)
     assert blocks.mask.shape == (0, 8)
     assert len(blocks) == 0
 
 
-def test_a_mask_packs_what_it_marks():
+def test_a_loss_mask_is_packed_with_its_tokens():
     tokens = tokens_of([3, 4, 5])
     mask = np.array([True, False, True])
     assert (pack_blocks(tokens, mask, 4).tokens == pack_blocks(tokens, np.array([0, 2]), 4).tokens).all()
 
 
-def test_small_ids_do_not_wrap():
+def test_small_ids_do_not_overflow():
     tokens = TokenizedCorpus(np.array([65_535, 0], np.uint16), np.array([0, 2]), 0, 0)
     assert pack_blocks(tokens, np.array([0]), 2).tokens.tolist() == [[65_535, 0]]
 

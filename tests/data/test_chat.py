@@ -1,4 +1,4 @@
-"""Instruction and chat data: formats, labels as TRL and transformers have them, packing, and what is left out."""
+"""Test instruction and chat data: formats, labels equal to those of TRL and transformers, packing, and omitted rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.data.chats import ALPACA, CHATML, CHATS, MARKED, PAIRS, chat_tokenize
 
 MESSAGES = [{"messages": chat} for chat in CHATS]
 SPLIT_CHATS = [{"prompt": chat[:-1], "completion": chat[-1:]} for chat in CHATS]
-# What SFTTrainer of TRL 1.16.0 with transformers 5.23 made of the rows: token ids, and where the labels are not -100.
+# Token ids and positions without -100 that SFTTrainer of TRL 1.16.0 with transformers 5.23 makes of the rows.
 TRL = {
     name: [tuple(row) for row in rows] for name, rows in json.loads(Path(__file__).with_name("trl_labels.json").read_text("utf-8")).items()
 }
@@ -75,7 +75,7 @@ def test_trl_itself_has_these_labels(name, tmp_path):
     assert [(row["input_ids"], [int(label != -100) for label in row["labels"]]) for row in trainer.train_dataset] == TRL[name]
 
 
-def test_marks_are_those_of_transformers_where_the_template_gives_them():
+def test_masks_equal_those_of_transformers_if_the_template_marks_answers():
     for template in (MARKED, PLAIN_TEMPLATE):
         tokenizer = chat_tokenizer(template)
         for chat, (ids, mask) in zip(CHATS, labeled(MESSAGES, tokenizer), strict=True):
@@ -83,13 +83,13 @@ def test_marks_are_those_of_transformers_where_the_template_gives_them():
             assert (ids, [int(flag) for flag in mask]) == (output["input_ids"], output["assistant_masks"])
 
 
-def test_a_template_without_marks_counts_what_follows_each_prompt():
+def test_without_marks_in_the_template_the_text_after_each_prompt_counts():
     (_, (ids, mask)) = labeled(MESSAGES, tokenizer := chat_tokenizer(CHATML))
     spans = "".join(tokenizer.decode([token]) if flag else "#" for token, flag in zip(ids, mask, strict=True))
     assert [part for part in spans.split("#") if part] == ["mat<|im_end|>\n", "the cat sat<|im_end|>\n"]
 
 
-def test_the_plain_template_is_as_documented_and_is_noted():
+def test_the_default_template_is_as_documented_and_has_a_note():
     tokenizer = chat_tokenizer()
     ids, mask = labeled(MESSAGES, tokenizer)[1]
     assert tokenizer.decode(ids) == "System: the end\nUser: cat?\nAssistant: mat<|end|>\nUser: on the?\nAssistant: the cat sat<|end|>"
@@ -102,13 +102,13 @@ def test_the_plain_template_is_as_documented_and_is_noted():
         resolve_template(tokenizer, "tokenizer")
 
 
-def test_all_tokens_count_but_the_first_if_the_user_says_so():
+def test_all_tokens_except_the_first_count_on_request():
     for rows in (MESSAGES, SPLIT_CHATS, PAIRS):
         for ids, mask in labeled(rows, chat_tokenizer(CHATML), "all"):
             assert mask == [False] + [True] * (len(ids) - 1)
 
 
-def test_a_template_that_refuses_or_rewrites_is_told_in_one_line():
+def test_a_template_that_raises_or_changes_messages_is_refused_in_one_line():
     refusing = chat_tokenizer("{{ raise_exception('roles must alternate') }}")
     with pytest.raises(UserError, match=r"refuses a conversation with the roles user, assistant \(roles must alternate\)"):
         labeled(MESSAGES, refusing)
@@ -123,7 +123,7 @@ def test_alpaca_is_a_conversation_of_two_turns():
     assert second.turns[0].content == "the cat\n\non the mat" and second.answers == ("the end",)
 
 
-def test_other_notations_give_the_same_conversation():
+def test_all_notations_give_the_same_conversation():
     chat = CHATS[1]
     other = [{"from": {"user": "human", "assistant": "gpt"}.get(turn["role"], turn["role"]), "value": turn["content"]} for turn in chat]
     parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in chat]
@@ -132,7 +132,7 @@ def test_other_notations_give_the_same_conversation():
     assert [examples_of([row]) for row in rows] == [examples_of([{"messages": chat}])] * 5
 
 
-def test_rows_without_an_answer_or_a_conversation_are_left_out():
+def test_rows_without_an_answer_or_a_conversation_are_omitted():
     image = [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "cat"}]
     rows = [{"messages": cell} for cell in (CHATS[0][:1], [], None, "text", image, [{"role": "assistant", "content": " "}])]
     assert [row.reason for row in examples_of(rows, "chat")] == ["no answer", *["no conversation"] * 4, "no answer"]
@@ -184,7 +184,7 @@ def many(count=40):
     return [{"prompt": "the cat sat " * (1 + n % 7), "completion": f" mat {n}" + " on" * (n % 5)} for n in range(count)]
 
 
-def test_packing_keeps_examples_whole_and_their_marks_with_them(tmp_path):
+def test_packing_keeps_examples_complete_with_their_loss_masks(tmp_path):
     tokenizer = chat_tokenizer()
     corpus = load_corpus(DatasetConfig(str(write(tmp_path / "rows.jsonl", many()))))
     tokens = tokenize_corpus(corpus, tokenizer, cache_dir=tmp_path / "cache")
@@ -212,7 +212,7 @@ def test_a_rewriting_partition_refuses_conversations_in_one_line(tmp_path):
         partition_corpus(Style(num_clients=2, severity=1.0), corpus, lambda: np.random.default_rng(0))
 
 
-def test_conversations_and_running_text_do_not_mix(tmp_path):
+def test_conversations_and_plain_text_do_not_mix(tmp_path):
     write(tmp_path / "a.jsonl", MESSAGES)
     write(tmp_path / "b.jsonl", [{"text": "the cat"}])
     with pytest.raises(UserError, match="mixes 2 conversations with 1 documents of running text"):

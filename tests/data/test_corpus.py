@@ -1,4 +1,4 @@
-"""The value: views, sizes and the content hash."""
+"""Test the views, sizes and content fingerprint of a corpus."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from fedrift.data import Corpus
 
 
-def small() -> Corpus:
+def small_corpus() -> Corpus:
     return Corpus(
         name="small",
         text=np.array(["one", "two", "three", "four"], dtype=object),
@@ -22,19 +22,19 @@ def small() -> Corpus:
     )
 
 
-def test_the_three_views_are_the_corpus():
-    corpus = small()
+def test_the_views_of_the_three_splits_cover_the_corpus():
+    corpus = small_corpus()
     assert [list(part.text) for part in (corpus.train, corpus.validation, corpus.test)] == [["one", "two"], ["three"], ["four"]]
 
 
 def test_a_view_keeps_the_label_numbers():
-    view = small().take(np.array([3]))
+    view = small_corpus().take(np.array([3]))
     assert view.domains == ("a", "b")
     assert view.domains[view.label[0]] == "b"
 
 
 def test_content_does_not_depend_on_the_order():
-    corpus = small()
+    corpus = small_corpus()
     assert corpus.take(np.array([2, 0, 3, 1])).fingerprint == corpus.fingerprint
 
 
@@ -49,14 +49,14 @@ def test_content_does_not_depend_on_the_order():
     ],
 )
 def test_content_changes_with_text_label_and_split(change):
-    assert replace(small(), **change).fingerprint != small().fingerprint
+    assert replace(small_corpus(), **change).fingerprint != small_corpus().fingerprint
 
 
 def test_content_does_not_change_with_sizes_and_sources():
-    other = replace(small().with_sizes(np.array([5, 6, 7, 8])), source=np.array(["y"] * 4, dtype=object))
-    assert other.fingerprint == small().fingerprint
+    other = replace(small_corpus().with_sizes(np.array([5, 6, 7, 8])), source=np.array(["y"] * 4, dtype=object))
+    assert other.fingerprint == small_corpus().fingerprint
 
 
 def test_sizes_of_another_length_are_refused():
     with pytest.raises(ValueError, match="4 documents"):
-        small().with_sizes(np.array([1, 2]))
+        small_corpus().with_sizes(np.array([1, 2]))

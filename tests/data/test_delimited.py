@@ -1,4 +1,4 @@
-"""CSV and TSV: a stray quotation mark never swallows rows, and a text of many lines stays one."""
+"""Test CSV and TSV files: a stray quotation mark never hides rows, and a quoted text of many lines stays one document."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read(text: str, separator: str = ","):
 
 
 def table(columns: str, separator: str, quoted: dict[int, str], count: int = 60) -> str:
-    """A table of plain cells, in which the texts of some rows are replaced as they stand."""
+    """Return a table of plain cells in which the texts of some rows are replaced without quoting."""
     names = columns.split(", ")
     rows = [WIDTHS[columns](n) for n in range(count)]
     for number, text in quoted.items():
@@ -40,7 +40,7 @@ def table(columns: str, separator: str, quoted: dict[int, str], count: int = 60)
 @pytest.mark.parametrize("separator", [",", "\t"])
 @pytest.mark.parametrize(("first", "last"), [(5, 40), (5, 6), (0, 59), (30, 33)])
 @pytest.mark.parametrize("columns", WIDTHS)
-def test_two_stray_quotes_never_swallow_the_rows_between_them(columns, first, last, separator):
+def test_two_stray_quotes_never_hide_the_rows_between_them(columns, first, last, separator):
     said = table(columns, separator, {first: '"words begin', last: 'words end"'})
     with pytest.raises(UserError, match=f"line {first + 2}: .* line {last + 2} ") as caught:
         read(said, separator)
@@ -89,7 +89,7 @@ CELLS = st.tuples(st.text(LETTERS, max_size=12), st.sampled_from(TOPICS))
 
 
 @given(st.lists(CELLS, min_size=1, max_size=8), st.sampled_from([",", "\t"]), st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
-def test_what_a_csv_writer_wrote_comes_back(rows, separator, quoting):
+def test_the_output_of_a_csv_writer_is_read_back(rows, separator, quoting):
     out = io.StringIO()
     writer = csv.writer(out, delimiter=separator, quoting=quoting)
     writer.writerows([("text", "label"), *rows])
@@ -97,12 +97,12 @@ def test_what_a_csv_writer_wrote_comes_back(rows, separator, quoting):
     assert list(zip(found["text"], found["label"], strict=True)) == rows
 
 
-def test_line_ends_of_any_kind_end_a_row():
+def test_every_kind_of_line_end_ends_a_row():
     for end in ("\n", "\r\n", "\r"):
         assert read(f"text,label{end}a,x{end}{end}b,y")[1] == {"text": ["a", "b"], "label": ["x", "y"]}
 
 
-def test_a_lone_text_of_many_lines_is_remarked_on_where_rows_cannot_be_told():
+def test_a_single_text_of_many_lines_has_a_note_if_rows_are_ambiguous():
     rows = [f"a thing {word},words of {word}" for word in "abcdefghijklmnopqrstuvwxyzabcdefghijklmnop"]
     long = ['lone,"words', *["of prose"] * 8, 'end"']
     assert "extends from line 44 to line 53" in read("\n".join(["title,text", *rows, *long]))[2][0]

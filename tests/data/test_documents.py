@@ -1,4 +1,4 @@
-"""Rows become documents: stripped, once each, whatever order they came in."""
+"""Test that rows become documents: stripped, without duplicates, and regardless of their order."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_order_of_rows_changes_nothing(cells, random):
 
 
 @given(rows)
-def test_a_document_never_stands_in_two_splits(cells):
+def test_a_document_is_never_in_two_splits(cells):
     found, _ = cleaned(cells)
     texts = [d.text for d in found]
     assert len(set(texts)) == len(texts)
@@ -54,14 +54,14 @@ def test_every_row_is_a_document_or_counted(cells):
     assert {d.text for d in found} == {normalize_text(text) for text, *_ in cells} - {""}
 
 
-def test_of_two_labels_the_first_by_name_wins_and_the_conflict_is_counted():
+def test_a_document_with_two_labels_gets_the_first_by_name_and_is_counted():
     found, counts = cleaned([("a", "y", "s", 0), ("a", "x", "s", 0), ("a", None, "s", 0), ("b", "x", "s", 0)])
     assert {d.text: d.label for d in found} == {"a": "x", "b": "x"}
     assert counts["conflicting label"] == 1
     assert counts["duplicate"] == 2
 
 
-def test_equal_labels_are_no_conflict():
+def test_equal_labels_are_not_a_conflict():
     assert cleaned([("a", "x", "s", 0), ("a", "x", "t", 2), ("a", None, "t", 2)])[1]["conflicting label"] == 0
 
 
@@ -85,22 +85,22 @@ def test_equal_labels_are_no_conflict():
         ("None", "None"),
     ],
 )
-def test_labels_have_one_spelling(cell, name):
+def test_labels_are_normalized(cell, name):
     assert normalize_label(cell) == name
 
 
-def test_line_ends_are_one_kind_and_half_surrogates_are_replaced():
+def test_line_ends_are_normalized_and_lone_surrogates_replaced():
     assert normalize_text(" a\r\nb\rc\n ") == "a\nb\nc"
     assert normalize_text("a\ud83d\ude00b") == "a😀b"
     assert normalize_text("a\ud83d") == "a\ufffd"
 
 
-def test_cells_that_are_no_text_are_left_out_and_counted():
+def test_cells_without_text_are_omitted_and_counted():
     found, counts = cleaned([("a", None, "s", 0), (None, None, "s", 0), (3, None, "s", 0), (float("nan"), "x", "s", 0)])
     assert [d.text for d in found] == ["a"]
     assert counts["not text"] == 3
 
 
-def test_a_column_of_numbers_is_no_text_column():
+def test_a_column_of_numbers_is_not_a_text_column():
     with pytest.raises(UserError, match="no text but values of type int"):
         cleaned([(3, None, "s", 0), (4, None, "s", 0)])

@@ -1,4 +1,4 @@
-"""Encoders beside lsa and wordllama: hashed words without weights, MiniLM as an extra, any other by protocol."""
+"""Test the other encoders: hashed words without weights, MiniLM as an extra, and any object with the protocol."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from fedrift.core.errors import UserError
 from fedrift.data.encoders import MINILM_ID, embed_texts
-from tests import worlds
+from tests import small_experiment
 
 
-def test_hashed_words_need_nothing_and_every_text_stands_alone():
+def test_hashed_words_need_no_package_and_encode_each_text_independently():
     texts = ["the team won a match", "serve warm bread with soup", "", "the of and"]
     whole = embed_texts(texts, "hashing")
     assert whole.shape == (4, 64) and np.allclose(np.linalg.norm(whole, axis=1), [1, 1, 0, 0])
     assert all(np.array_equal(embed_texts([text], "hashing")[0], row) for text, row in zip(texts, whole, strict=True))
 
 
-def test_hashed_words_tell_topics_apart():
+def test_hashed_words_separate_topics():
     from sklearn.cluster import KMeans
 
-    texts, truth = zip(*worlds.documents(30), strict=True)
+    texts, truth = zip(*small_experiment.documents(30), strict=True)
     found = KMeans(3, n_init=5, random_state=0).fit_predict(embed_texts(texts, "hashing"))
     assert normalized_mutual_info_score(truth, found) > 0.9
 
 
-def test_minilm_says_what_to_install_or_to_take_instead(monkeypatch):
+def test_a_missing_minilm_is_refused_with_alternatives(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(UserError, match=r"pip install sentence-transformers.*'wordllama' or 'hashing'"):
         embed_texts(["a"], "minilm")
 
 
-def test_minilm_is_asked_as_sentence_transformers_wants_to_be(monkeypatch):
+def test_minilm_is_called_with_the_arguments_of_sentence_transformers(monkeypatch):
     asked = {}
 
     class Model:
@@ -63,9 +63,9 @@ def test_minilm_is_asked_as_sentence_transformers_wants_to_be(monkeypatch):
         embed_texts(["a"], "minilm")
 
 
-def test_any_frozen_encoder_will_do_and_is_kept_under_its_name(tmp_path):
+def test_any_frozen_encoder_works_and_is_cached_under_its_name(tmp_path):
     @dataclass
-    class Length:
+    class LengthEncoder:
         name: str
         made: list
 
@@ -73,7 +73,7 @@ def test_any_frozen_encoder_will_do_and_is_kept_under_its_name(tmp_path):
             self.made.append(len(texts))
             return np.array([[len(text), 1.0] for text in texts])
 
-    one, two = Length("length", []), Length("another", [])
+    one, two = LengthEncoder("length", []), LengthEncoder("another", [])
     for encoder in (one, one, two):
         found = embed_texts(["a", "bcd"], encoder, cache_dir=tmp_path)
     assert np.allclose(found, [[1, 1] / np.sqrt(2), [3, 1] / np.sqrt(10)])

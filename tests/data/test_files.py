@@ -1,4 +1,4 @@
-"""Local files: every kind read alike, every mistake told."""
+"""Test that all kinds of local files are read alike and that every mistake is refused."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_corpus_does_not_depend_on_rows_or_file_order(tmp_path_factory, cells,
     assert contents[0] == contents[1]
 
 
-def test_split_files_keep_their_splits_and_other_files_are_left_alone(tmp_path):
+def test_split_files_keep_their_splits_and_other_files_are_ignored(tmp_path):
     for name, texts in {"train_partial": "abcdefgh", "test-00000-of-00001": "xy", "dev": "z", "extra": "q"}.items():
         pd.DataFrame({"text": list(texts)}).to_parquet(tmp_path / f"{name}.parquet")
     corpus = load(tmp_path)
@@ -94,7 +94,7 @@ def test_a_duplicate_across_splits_stays_in_test_then_in_validation(tmp_path):
     assert corpus.drop_counts == {"duplicate": 3}
 
 
-def test_a_folder_of_texts_has_its_sub_folders_as_labels(tmp_path):
+def test_the_labels_of_a_folder_of_texts_are_its_subfolders(tmp_path):
     for place, text in {
         "sports/1.txt": "goal",
         "sports/old/2.txt": "match",
@@ -111,7 +111,7 @@ def test_a_folder_of_texts_has_its_sub_folders_as_labels(tmp_path):
     assert corpus.drop_counts == {"empty": 1}
 
 
-def test_a_folder_of_texts_may_be_split_first(tmp_path):
+def test_a_folder_of_texts_can_have_splits_above_labels(tmp_path):
     for place in ("train/pos/1.txt", "train/neg/2.txt", "test/pos/3.txt"):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / place).write_text(place)
@@ -120,13 +120,13 @@ def test_a_folder_of_texts_may_be_split_first(tmp_path):
     assert corpus.domains == ("neg", "pos")
 
 
-def test_a_text_file_alone_is_cut_at_blank_lines_of_any_line_end(tmp_path):
+def test_a_single_text_file_is_split_at_blank_lines_with_every_line_end(tmp_path):
     path = tmp_path / "book.txt"
     path.write_bytes("\ufeffOne\r\nline.\r\n \t\r\nTwo.\r\n\r\n\r\n".encode())
     assert set(load(path).text) == {"One\nline.", "Two."}
 
 
-def test_windows_line_ends_change_no_document(tmp_path):
+def test_windows_line_ends_do_not_change_documents(tmp_path):
     table = 'text,label\n"a\nb",x\nc,y\n'
     (tmp_path / "unix.csv").write_bytes(table.encode())
     (tmp_path / "dos.csv").write_bytes(table.replace("\n", "\r\n").encode())
@@ -149,24 +149,24 @@ def test_an_enormous_line_is_one_document(tmp_path, suffix):
     assert load(path).size.tolist() == [1_000_000]
 
 
-def test_half_a_surrogate_pair_does_not_stop_the_load(tmp_path):
+def test_a_lone_surrogate_does_not_stop_loading(tmp_path):
     (tmp_path / "broken.jsonl").write_text('{"text": "bad \\ud83d end"}\n{"text": "line\u2028separator"}\n')
     assert set(load(tmp_path / "broken.jsonl").text) == {"bad \ufffd end", "line\u2028separator"}
 
 
-def test_number_labels_are_names(tmp_path):
+def test_numeric_labels_become_names(tmp_path):
     pd.DataFrame({"text": list("abc"), "label": [1.0, float("nan"), 2.0]}).to_parquet(tmp_path / "n.parquet")
     assert labelled(load(tmp_path / "n.parquet")) == {"a": "1", "b": None, "c": "2"}
 
 
-def test_words_that_look_like_missing_values_are_text_but_no_label(tmp_path):
+def test_words_for_missing_values_are_text_but_not_labels(tmp_path):
     (tmp_path / "t.csv").write_text("text,label\nNA,NA\nnull,None\n007,007\nNaN,NaN\n")
     corpus = load(tmp_path / "t.csv")
     assert labelled(corpus) == {"NA": None, "null": None, "007": "007", "NaN": None}
     assert "2 labels are 'NA', 'None' and count as missing" in corpus.notes[0]
 
 
-def test_columns_of_other_names_can_be_said(tmp_path):
+def test_other_column_names_can_be_configured(tmp_path):
     pd.DataFrame({"body": ["a", "b"], "topic": ["x", "y"], "source": ["u", "v"]}).to_csv(tmp_path / "t.csv")
     corpus = load(tmp_path / "t.csv", text_column="body", label_column="topic")
     assert labelled(corpus) == {"a": "x", "b": "y"}
@@ -174,7 +174,7 @@ def test_columns_of_other_names_can_be_said(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", WRITE)
-def test_a_missing_column_names_those_there_and_the_nearest(tmp_path, suffix):
+def test_a_missing_column_is_refused_with_the_existing_and_the_nearest_names(tmp_path, suffix):
     path = tmp_path / f"t{suffix}"
     WRITE[suffix](pd.DataFrame({"texts": ["a"], "topic": ["x"]}), path)
     said = refusal(path)
@@ -185,13 +185,13 @@ def test_a_missing_column_names_those_there_and_the_nearest(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("name", ["e.csv", "e.tsv", "e.json", "e.jsonl", "e.parquet", "e.txt"])
-def test_an_empty_file_says_so(tmp_path, name):
+def test_an_empty_file_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"")
     assert "is empty" in refusal(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["b.csv", "b.json", "b.jsonl", "b.txt"])
-def test_a_binary_file_says_so(tmp_path, name):
+def test_a_binary_file_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x89PNG\r\n\0\0" + os.urandom(50))
     assert "is a binary file" in refusal(tmp_path / name)
 
@@ -199,14 +199,14 @@ def test_a_binary_file_says_so(tmp_path, name):
 @pytest.mark.parametrize(
     "damage", [lambda data: b"PAR1 nonsense", lambda data: data[:-20], lambda data: data[:60] + b"\xff" * 60 + data[120:]]
 )
-def test_a_damaged_parquet_file_is_told_not_thrown(tmp_path, damage):
+def test_a_damaged_parquet_file_is_refused_without_a_traceback(tmp_path, damage):
     path = tmp_path / "b.parquet"
     pd.DataFrame({"text": [f"text {n}" for n in range(50)]}).to_parquet(path)
     path.write_bytes(damage(path.read_bytes()))
     assert "b.parquet" in refusal(path)
 
 
-def test_text_of_another_encoding_says_where_and_what_to_do(tmp_path):
+def test_text_in_another_encoding_is_refused_with_its_place(tmp_path):
     (tmp_path / "l.csv").write_bytes("text\ncosts £5\n".encode("latin-1"))
     assert "0xa3 at position 11" in refusal(tmp_path / "l.csv")
     for encoding in ("utf-16", "utf-32"):
@@ -229,21 +229,21 @@ def test_a_file_with_another_separator_names_it(tmp_path, name, separator, told)
     assert told in refusal(tmp_path / name)
 
 
-def test_a_separator_that_is_not_quoted_never_shifts_the_columns(tmp_path):
+def test_an_unquoted_separator_never_shifts_the_columns(tmp_path):
     (tmp_path / "t.csv").write_text("text,label\nfirst, second,x\nthird, fourth,y\n")
     assert "more cells" in refusal(tmp_path / "t.csv")
     (tmp_path / "s.csv").write_text("text,label\nfirst,x\nthird, fourth,y\n")
     assert "line 3" in refusal(tmp_path / "s.csv")
 
 
-def test_broken_json_says_the_line(tmp_path):
+def test_broken_json_is_refused_with_its_line(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"text": "a"}\n{"text": \n')
     assert "line 2" in refusal(tmp_path / "t.jsonl")
     (tmp_path / "l.jsonl").write_text('["a"]\n')
     assert "expected an object" in refusal(tmp_path / "l.jsonl")
 
 
-def test_an_unreadable_file_says_why(tmp_path, monkeypatch):
+def test_an_unreadable_file_is_refused_with_the_reason(tmp_path, monkeypatch):
     def refuse(self):
         raise PermissionError(13, "Permission denied")
 
@@ -253,7 +253,7 @@ def test_an_unreadable_file_says_why(tmp_path, monkeypatch):
     assert "Permission denied" in said
 
 
-def test_a_folder_with_nothing_usable_says_what_it_holds(tmp_path):
+def test_a_folder_without_usable_files_is_refused_with_its_content(tmp_path):
     (tmp_path / "photo.png").write_bytes(b"x")
     assert "photo.png" in refusal(tmp_path)
     (tmp_path / "news").mkdir()
@@ -262,12 +262,12 @@ def test_a_folder_with_nothing_usable_says_what_it_holds(tmp_path):
     assert "news" in said
 
 
-def test_a_path_that_is_not_there_offers_the_nearest(tmp_path):
+def test_a_missing_path_is_refused_with_the_nearest_name(tmp_path):
     (tmp_path / "news.csv").write_text("text\na\n")
     assert "did you mean" in refusal(tmp_path / "newz.csv")
 
 
-def test_a_file_without_any_text_says_what_was_left_out(tmp_path):
+def test_a_file_without_any_text_is_refused_with_the_omitted_rows(tmp_path):
     (tmp_path / "t.csv").write_text('text\n" "\n""\n')
     assert "2 empty" in refusal(tmp_path / "t.csv")
     (tmp_path / "h.csv").write_text("text,label\n")

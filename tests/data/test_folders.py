@@ -1,4 +1,4 @@
-"""Folders: which files are read, as which split, and what is said of the others."""
+"""Test which files of a folder are read, as which split, and which notes or refusals name the others."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def refusal(path: Path, **more) -> str:
     return str(caught.value)
 
 
-def lay(folder: Path, **files: str) -> Path:
-    """Write files by place; a table holds one document for each letter of its content, the letter its text."""
+def write_files(folder: Path, **files: str) -> Path:
+    """Write files; a table has one document for each letter of its content, with the letter as its text."""
     for place, letters in files.items():
         path = folder / place
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,12 +48,12 @@ def lay(folder: Path, **files: str) -> Path:
 
 
 def splits(corpus) -> list[str]:
-    """The texts of train, validation and test, each as one sorted string."""
+    """Return the texts of train, validation and test, each as one sorted string."""
     return ["".join(sorted(part.text)) for part in (corpus.train, corpus.validation, corpus.test)]
 
 
 @pytest.mark.parametrize(
-    ("files", "wanted"),
+    ("files", "expected"),
     [
         ({"train1.csv": "ab", "train2.csv": "cd", "test.csv": "e"}, ["abcd", "", "e"]),
         ({"train.csv": "ab", "testing.csv": "e"}, ["ab", "", "e"]),
@@ -69,12 +69,12 @@ def splits(corpus) -> list[str]:
     ],
     ids=lambda files: "-".join(files)[:40],
 )
-def test_files_keep_the_split_that_they_are_named_after(tmp_path, files, wanted):
-    assert splits(load(lay(tmp_path, **files))) == wanted
+def test_files_belong_to_the_split_in_their_name(tmp_path, files, expected):
+    assert splits(load(write_files(tmp_path, **files))) == expected
 
 
 @pytest.mark.parametrize(
-    ("files", "wanted", "words"),
+    ("files", "expected", "words"),
     [
         ({"train.csv": "ab", "data.csv": "c"}, ["ab", "", ""], "ignored data.csv"),
         ({"train.csv": "ab", "test.csv": "c", "unsupervised.csv": "d", "sheet.xlsx": "e"}, ["ab", "", "c"], "sheet.xlsx"),
@@ -91,9 +91,9 @@ def test_files_keep_the_split_that_they_are_named_after(tmp_path, files, wanted)
     ],
     ids=lambda files: "-".join(files)[:40],
 )
-def test_what_is_not_read_is_said(tmp_path, files, wanted, words):
-    corpus = load(lay(tmp_path, **files))
-    assert splits(corpus) == wanted
+def test_ignored_files_have_a_note(tmp_path, files, expected, words):
+    corpus = load(write_files(tmp_path, **files))
+    assert splits(corpus) == expected
     assert words in "; ".join(corpus.notes)
 
 
@@ -115,7 +115,7 @@ def test_what_is_not_read_is_said(tmp_path, files, wanted, words):
     ids=lambda files: "-".join(files)[:40] if isinstance(files, dict) else "",
 )
 def test_an_ambiguous_folder_is_refused(tmp_path, files, words):
-    assert words in refusal(lay(tmp_path, **files))
+    assert words in refusal(write_files(tmp_path, **files))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_an_ambiguous_folder_is_refused(tmp_path, files, words):
         "{split}_data/{topic}/{n}.txt.gz",
     ],
 )
-def test_split_folders_are_never_topics_wherever_they_stand(tmp_path, layout):
+def test_split_folders_are_never_topics_at_any_level(tmp_path, layout):
     number = 0
     for split in ("train", "test"):
         for topic in ("sport", "food"):
@@ -146,7 +146,7 @@ def test_split_folders_are_never_topics_wherever_they_stand(tmp_path, layout):
     assert set(corpus.train.text) == {"train sport", "train food"}
 
 
-def test_files_about_a_data_set_and_hidden_files_are_no_documents(tmp_path):
+def test_metadata_files_and_hidden_files_are_not_documents(tmp_path):
     about = [
         "README.md",
         "README.txt",
@@ -164,7 +164,7 @@ def test_files_about_a_data_set_and_hidden_files_are_no_documents(tmp_path):
     for name in about:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"description": "a text"}')
-    corpus = load(lay(tmp_path, **{"a.csv": "ab", "b.parquet": "c"}))
+    corpus = load(write_files(tmp_path, **{"a.csv": "ab", "b.parquet": "c"}))
     assert splits(corpus) == ["abc", "", ""]
     assert corpus.notes == ()
     (tmp_path / "a.csv").unlink()
@@ -173,23 +173,23 @@ def test_files_about_a_data_set_and_hidden_files_are_no_documents(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["data/train.csv", "data/train/1.csv", "plain_text/train-00000-of-00001.parquet"])
-def test_tables_below_a_folder_of_another_name_are_pointed_to(tmp_path, place):
-    assert f"did you mean '{tmp_path / place.split('/')[0]}'?" in refusal(lay(tmp_path, **{place: "ab", "README.md": "a"}))
+def test_tables_in_a_subfolder_are_named_in_the_refusal(tmp_path, place):
+    assert f"did you mean '{tmp_path / place.split('/')[0]}'?" in refusal(write_files(tmp_path, **{place: "ab", "README.md": "a"}))
 
 
-def zst(data: bytes) -> bytes:
+def compress_zst(data: bytes) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.CompressedOutputStream(sink, "zstd") as out:
         out.write(data)
     return sink.getvalue().to_pybytes()
 
 
-PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zst}
+PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": compress_zst}
 
 
 @pytest.mark.parametrize("packed", PACK)
 @pytest.mark.parametrize("name", ["train.csv", "train.tsv", "train.jsonl", "train.json", "train.parquet", "train.txt"])
-def test_compressed_files_are_read_as_what_they_hold(tmp_path, name, packed):
+def test_compressed_files_are_read_by_their_inner_type(tmp_path, name, packed):
     data = {
         "train.csv": b"text,label\nab,x\n",
         "train.tsv": b"text\tlabel\nab\tx\n",
@@ -210,7 +210,7 @@ def test_compressed_files_are_read_as_what_they_hold(tmp_path, name, packed):
     assert path.name in refusal(path)
 
 
-def test_a_suffix_without_a_reader_names_those_with_one(tmp_path):
+def test_an_unsupported_suffix_is_refused_with_the_supported_ones(tmp_path):
     (tmp_path / "t.csv.zip").write_bytes(b"PK")
     assert "the format '.csv.zip' is not supported" in (words := refusal(tmp_path / "t.csv.zip"))
     assert ".parquet" in words and ".zst" in words
@@ -228,7 +228,7 @@ def test_a_pipe_or_a_socket_is_refused_at_once(tmp_path, name):
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         assert "not a regular file" in refusal(path)
-    lay(tmp_path, **{"train.csv": "ab"})
+    write_files(tmp_path, **{"train.csv": "ab"})
     if not name.endswith(".txt"):
         assert f"ignored {name}" in load(tmp_path).notes[0]
     link = tmp_path / "null.csv"
@@ -236,7 +236,7 @@ def test_a_pipe_or_a_socket_is_refused_at_once(tmp_path, name):
     assert "not a regular file" in refusal(link)
 
 
-def test_a_folder_of_save_to_disk_is_read_by_its_library(tmp_path):
+def test_a_folder_of_save_to_disk_is_read(tmp_path):
     def part(texts):
         features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["food", "sport"])})
         return datasets.Dataset.from_dict({"text": list(texts), "label": [0, 1] * (len(texts) // 2)}, features=features)
@@ -249,7 +249,7 @@ def test_a_folder_of_save_to_disk_is_read_by_its_library(tmp_path):
     part("abcd").save_to_disk(tmp_path / "one")
     assert splits(load(tmp_path / "one")) == ["abcd", "", ""]
     shard = next((tmp_path / "one").glob("*.arrow"))
-    assert splits(load(shard)) == ["abcd", "", ""]  # an Arrow stream by itself
+    assert splits(load(shard)) == ["abcd", "", ""]  # a single Arrow stream
     shard.unlink()
     assert "cannot be read" in refusal(tmp_path / "one")
 
@@ -269,7 +269,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", " "])
-def test_an_empty_name_is_no_corpus(name):
+def test_an_empty_name_is_refused(name):
     with pytest.raises(UserError, match="dataset is empty"):
         load_corpus(DatasetConfig(name))
 
@@ -279,7 +279,7 @@ def test_an_empty_name_is_no_corpus(name):
     ["a" * 5000, "x" * 300 + ".csv", "/" + "y" * 400, "~nobody-of-that-name/x.csv", "a\0b.csv", "a\nb", "./" + "z" * 300 + "/t.csv"],
     ids=lambda name: f"{name[:6]!r}",
 )
-def test_a_name_that_no_file_can_have_is_refused_in_one_line(name):
+def test_an_invalid_file_name_is_refused_in_one_line(name):
     with pytest.raises(UserError) as caught:
         load_corpus(DatasetConfig(name))
     assert len(str(caught.value).splitlines()) == 1

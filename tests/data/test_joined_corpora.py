@@ -1,4 +1,4 @@
-"""Several corpora as one, each a domain."""
+"""Test that several corpora are joined into one corpus in which each is a domain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STYLES = dict(NAMED_DATASETS["styles"].parts)
 
 @pytest.fixture
 def data(tmp_path):
-    """Made-up copies of the five corpora, of different sizes; one has a validation split of its own."""
+    """Synthetic copies of the five corpora with different sizes; one has its own validation split."""
     for size, (domain, name) in enumerate(STYLES.items(), 2):
         for split, count in (("train", 40 * size), ("test", 10 * size), ("validation", 8 * (name == "tweets"))):
             if count:
@@ -27,13 +27,13 @@ def data(tmp_path):
 
 
 def count(corpus) -> np.ndarray:
-    """Documents of each split and domain, [3, T]."""
+    """Return the number of documents of each split and domain, [3, T]."""
     return np.array(
         [np.bincount(corpus.label[corpus.split == split], minlength=len(corpus.domains)) for split in (TRAIN, VALIDATION, TEST)]
     )
 
 
-def test_styles_are_corpora_and_equally_many_documents_of_each_in_every_split(data):
+def test_every_split_has_equally_many_documents_of_each_corpus(data):
     corpus = load_corpus(DatasetConfig("styles"), data_dir=data)
     assert corpus.domains == tuple(sorted(STYLES))
     own = corpus.take(corpus.text != "the same in all")
@@ -43,7 +43,7 @@ def test_styles_are_corpora_and_equally_many_documents_of_each_in_every_split(da
     assert corpus.drop_counts["balancing"] > 0
 
 
-def test_each_part_keeps_its_own_splits_and_a_text_in_two_parts_is_in_one(data):
+def test_each_corpus_keeps_its_splits_and_a_shared_text_is_used_once(data):
     corpus = load_corpus(DatasetConfig("styles"), data_dir=data)
     for split, name in ((TRAIN, "train"), (TEST, "test")):
         own = {text.split()[1] for text in corpus.text[corpus.split == split] if text != "the same in all"}
@@ -51,14 +51,14 @@ def test_each_part_keeps_its_own_splits_and_a_text_in_two_parts_is_in_one(data):
     assert (corpus.text == "the same in all").sum() <= 1
 
 
-def test_the_seed_draws_the_documents_and_the_limit_keeps_the_balance(data):
+def test_the_seed_selects_the_documents_and_a_limit_keeps_the_balance(data):
     one, two, other = (load_corpus(DatasetConfig("styles", split_seed=seed), data_dir=data) for seed in (0, 0, 1))
     assert one.fingerprint == two.fingerprint != other.fingerprint
     few = load_corpus(DatasetConfig("styles", limit=60), data_dir=data)
     assert len(few) == 60 and np.ptp(count(few), axis=1).max() <= 1
 
 
-def test_what_pocket_has_read_is_left_out_part_by_part(data):
+def test_documents_of_the_pretraining_of_pocket_are_omitted_from_each_corpus(data):
     corpus = load_corpus(DatasetConfig("styles"), data_dir=data, subset="unseen")
     for domain, name in STYLES.items():
         rows = (corpus.label == corpus.domains.index(domain)) & (corpus.split == TRAIN)
@@ -66,7 +66,7 @@ def test_what_pocket_has_read_is_left_out_part_by_part(data):
         assert (read == 0) == (name in POCKET_PRETRAINING_DATASETS) and rows.any()
 
 
-def test_a_part_that_is_not_there_says_how_to_bring_it(data):
+def test_a_missing_corpus_is_refused_with_the_place_where_it_belongs(data):
     (data / "stackexchange" / "train.parquet").rename(data / "elsewhere")
     (data / "stackexchange" / "test.parquet").unlink()
     (data / "stackexchange").rmdir()
@@ -74,7 +74,7 @@ def test_a_part_that_is_not_there_says_how_to_bring_it(data):
         load_corpus(DatasetConfig("styles"), data_dir=data)
 
 
-def test_a_style_can_be_left_out_and_the_list_says_what_it_is_made_of(data):
+def test_a_corpus_can_be_omitted_and_the_list_names_the_parts(data):
     corpus = load_corpus(DatasetConfig("styles", domains=("news", "tweets")), data_dir=data)
     assert corpus.domains == ("news", "tweets")
     listed = {one.name: one for one in list_datasets(data)}

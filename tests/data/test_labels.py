@@ -1,4 +1,4 @@
-"""Labels: the same cells give the same topics, whatever they come from."""
+"""Test that equal cells give equal topics in every file format and on the hub."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedrift.data.rows import group_similar_names, read_labels, strip_integer_de
 
 TEXTS = ("apple pie", "blue moon", "team wins", "rocket starts")
 CLASSES = datasets.ClassLabel(names=["food", "sport", "none"])
-COLUMNS = {  # labels, their feature, the topics that are right
+COLUMNS = {  # labels, their feature, the correct topics
     "text": (["a", " b", "", None], datasets.Value("string"), ["a", "b", None, None]),
     "integers": ([0, 1, 2, 1], datasets.Value("int64"), ["0", "1", "2", "1"]),
     "integers with gaps": ([0, None, 2, 1], datasets.Value("int64"), ["0", None, "2", "1"]),
@@ -27,22 +27,22 @@ COLUMNS = {  # labels, their feature, the topics that are right
     "lists": ([["a", "b"], ["b"], [], None], datasets.List(datasets.Value("string")), ["a", "b", None, None]),
     "lists of classes": ([[1, 0], [0], [], [2]], datasets.List(CLASSES), ["sport", "food", None, "none"]),
 }
-PLAIN = [name for name in COLUMNS if "classes" not in name]  # what formats without features can say
+COLUMNS_WITHOUT_CLASSES = [name for name in COLUMNS if "classes" not in name]  # columns that formats without features can store
 
 
 def topics(corpus) -> list[str | None]:
-    """The topic of each text, in the order of the texts."""
+    """Return the topic of each text, in the order of the texts."""
     found = {text: corpus.domains[label] if label >= 0 else None for text, label in zip(corpus.text, corpus.label, strict=True)}
     return [found[text] for text in sorted(found)]
 
 
-def written(data: datasets.Dataset, kind: str, folder: Path) -> Path:
-    """The data set on disk."""
+def save_dataset(data: datasets.Dataset, kind: str, folder: Path) -> Path:
+    """Save the dataset and return its path."""
     if kind == "saved":
         data.save_to_disk(folder / "saved")
         return folder / "saved"
     path = folder / f"train.{kind.removeprefix('pandas ')}"
-    if kind == "pandas csv":  # whole numbers with gaps become 1.0 here
+    if kind == "pandas csv":  # pandas writes whole numbers with gaps as 1.0
         data.to_pandas().to_csv(path, index=False)
     elif kind == "pandas parquet":
         data.to_pandas().to_parquet(path)
@@ -55,18 +55,18 @@ def written(data: datasets.Dataset, kind: str, folder: Path) -> Path:
     ("name", "kind"),
     [
         *((name, kind) for name in COLUMNS for kind in ("parquet", "saved")),
-        *((name, kind) for name in PLAIN for kind in ("jsonl", "pandas parquet")),
-        *((name, kind) for name in PLAIN if "lists" not in name for kind in ("csv", "pandas csv")),
+        *((name, kind) for name in COLUMNS_WITHOUT_CLASSES for kind in ("jsonl", "pandas parquet")),
+        *((name, kind) for name in COLUMNS_WITHOUT_CLASSES if "lists" not in name for kind in ("csv", "pandas csv")),
     ],
 )
 def test_a_file_gives_the_topics_of_the_same_rows_on_the_hub(tmp_path, monkeypatch, name, kind):
-    labels, feature, wanted = COLUMNS[name]
+    labels, feature, expected = COLUMNS[name]
     features = datasets.Features({"text": datasets.Value("string"), "label": feature})
     data = datasets.Dataset.from_dict({"text": list("pqrs"), "label": labels}, features=features)
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config: datasets.DatasetDict(train=data))
     hub = load_corpus(DatasetConfig("someone/set"))
-    local = load_corpus(DatasetConfig(str(written(data, kind, tmp_path))))
-    assert topics(hub) == topics(local) == wanted
+    local = load_corpus(DatasetConfig(str(save_dataset(data, kind, tmp_path))))
+    assert topics(hub) == topics(local) == expected
     assert hub.fingerprint == local.fingerprint
 
 
@@ -85,7 +85,7 @@ def test_a_categorical_column_has_its_names(tmp_path):
         ([b"a"], "bytes"),
     ],
 )
-def test_cells_that_name_no_topic_are_refused(tmp_path, cells, words):
+def test_cells_that_are_not_topics_are_refused(tmp_path, cells, words):
     with pytest.raises(UserError, match=words) as caught:
         read_labels([None, *cells], None, "t.csv, column 'label'")
     assert "dataset.label_column" in str(caught.value)
@@ -99,7 +99,7 @@ def test_a_class_number_without_a_name_is_refused():
         read_labels([0, 3], CLASSES, "t")
 
 
-def test_what_is_taken_for_no_label_or_for_a_doubtful_topic_is_said():
+def test_missing_labels_and_doubtful_topics_have_a_note():
     labels, notes = read_labels(["NA", "N/A", "none", "Unknown", "a"], None, "t.csv, column 'label'")
     assert labels == [None, None, "none", "Unknown", "a"]
     assert notes == [
@@ -123,13 +123,13 @@ def test_a_label_column_of_almost_the_expected_name_is_told(tmp_path):
     assert load_corpus(DatasetConfig(str(tmp_path / "t.csv"), label_column="")).notes == ()
 
 
-def test_whole_numbers_lose_their_point_only_among_numbers():
+def test_whole_numbers_lose_their_decimal_point_only_in_numeric_columns():
     assert strip_integer_decimals(["1.0", None, "20.0", "3"]) == ["1", None, "20", "3"]
     for kept in (["1.0", "a"], ["1.0", "1.10"], ["01.0", "2.0"], ["1.00", "2.0"], ["1e3", "2.0"], ["007", "008"]):
         assert strip_integer_decimals(kept) == kept
 
 
-def test_topics_that_differ_in_capitals_or_blanks_are_said(tmp_path):
+def test_topics_that_differ_in_case_or_spaces_have_a_note(tmp_path):
     assert group_similar_names(("Sport", "food", "sport", "New York", "New  York")) == [("Sport", "sport"), ("New York", "New  York")]
     (tmp_path / "t.csv").write_text("text,label\na,Sport\nb,sport\nc, sport \n")
     corpus = load_corpus(DatasetConfig(str(tmp_path / "t.csv")))
@@ -137,7 +137,7 @@ def test_topics_that_differ_in_capitals_or_blanks_are_said(tmp_path):
     assert corpus.notes == ("topics 'Sport', 'sport' differ only in capitals or white space and count as 2 topics",)
 
 
-def test_labels_that_name_the_documents_are_refused(tmp_path):
+def test_labels_that_are_document_ids_are_refused(tmp_path):
     (tmp_path / "t.csv").write_text("text,label\n" + "".join(f"text {TEXTS[n % 4]} {n},id{n}\n" for n in range(40)))
     with pytest.raises(UserError, match=r"40 different labels for 40 documents.*dataset\.label_column.*dataset\.num_clusters"):
         load_corpus(DatasetConfig(str(tmp_path / "t.csv")))

@@ -1,4 +1,4 @@
-"""The one way in: names, hub ids, limits, domains, halves."""
+"""Test `load_corpus`: names, hub ids, limits, domains, and the halves of the pretraining corpora."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedrift.data.catalog import NAMED_DATASETS, POCKET_PRETRAINING_DATASETS
 from fedrift.data.dataset import known_origin
 
 
-def local(folder, name, count=200, labels=("x", "y"), test=40):
+def save_corpus(folder, name, count=200, labels=("x", "y"), test=40):
     (folder / name).mkdir()
     for split, start, stop in (("train", 0, count), ("test", count, count + test)):
         pd.DataFrame(
@@ -36,12 +36,12 @@ def refusal(*args, **more) -> str:
     return str(caught.value)
 
 
-def test_an_unknown_corpus_offers_the_nearest():
+def test_an_unknown_corpus_is_refused_with_the_nearest_name():
     assert "did you mean 'ag_news'?" in refusal("agnews")
 
 
-def test_a_local_folder_comes_before_the_hub_by_argument_and_by_environment(tmp_path, monkeypatch):
-    local(tmp_path, "ag_news")
+def test_a_local_folder_has_priority_over_the_hub(tmp_path, monkeypatch):
+    save_corpus(tmp_path, "ag_news")
     given = load_corpus(DatasetConfig("ag_news"), data_dir=tmp_path)
     monkeypatch.setenv("FEDRIFT_DATA", str(tmp_path))
     assert load_corpus(DatasetConfig("ag_news")).fingerprint == given.fingerprint
@@ -50,7 +50,7 @@ def test_a_local_folder_comes_before_the_hub_by_argument_and_by_environment(tmp_
     assert len(given.train) == 180
 
 
-def test_a_corpus_without_a_hub_id_says_which_folder_it_wants(tmp_path):
+def test_a_corpus_without_a_hub_id_is_refused_with_the_required_folder(tmp_path):
     assert "medquad/" in (said := refusal("medquad"))
     assert "FEDRIFT_DATA is not set" in said
     assert str(tmp_path) in refusal("medquad", data_dir=tmp_path)
@@ -58,7 +58,7 @@ def test_a_corpus_without_a_hub_id_says_which_folder_it_wants(tmp_path):
     assert "github.com/abachaa/MedQuAD" in said and "docs/corpora.md" in said
 
 
-def test_every_named_dataset_can_be_had_by_somebody_else():
+def test_every_named_dataset_is_publicly_available():
     page = (Path(__file__).resolve().parents[2] / "docs" / "corpora.md").read_text(encoding="utf-8")
     for name, named in NAMED_DATASETS.items():
         assert named.hub_id or named.published_at or named.parts or name in ("bbc", "synthetic"), name
@@ -66,15 +66,15 @@ def test_every_named_dataset_can_be_had_by_somebody_else():
 
 
 def test_a_limit_keeps_splits_and_labels_in_proportion(tmp_path):
-    corpus = load_corpus(DatasetConfig("ag_news", limit=60, validation_fraction=0.0), data_dir=local(tmp_path, "ag_news"))
+    corpus = load_corpus(DatasetConfig("ag_news", limit=60, validation_fraction=0.0), data_dir=save_corpus(tmp_path, "ag_news"))
     assert len(corpus) == 60
     assert len(corpus.test) == 10
     assert abs((corpus.label == 0).sum() - 30) <= 2
     assert corpus.drop_counts == {"limit": 180}
 
 
-def test_domains_are_limited_and_unknown_ones_refused(tmp_path):
-    local(tmp_path, "ag_news", labels=("Sports", "World", "Business"))
+def test_domains_can_be_limited_and_unknown_ones_are_refused(tmp_path):
+    save_corpus(tmp_path, "ag_news", labels=("Sports", "World", "Business"))
     corpus = load_corpus(DatasetConfig("ag_news", domains=("World", "Sports")), data_dir=tmp_path)
     assert corpus.domains == ("Sports", "World")
     assert set(corpus.label) == {0, 1}
@@ -82,8 +82,8 @@ def test_domains_are_limited_and_unknown_ones_refused(tmp_path):
     assert "did you mean 'Sports'" in refusal("ag_news", domains=("sport",), data_dir=tmp_path)
 
 
-def test_a_variant_gathers_labels_into_domains(tmp_path):
-    local(tmp_path, "newsgroups20", labels=("sci.med", "sci.crypt", "comp.graphics", "alt.atheism"))
+def test_a_variant_merges_labels_into_domains(tmp_path):
+    save_corpus(tmp_path, "newsgroups20", labels=("sci.med", "sci.crypt", "comp.graphics", "alt.atheism"))
     corpus = load_corpus(DatasetConfig("newsgroups_topics"), data_dir=tmp_path)
     assert corpus.domains == ("health", "tech")
     assert len(corpus) == 180
@@ -100,22 +100,22 @@ def test_wikitext_documents_are_its_paragraphs(tmp_path):
     assert corpus.drop_counts == {"empty": 2, "heading": 2}
 
 
-def test_shares_that_leave_no_train_are_refused():
+def test_fractions_that_leave_no_training_split_are_refused():
     assert "no documents to train on" in refusal("bbc", validation_fraction=0.5, test_fraction=0.5)
 
 
-def test_changed_data_is_told(tmp_path):
-    content = load_corpus(DatasetConfig("ag_news"), data_dir=local(tmp_path, "ag_news")).fingerprint
+def test_changed_data_is_refused(tmp_path):
+    content = load_corpus(DatasetConfig("ag_news"), data_dir=save_corpus(tmp_path, "ag_news")).fingerprint
     assert load_corpus(DatasetConfig("ag_news", fingerprint=content), data_dir=tmp_path).fingerprint == content
     assert "has changed" in refusal("ag_news", fingerprint="0" * 64, data_dir=tmp_path)
 
 
-# Halves
+# Halves of the pretraining corpora
 
 
 @pytest.mark.parametrize("name", sorted(POCKET_PRETRAINING_DATASETS))
-def test_the_unseen_half_holds_no_train_document_that_pocket_has_read(tmp_path, name):
-    local(tmp_path, name)
+def test_the_unseen_half_has_no_document_of_the_pretraining_of_pocket(tmp_path, name):
+    save_corpus(tmp_path, name)
     whole, unseen, read = (
         load_corpus(DatasetConfig(name), data_dir=tmp_path, subset=subset) for subset in ("all", "unseen", "pretraining")
     )
@@ -127,8 +127,8 @@ def test_the_unseen_half_holds_no_train_document_that_pocket_has_read(tmp_path, 
     assert len(unseen) + len(read) == len(whole) + len(whole.test)
 
 
-def test_variants_paths_and_hub_ids_of_a_corpus_are_halved_as_it_is(tmp_path):
-    local(tmp_path, "dbpedia")
+def test_variants_paths_and_hub_ids_of_a_corpus_have_the_same_halves(tmp_path):
+    save_corpus(tmp_path, "dbpedia")
     for name in (tmp_path / "dbpedia", tmp_path / "dbpedia" / "train.parquet"):
         assert not any(map(is_in_pretraining_half, load_corpus(DatasetConfig(str(name), test_fraction=0.0), subset="unseen").train.text))
     assert known_origin("reddit_topics") == "reddit_posts"
@@ -138,21 +138,21 @@ def test_variants_paths_and_hub_ids_of_a_corpus_are_halved_as_it_is(tmp_path):
 
 
 def test_other_corpora_have_no_halves(tmp_path):
-    local(tmp_path, "ag_news")
+    save_corpus(tmp_path, "ag_news")
     assert len(load_corpus(DatasetConfig("ag_news"), data_dir=tmp_path, subset="unseen")) == 240
     assert "pretraining half" in refusal("ag_news", data_dir=tmp_path, subset="pretraining")
     assert "did you mean 'unseen'" in refusal("ag_news", data_dir=tmp_path, subset="unsen")
 
 
-def test_the_rule_of_the_halves_never_changes():
+def test_the_rule_of_the_halves_is_pinned():
     said = [is_in_pretraining_half(text) for text in ("a", " a\n", "b", "c", "d", "e", "東京")]
     assert said == [True, True, True, True, True, False, False]
 
 
-# The hub
+# The Hugging Face hub
 
 
-def on_the_hub(monkeypatch, found):
+def replace_hub(monkeypatch, found):
     def load_dataset(name, config):
         said.append((name, config))
         return found[config] if isinstance(found, dict) and config in found else found
@@ -174,7 +174,7 @@ def labels_of(corpus):
 
 def test_class_numbers_of_the_hub_get_their_names(monkeypatch):
     names = datasets.ClassLabel(names=["World", "Sports"])
-    said = on_the_hub(
+    said = replace_hub(
         monkeypatch,
         datasets.DatasetDict(
             train=split_by(["a", "b", "c"], [0, 1, -1], names), test=split_by(["d"], [1], names), unsupervised=split_by(["e"], [0], names)
@@ -187,14 +187,14 @@ def test_class_numbers_of_the_hub_get_their_names(monkeypatch):
     assert corpus.test.source[0] == "fancyzhx/ag_news:test"
 
 
-def test_of_a_list_of_labels_the_first_counts(monkeypatch):
+def test_the_first_of_a_list_of_labels_counts(monkeypatch):
     names = datasets.List(datasets.ClassLabel(names=["joy", "fear"]))
-    on_the_hub(monkeypatch, datasets.DatasetDict(train=split_by(["a", "b", "c"], [[1, 0], [0], []], names, "labels")))
+    replace_hub(monkeypatch, datasets.DatasetDict(train=split_by(["a", "b", "c"], [[1, 0], [0], []], names, "labels")))
     assert labels_of(load_corpus(DatasetConfig("reddit_comments"))) == {"a": "fear", "b": "joy", "c": None}
 
 
-def test_tweets_are_labelled_by_their_task(monkeypatch):
-    said = on_the_hub(
+def test_tweets_are_labeled_by_their_task(monkeypatch):
+    said = replace_hub(
         monkeypatch,
         {
             config: datasets.DatasetDict(train=split_by([f"tweet {config}"], [0], datasets.Value("int64")))
@@ -207,9 +207,9 @@ def test_tweets_are_labelled_by_their_task(monkeypatch):
     assert len(corpus) == 11
 
 
-def test_any_hub_id_with_its_configuration_and_columns(monkeypatch):
+def test_any_hub_id_is_loaded_with_its_configuration_and_columns(monkeypatch):
     found = datasets.DatasetDict(test=split_by(list("abcdef"), list("xyxyxy"), datasets.Value("string")))
-    said = on_the_hub(monkeypatch, found)
+    said = replace_hub(monkeypatch, found)
     corpus = load_corpus(DatasetConfig("someone/set:plain", text_column="content", test_fraction=0.2, validation_fraction=0.0))
     assert said == [("someone/set", "plain")]
     assert len(corpus.train) == 5
@@ -218,7 +218,7 @@ def test_any_hub_id_with_its_configuration_and_columns(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [ConnectionError("no route"), FileNotFoundError("gone"), RuntimeError("proxy")])
-def test_a_hub_out_of_reach_names_the_ways_out(monkeypatch, error):
+def test_an_unreachable_hub_is_refused_with_alternatives(monkeypatch, error):
     def load_dataset(name, config):
         raise error
 
@@ -229,7 +229,7 @@ def test_a_hub_out_of_reach_names_the_ways_out(monkeypatch, error):
     assert str(error) in said
 
 
-def test_a_missing_configuration_says_how_to_write_it(monkeypatch):
+def test_a_missing_configuration_is_refused_with_an_example(monkeypatch):
     def load_dataset(name, config):
         raise ValueError("Config name is missing. Please pick one among: ['a', 'b'].")
 
@@ -237,12 +237,12 @@ def test_a_missing_configuration_says_how_to_write_it(monkeypatch):
     assert "someone/set:NAME" in refusal("someone/set")
 
 
-# The list
+# The list of corpora
 
 
-def test_the_list_counts_what_is_here_and_loads_nothing(tmp_path, monkeypatch):
-    on_the_hub(monkeypatch, None)
-    local(tmp_path, "newsgroups20", labels=("sci.med", "alt.atheism"))
+def test_the_list_counts_local_documents_and_loads_nothing(tmp_path, monkeypatch):
+    replace_hub(monkeypatch, None)
+    save_corpus(tmp_path, "newsgroups20", labels=("sci.med", "alt.atheism"))
     listed = {item.name: item for item in list_datasets(tmp_path)}
     assert set(listed) == set(NAMED_DATASETS)
     assert listed["newsgroups20"].num_documents == 240
@@ -254,7 +254,7 @@ def test_the_list_counts_what_is_here_and_loads_nothing(tmp_path, monkeypatch):
     assert all(item.license_terms for item in listed.values())
 
 
-def test_the_list_survives_a_damaged_local_folder(tmp_path):
+def test_a_damaged_local_folder_does_not_break_the_list(tmp_path):
     (tmp_path / "ag_news").mkdir()
     (tmp_path / "ag_news" / "train.parquet").write_bytes(b"nonsense")
     assert {item.name: item for item in list_datasets(tmp_path)}["ag_news"].num_documents is None

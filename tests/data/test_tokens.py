@@ -1,4 +1,4 @@
-"""Token ids: one end each, the same from the cache, never from a damaged one."""
+"""Test token ids: one end token per document, equal from the cache, and never from a damaged cache."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_text_that_spells_a_special_token_is_text(tokenizer):
     assert tokens.pad_id not in tokens.ids
 
 
-def test_nothing_is_cut_whatever_the_tokenizer_was_last_asked(tokenizer):
+def test_documents_are_not_truncated_after_a_truncating_call(tokenizer):
     plain = tokenize_corpus(corpus_of(*TEXTS), tokenizer, cache_dir=None)
     tokenizer(["the cat"], truncation=True, max_length=2, padding="max_length")
     assert same(tokenize_corpus(corpus_of(*TEXTS), tokenizer, cache_dir=None), plain)
@@ -71,9 +71,9 @@ def test_more_documents_than_a_batch_keep_their_order(tokenizer):
     assert [tokenizer.decode(tokens.document_ids(row)[:-1]) for row in (0, 999, 1000, 2344)] == [texts[row] for row in (0, 999, 1000, 2344)]
 
 
-def test_a_cached_corpus_is_not_tokenised_again(tokenizer, tmp_path, monkeypatch):
+def test_a_cached_corpus_is_not_tokenized_again(tokenizer, tmp_path, monkeypatch):
     first = tokenize_corpus(corpus_of(*TEXTS), tokenizer, cache_dir=tmp_path / "new" / "folder")
-    monkeypatch.setattr("fedrift.data.tokenization.tokenize_texts", lambda *_: pytest.fail("tokenised again"))
+    monkeypatch.setattr("fedrift.data.tokenization.tokenize_texts", lambda *_: pytest.fail("the corpus was tokenized again"))
     again = tokenize_corpus(corpus_of(*TEXTS), tokenizer, cache_dir=tmp_path / "new" / "folder")
     assert same(first, again)
     assert again.ids.dtype == np.uint16
@@ -99,7 +99,7 @@ def test_other_texts_another_order_and_another_tokenizer_are_other_files(tokeniz
 @pytest.mark.parametrize(
     "damage", [lambda data: b"", lambda data: b"PK nonsense", lambda data: data[:-30], lambda data: data[:100] + b"\xff" * 20 + data[120:]]
 )
-def test_a_damaged_cache_file_is_made_again(tokenizer, tmp_path, damage):
+def test_a_damaged_cache_file_is_replaced(tokenizer, tmp_path, damage):
     first = tokenize_corpus(corpus_of(*TEXTS), tokenizer, cache_dir=tmp_path)
     (file,) = tmp_path.iterdir()
     sound = file.read_bytes()
@@ -118,14 +118,14 @@ def test_a_damaged_cache_file_is_made_again(tokenizer, tmp_path, damage):
         {"flat": np.array([None] * 9, dtype=object), "offset": np.array([0, 1, 2, 3, 4, 9])},
     ],
 )
-def test_a_cache_file_of_other_content_is_made_again(tokenizer, tmp_path, arrays):
+def test_a_cache_file_with_other_content_is_replaced(tokenizer, tmp_path, arrays):
     first = tokenize_corpus(corpus_of(*TEXTS), tokenizer, cache_dir=tmp_path)
     (file,) = tmp_path.iterdir()
     np.savez(file, **arrays)
     assert same(tokenize_corpus(corpus_of(*TEXTS), tokenizer, cache_dir=tmp_path), first)
 
 
-def test_a_full_disk_costs_the_cache_and_nothing_else(tokenizer, tmp_path, monkeypatch):
+def test_on_a_full_disk_only_the_cache_is_missing(tokenizer, tmp_path, monkeypatch):
     def full(out, **arrays):
         out.write(b"half of it")
         raise OSError(28, "No space left on device")
@@ -145,7 +145,7 @@ def test_without_a_cache_nothing_is_written(tokenizer, tmp_path, monkeypatch):
     assert not list(Path().iterdir())
 
 
-def test_documents_begin_with_the_begin_token_that_the_tokenizer_adds(tokenizer, tmp_path):
+def test_documents_start_with_the_begin_token_that_the_tokenizer_adds(tokenizer, tmp_path):
     adding = deepcopy(tokenizer)
     adding.backend_tokenizer.post_processor = TemplateProcessing(single="<|end|> $A", special_tokens=[("<|end|>", tokenizer.eos_token_id)])
     assert adding("a")["input_ids"][0] == adding.bos_token_id
@@ -161,7 +161,7 @@ def test_documents_begin_with_the_begin_token_that_the_tokenizer_adds(tokenizer,
     assert (blocks.tokens[~blocks.mask & blocks.is_token] == adding.bos_token_id).all()
 
 
-def test_ids_beyond_two_bytes_do_not_wrap(tmp_path):
+def test_ids_above_two_bytes_do_not_overflow(tmp_path):
     words = Tokenizer(WordLevel({f"w{n}": n for n in range(70_000)}, unk_token="w0"))
     words.pre_tokenizer = Whitespace()
     large = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1")
@@ -171,14 +171,14 @@ def test_ids_beyond_two_bytes_do_not_wrap(tmp_path):
         assert tokens.ids.dtype == np.int32
 
 
-def test_without_a_pad_token_the_end_token_pads(tokenizer):
+def test_without_a_pad_token_the_end_token_is_used(tokenizer):
     bare = deepcopy(tokenizer)
     bare.pad_token = None
     tokens = tokenize_corpus(corpus_of("a"), bare, cache_dir=None)
     assert tokens.pad_id == tokens.eos_id
 
 
-def test_a_tokenizer_without_end_or_without_speed_is_refused(tokenizer):
+def test_a_tokenizer_that_is_slow_or_has_no_end_token_is_refused(tokenizer):
     bare = deepcopy(tokenizer)
     bare.eos_token = None
     with pytest.raises(UserError, match="no end-of-sequence token"):

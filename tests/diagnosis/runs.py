@@ -1,4 +1,4 @@
-"""Trajectories made by hand, for detectors to look at."""
+"""Trajectories with given values, for the tests of detectors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ NAN = float("nan")
 
 
 def run(clients: Mapping[str, Sequence[Sequence[float]]] | None = None, start: int = 0, **curves: Sequence[float]) -> Trajectory:
-    """``loss=[...]`` is the federation's curve, ``loss__sport=[...]`` a domain's, ``clients={"loss": [[...]]}`` [rounds][N]."""
+    """Return a trajectory. ``loss=[...]`` is the curve of the federation, ``loss__sport=[...]`` that of a domain, and ``clients={"loss":
+    [[...]]}`` has one row per round.
+    """
     records = []
     for name, values in curves.items():
         metric, _, domain = name.partition("__")

@@ -1,4 +1,4 @@
-"""Forks: with nothing changed the same run bit for bit, with one thing changed the same but for that."""
+"""Test that a fork without changes equals its origin bit for bit, and that one change has only its own effects."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from fedrift.engine.run import run_experiment
 from fedrift.simulation import ClientSimulator
 from fedrift.storage import Run, list_runs
 from fedrift.storage.fork import ForkedRun, UpdateLog, convert_state, is_server_side_change
+from tests.small_experiment import experiment
 from tests.storage.test_updates import CPU, recording
 from tests.test_run import Killed, assert_equal, killed_at
-from tests.worlds import experiment
 
-WAYS = {
+ALGORITHMS = {
     "Scaffold": {"algorithm": Scaffold()},
     "FedAdam": {"algorithm": FedAvg(server_optimizer=Adam(0.05))},
     "FedEx": {"algorithm": FedAvg(aggregator=aggregators.FedEx())},
@@ -41,7 +41,7 @@ WAYS = {
 
 
 @pytest.fixture
-def world(tmp_path):
+def folder_and_config(tmp_path):
     return tmp_path, experiment(
         tmp_path,
         "evaluation.probes=[]",
@@ -52,21 +52,21 @@ def world(tmp_path):
 
 
 @pytest.fixture
-def recorded(world):
-    """A stock, and a run of it that kept its updates."""
-    folder, asked = world
+def recorded_run(folder_and_config):
+    """Return resources, and a run that stored its updates."""
+    folder, asked = folder_and_config
     there = recording(folder, "runs")
     return there, run_experiment(asked, there)
 
 
 def fork(there, origin, round, *words):
-    """The fork, and what is told of it."""
+    """Return the forked run and its report."""
     asked = make_fork_config(origin, round, words)
     run = run_experiment(asked, there)
     return run, report_fork(ForkedRun.from_config(run, asked), list_runs(there.runtime.runs_dir))
 
 
-def reports(run, since):
+def load_updates(run, since):
     return [UpdateLog(run).load_update(round, CPU)[1] for round in UpdateLog(run).rounds if round >= since]
 
 
@@ -78,37 +78,37 @@ def same(one, two) -> bool:
 
 
 @pytest.mark.sample(6)
-@pytest.mark.parametrize("way", WAYS, ids=str)
-def test_with_nothing_changed_it_is_the_same_run_bit_for_bit(world, way):
-    folder, asked = world
+@pytest.mark.parametrize("way", ALGORITHMS, ids=str)
+def test_a_fork_without_changes_equals_the_run_bit_for_bit(folder_and_config, way):
+    folder, asked = folder_and_config
     there = recording(folder, "runs")
-    origin = run_experiment(edit_config(asked, {**WAYS[way], "training__participation_rate": 0.67}), there)
+    origin = run_experiment(edit_config(asked, {**ALGORITHMS[way], "training__participation_rate": 0.67}), there)
     run, said = fork(there, origin, 2)
     assert run.id != origin.id and said.has_reused_updates and "identical to its origin, bit for bit" in said.sentence
     assert_equal(origin, run)
     assert UpdateLog(run).rounds == [1, 2, 3, 4] and {row.distance for row in said.rounds} == {0.0}
-    for one, two in zip(reports(origin, 2), reports(run, 2), strict=True):
+    for one, two in zip(load_updates(origin, 2), load_updates(run, 2), strict=True):
         assert all(same(getattr(one, f.name), getattr(two, f.name)) for f in fields(one))
     assert run.config["fork"] == {"run": origin.id, "from_round": 2, "exclude_clients": [], "exclude_until": None}
     assert any(event["kind"] == "fork" and origin.id in event["message"] for event in run.events())
 
 
-def test_it_can_part_in_the_first_round_and_in_the_last(recorded):
-    there, origin = recorded
+def test_a_fork_can_start_at_the_first_and_at_the_last_round(recorded_run):
+    there, origin = recorded_run
     for round in (1, 4):
         assert_equal(origin, fork(there, origin, round)[0])
 
 
-def test_a_fork_keeps_its_origins_choices_of_arithmetic(world):
-    folder, asked = world
+def test_a_fork_keeps_the_engine_options_of_its_origin(folder_and_config):
+    folder, asked = folder_and_config
     origin = run_experiment(asked, recording(folder, "runs", clients_per_pass=1))
     run, _ = fork(recording(folder, "runs"), origin, 2)
     assert run.environment["engine"] == {"clients_per_pass": 1}
     assert_equal(origin, run)
 
 
-def test_a_server_side_change_takes_what_the_clients_sent_and_asks_nobody(recorded, monkeypatch):
-    there, origin = recorded
+def test_a_server_side_change_reuses_the_recorded_updates(recorded_run, monkeypatch):
+    there, origin = recorded_run
 
     def busy(*asked):
         raise AssertionError("a client was asked")
@@ -131,8 +131,8 @@ def test_a_server_side_change_takes_what_the_clients_sent_and_asks_nobody(record
     ],
     ids=str,
 )
-def test_what_is_taken_from_the_record_is_what_the_clients_would_send_again(recorded, monkeypatch, words):
-    there, origin = recorded
+def test_recorded_updates_equal_those_of_new_training(recorded_run, monkeypatch, words):
+    there, origin = recorded_run
     taken, said = fork(there, origin, 2, *words)
     assert said.has_reused_updates and said.rounds[1].distance > 0
     monkeypatch.setattr(ForkedRun, "can_reuse_updates", False)
@@ -142,8 +142,8 @@ def test_what_is_taken_from_the_record_is_what_the_clients_would_send_again(reco
     assert_equal(taken, run_experiment(make_fork_config(origin, 2, words), elsewhere))
 
 
-def test_a_fork_that_was_killed_goes_on_bit_for_bit(recorded):
-    there, origin = recorded
+def test_a_killed_fork_resumes_bit_for_bit(recorded_run):
+    there, origin = recorded_run
     elsewhere = replace(there, runtime=replace(there.runtime, runs_dir=there.runtime.runs_dir.parent / "unbroken"), _items={})
     elsewhere.runtime.runs_dir.mkdir()
     (elsewhere.runtime.runs_dir / origin.id).symlink_to(origin.folder)
@@ -156,8 +156,8 @@ def test_a_fork_that_was_killed_goes_on_bit_for_bit(recorded):
     assert broken.trajectory().curve("loss")[:2].tolist() == origin.trajectory().curve("loss")[:2].tolist()
 
 
-def test_who_is_left_out_counts_for_nothing_keeps_its_memory_and_may_come_back(world):
-    folder, asked = world
+def test_an_excluded_client_keeps_its_state_and_can_return(folder_and_config):
+    folder, asked = folder_and_config
     there = recording(folder, "runs")
     origin = run_experiment(edit_config(asked, {"algorithm": Scaffold()}), there)
     run, said = fork(there, origin, 2, "exclude_clients=[1]", "exclude_until=3")
@@ -178,18 +178,18 @@ def test_who_is_left_out_counts_for_nothing_keeps_its_memory_and_may_come_back(w
 
 
 def scale_client_update(monkeypatch, client: int, times: float) -> None:
-    """From now on what this client sends is multiplied by a number. (All take part: row = client.)"""
+    """Multiply all updates of a client by a number. With full participation the row equals the client."""
     original = fedrift.simulation.simulator.make_update
 
-    def lying(at, end, *rest):
+    def end_without_client(at, end, *rest):
         scale = torch.ones(len(at.steps)).index_fill(0, torch.tensor([client]), times)
         return original(at, at.global_params + (end - at.global_params) * scale, *rest)
 
-    monkeypatch.setattr("fedrift.simulation.simulator.make_update", lying)
+    monkeypatch.setattr("fedrift.simulation.simulator.make_update", end_without_client)
 
 
-def test_without_the_liar_the_harm_is_gone_and_without_an_innocent_it_is_not(world, monkeypatch):
-    folder, asked = world
+def test_excluding_the_malicious_client_removes_the_harm_and_excluding_another_does_not(folder_and_config, monkeypatch):
+    folder, asked = folder_and_config
     honest = run_experiment(asked, recording(folder, "honest")).trajectory().curve("loss")
     scale_client_update(monkeypatch, 1, -40.0)
     there = recording(folder, "runs")
@@ -197,15 +197,15 @@ def test_without_the_liar_the_harm_is_gone_and_without_an_innocent_it_is_not(wor
     harm = origin.trajectory().curve("loss")[-1] - honest[-1]
     liar, innocent = (fork(there, origin, 1, f"exclude_clients={client}")[1] for client in (1, 0))
     assert harm > 0.3
-    assert liar.rounds[-1].difference < -0.8 * harm  # what is left is the client's text, which nobody else has
+    assert liar.rounds[-1].difference < -0.8 * harm  # the remaining difference is the client's text, which no other client has
     assert innocent.rounds[-1].difference > -0.1 * harm
     assert "Without client 1 from round 1 on, the loss after round 1 is" in liar.sentence
     clipped = fork(there, origin, 1, "algorithm.aggregator={type: NormClippedMean, max_norm: 0.2}")[1]
     assert clipped.rounds[-1].difference < -0.3 * harm
 
 
-def test_without_a_client_whose_updates_were_no_numbers_anyway_nothing_changes(world, monkeypatch):
-    folder, asked = world
+def test_excluding_a_client_with_nan_updates_changes_nothing(folder_and_config, monkeypatch):
+    folder, asked = folder_and_config
     scale_client_update(monkeypatch, 2, float("nan"))
     there = recording(folder, "runs")
     origin = run_experiment(asked, there)
@@ -217,7 +217,7 @@ def test_without_a_client_whose_updates_were_no_numbers_anyway_nothing_changes(w
     ]
 
 
-def test_what_changes_only_the_server_is_told_apart_from_what_clients_do():
+def test_changes_of_the_server_are_distinguished_from_changes_of_the_clients():
     base = parse_config({"dataset": "bbc", "training": {"num_rounds": 10}})
     leaves = ["m.A", "m.B"]
     server = [
@@ -239,10 +239,10 @@ def test_what_changes_only_the_server_is_told_apart_from_what_clients_do():
     assert not any(is_server_side_change(base, edit_config(base, change), 3, leaves) for change in clients)
     assert is_server_side_change(
         base, edit_config(base, {"training__lr_schedule": "cosine"}), 1, leaves
-    )  # its first round has the full rate
+    )  # its first round has the full learning rate
 
 
-def test_another_algorithm_takes_over_the_models_and_begins_what_it_keeps_anew():
+def test_another_algorithm_keeps_the_models_and_starts_with_new_client_states():
     params, merged = Tree({"m.A": torch.ones(1, 2, 3), "m.B": torch.ones(1, 4, 2)}), Tree({"m.base": torch.ones(1, 4, 3)})
     momentum = FedAvg(server_optimizer=Sgd(1.0, momentum=0.9))
     state = FederatedState(
@@ -263,14 +263,14 @@ def test_another_algorithm_takes_over_the_models_and_begins_what_it_keeps_anew()
     ).server.merged_base["m.base"].shape == (1, 4, 3)
 
 
-def test_what_cannot_be_replayed_is_refused_with_a_way_out(recorded, tmp_path):
-    there, origin = recorded
+def test_runs_that_cannot_be_forked_are_refused(recorded_run, tmp_path):
+    there, origin = recorded_run
     first = fork(there, origin, 4)[0]
     plain = run_experiment(
         edit_config(make_fork_config(origin, 1), {"fork": None, "seed": 7}),
         replace(there, runtime=replace(there.runtime, save_updates=False)),
     )
-    for run, round, words, wanted in [
+    for run, round, words, expected in [
         (plain, 1, [], "--save-updates"),
         (origin, 5, [], "must be 1 to 4"),
         (origin, 2, ["exclude_clients=3"], "clients 0 to 2"),
@@ -285,15 +285,15 @@ def test_what_cannot_be_replayed_is_refused_with_a_way_out(recorded, tmp_path):
         (first, 4, [], f"fork {origin.id[:6]}"),
     ]:
         asked = make_fork_config(run, round, words)
-        with pytest.raises(UserError, match=wanted):
+        with pytest.raises(UserError, match=expected):
             ForkedRun.from_config(Run(run.root, asked.id), asked)
-    for word, wanted in [
+    for word, expected in [
         ("exclude_clients=three", "a whole number"),
         ("exclude_clients", "e.g. exclude_clients=3"),
         ("algorithm=Medin", "Medin"),
         ("lr=0.1", "no such key"),
     ]:
-        with pytest.raises(UserError, match=wanted):
+        with pytest.raises(UserError, match=expected):
             make_fork_config(origin, 2, [word])
     origin.write_json("environment", {**origin.environment, "engine": {"backend": "flower"}})
     with pytest.raises(UserError, match="behind Flower"):

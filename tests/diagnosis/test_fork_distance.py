@@ -1,4 +1,4 @@
-"""How far apart two servers are."""
+"""Test the distance between the server states of a fork and its origin."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def adapters(scale: float = 1.0, models: int = 1) -> Tree:
     return Tree({"m.A": down / scale, "m.B": up * scale, "bias": torch.ones(models, 4)})
 
 
-def test_how_a_product_is_written_is_no_distance():
+def test_the_basis_of_a_product_does_not_change_the_distance():
     one, two = (adapters(), Tree(), ONE), (adapters(8.0), Tree(), ONE)
     assert model_distance(one, two) < 1e-6
     merged = Tree({"m.base": effective_weights(adapters(), Tree())["m"]})
@@ -30,16 +30,16 @@ def test_how_a_product_is_written_is_no_distance():
 
 
 def test_the_distance_is_the_root_mean_square_over_the_clients():
-    def served(*biases, group):
+    def make_state(*biases, group):
         return Tree({"bias": torch.tensor(biases).view(-1, 1)}), Tree(), torch.tensor(group)
 
-    assert model_distance(served(0.0, group=[0, 0, 0, 0]), served(3.0, 5.0, group=[0, 0, 1, 0])) == pytest.approx(
+    assert model_distance(make_state(0.0, group=[0, 0, 0, 0]), make_state(3.0, 5.0, group=[0, 0, 1, 0])) == pytest.approx(
         math.sqrt((3 * 9 + 25) / 4)
     )
-    assert model_distance(served(1.0, 2.0, group=[0, 1]), served(2.0, 1.0, group=[1, 0])) == 0  # another numbering
+    assert model_distance(make_state(1.0, 2.0, group=[0, 1]), make_state(2.0, 1.0, group=[1, 0])) == 0  # the same models with other numbers
 
 
-def test_the_sentence_says_what_came_of_it_and_where():
+def test_the_sentence_states_the_effect_and_the_domain():
     rows = (
         RunDifference(6, 0.0, 4.5, 4.5, {"a": 0.0}),
         RunDifference(7, 0.25, 4.4, 4.3, {"a": -0.3, "b": 0.1, "c": math.nan}),

@@ -1,4 +1,4 @@
-"""Check docs/conformance.md: its example is a valid subject, and its tables contain every algorithm, problem and bug."""
+"""Test docs/conformance.md: its example is a valid subject, and its tables contain every algorithm, problem and bug."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples of the pages on own parts run in a folder of a user, with fedrift as an installed package and not as a checkout."""
+"""Test that the examples of the pages on own parts run in a user folder with fedrift installed as a package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HOW_TO = ROOT / "docs" / "how-to"
 NAMED_BLOCK = re.compile(r"Save this as `(\w+\.py)`.*?```python\n(.*?)```", re.DOTALL)
 
-# Runs every part of the pages once, on the dataset and the model of a page, and prints what came as one line of JSON.
+# Run every part of the pages once, on the dataset and the model of a page, and print the results as one line of JSON.
 DRIVER = """
 import json, sys
 import fedrift
@@ -67,7 +67,7 @@ PARTS = {
 
 @pytest.fixture(scope="module")
 def user(tmp_path_factory):
-    """A user's folder with the files of the pages, and the environment in which fedrift lies where a wheel puts it."""
+    """A user folder with the files of the pages, and an environment in which fedrift is installed as from a wheel."""
     root = tmp_path_factory.mktemp("user")
     site, folder = root / "site", root / "work"
     shutil.copytree(ROOT / "fedrift", site / "fedrift", ignore=shutil.ignore_patterns("__pycache__"))
@@ -100,7 +100,7 @@ def report(user):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_every_page_on_own_parts_has_an_example_that_is_run(user):
+def test_the_example_of_every_page_on_own_parts_is_run(user):
     folder, _ = user
     written = {name for page in HOW_TO.glob("own-*.md") for name, _ in NAMED_BLOCK.findall(page.read_text(encoding="utf-8"))}
     assert all(NAMED_BLOCK.search(page.read_text(encoding="utf-8")) for page in HOW_TO.glob("own-*.md"))
@@ -109,18 +109,18 @@ def test_every_page_on_own_parts_has_an_example_that_is_run(user):
     assert not ROOT.is_relative_to(folder) and not folder.is_relative_to(ROOT)
 
 
-def test_fedrift_is_the_installed_one(user, report):
+def test_the_installed_fedrift_is_used(user, report):
     assert report["package"] == str(user[0].parent / "site" / "fedrift" / "__init__.py")
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_a_part_of_a_page_runs_and_is_another_experiment(report, name):
+def test_a_part_of_a_page_runs_and_changes_the_id(report, name):
     part = report[name]
     assert part["status"] == "finished" and len(part["loss"]) == 2
     assert part["id"] != report["plain"]["id"]
 
 
-def test_the_parts_do_what_their_pages_say(report):
+def test_the_parts_have_the_effects_that_their_pages_state(report):
     start, full = report["plain"]["loss"]
     assert report["algorithm"]["loss"][0] == start and report["algorithm"]["loss"][1] != full
     assert report["partition"]["tokens"] != report["plain"]["tokens"]

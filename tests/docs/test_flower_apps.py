@@ -1,4 +1,4 @@
-"""The page on Flower apps: its code runs, and what it says of the overhead is what the benchmark wrote."""
+"""Test docs/flower-apps.md: its code runs, and its numbers on overhead are those of the benchmark."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ A, B = "model.layers.0.q_proj.lora_A.weight", "model.layers.0.q_proj.lora_B.weig
 
 
 def overhead_sentence() -> str:
-    """What the page says of the benchmark."""
+    """Return the sentence of the page on the overhead."""
     found = json.loads((ROOT / "benchmarks" / "results" / "flower-overhead.json").read_text(encoding="utf-8"))
     seconds = sorted(row["cpu_recording"] for row in found["seconds_per_round"])
     assert found["same_arrays"] and found["overhead_share"] < 0.05
@@ -37,12 +37,12 @@ def overhead_sentence() -> str:
     )
 
 
-def test_the_overhead_on_the_page_is_the_benchmarks():
+def test_the_overhead_on_the_page_is_that_of_the_benchmark():
     assert " ".join(overhead_sentence().split()) in " ".join(PAGE.split())
 
 
 def client_app() -> ClientApp:
-    """A client that moves the adapters a little, each in its own direction."""
+    """Return a client that changes the adapters a little, each client in its own direction."""
     app = ClientApp()
 
     @app.train()
@@ -89,7 +89,7 @@ def test_the_loop_of_the_page_runs(tmp_path, monkeypatch):
     assert known["recorder"].run.is_finished and known["recorder"].run.trajectory().rounds.tolist() == [1, 2, 3]
 
 
-def test_the_strategy_of_the_page_gets_the_verdict_that_it_says(tmp_path, monkeypatch):
+def test_the_strategy_of_the_page_gets_the_stated_verdict(tmp_path, monkeypatch):
     (tmp_path / "my_flower_app").mkdir()
     (tmp_path / "my_flower_app" / "strategy.py").write_text(textwrap.dedent(STRATEGY))
     monkeypatch.chdir(tmp_path)

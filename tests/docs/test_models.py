@@ -1,4 +1,4 @@
-"""Test that the table of presets in docs/models.md equals the presets of the code."""
+"""Test docs/models.md: its table of presets equals the presets of the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every number of the documentation is computed from the committed results, or marked as chosen, tested elsewhere or measured once."""
+"""Test that every number of the documentation is computed from committed results, or marked as chosen, tested or measured once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page on own data: its commands run, print what the page says, and its snippets are experiments."""
+"""Test docs/own-data.md: its commands run and print what the page shows, and its snippets are valid experiments."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_snippet_is_an_experiment(snippet):
 
 
 @pytest.mark.slow
-def test_the_commands_run_and_print_what_the_page_says(tmp_path):
+def test_the_commands_run_and_print_what_the_page_shows(tmp_path):
     commands = re.search(r"```sh\n(.*?)```", PAGE, re.DOTALL)[1].replace("fedrift ", f"{sys.executable} -m fedrift ")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "FEDRIFT_CACHE": str(tmp_path / "cache"), "COLUMNS": "200"}
     done = subprocess.run(["bash", "-e", "-c", commands], cwd=tmp_path, env=environment, capture_output=True, text=True)

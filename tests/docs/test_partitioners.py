@@ -1,4 +1,4 @@
-"""The page on partitioners: its code runs; that on flwr-datasets in an environment of its own (tests/partition)."""
+"""Test docs/partitioners.md: its code runs; tests/partition tests the part on flwr-datasets in a separate environment."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from tests.worlds import documents
+from tests.small_experiment import documents
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "partitioners.md").read_text(encoding="utf-8")
 

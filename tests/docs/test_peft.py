@@ -1,4 +1,4 @@
-"""The page on PEFT: its code runs, and its numbers are those that fedrift and the installed PEFT make."""
+"""Test docs/peft.md: its code runs, and its numbers are those of fedrift and the installed PEFT."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class OneLayer(torch.nn.Module):
 
 
 def client_factors(equal: bool) -> list[dict[str, torch.Tensor]]:
-    """A and B of each client: a shared part and one of its own; or the shared part only."""
+    """Return A and B of each client: a shared part and a part of its own, or the shared part only."""
     draw = torch.Generator().manual_seed(0)
     shapes = {"base_model.model.proj.lora_A.weight": (RANK, SIZE), "base_model.model.proj.lora_B.weight": (SIZE, RANK)}
     shared = {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
@@ -66,7 +66,7 @@ def peft_mean(model, count: int, kind: str) -> torch.Tensor:
 
 
 def table_rows(folder: Path) -> list[str]:
-    """The rows of the page's table."""
+    """Return the rows of the table on the page."""
     model = model_with(client_factors(equal=False))
     mean = sum(delta(model, f"client{k}") for k in range(NUM_CLIENTS)) / NUM_CLIENTS
     rows = []
@@ -82,7 +82,7 @@ def table_rows(folder: Path) -> list[str]:
     return rows
 
 
-def test_the_table_is_what_fedrift_and_peft_make(tmp_path):
+def test_the_table_equals_the_results_of_fedrift_and_peft(tmp_path):
     assert f"PEFT {peft.__version__}" in PAGE
     assert [line for line in PAGE.splitlines() if line.startswith(("| `fedrift.", "| PEFT's"))] == table_rows(tmp_path)
 

@@ -1,4 +1,4 @@
-"""Check docs/probes.md and docs/detectors.md: every recorded metric is documented, and the example probe and detector work."""
+"""Test docs/probes.md and docs/detectors.md: every recorded metric is documented, and the example probe and detector work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedrift.config.schema import load_config
 from fedrift.diagnosis.finding import THRESHOLDS, RunEvidence
 from fedrift.engine.run import run_experiment
 from fedrift.probes import registry
-from tests import worlds
+from tests import small_experiment
 from tests.diagnosis.runs import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ def load_example(page: str, package: ModuleType, name: str, monkeypatch: pytest.
 
 
 def test_all_probes_together_record_only_documented_metrics(tmp_path):
-    experiment = worlds.experiment(
+    experiment = small_experiment.experiment(
         tmp_path,
         "training.num_rounds=2",
         "training.client_weighting=uniform",
@@ -41,7 +41,7 @@ def test_all_probes_together_record_only_documented_metrics(tmp_path):
         "evaluation.final_blocks_per_domain=0",
         f"evaluation.probes={list(probes.PROBE_GROUPS)}",
     )
-    trajectory = run_experiment(experiment, worlds.make_cache(tmp_path)).trajectory()
+    trajectory = run_experiment(experiment, small_experiment.make_cache(tmp_path)).trajectory()
     documented = set(re.findall(r"`([\w.]+)`", PROBES_PAGE))
     assert len(trajectory.metrics) > 60 and set(trajectory.metrics) <= documented, sorted(set(trajectory.metrics) - documented)
 
@@ -55,10 +55,10 @@ def test_the_new_probe_of_the_page_works_and_is_one_file_and_one_entry(tmp_path,
     module = load_example(PROBES_PAGE, probes, "participation", monkeypatch)
     factories = registry.group_factories([(module.PARTICIPATION_GROUP, module.participation_probes)])
     monkeypatch.setitem(probes.PROBE_GROUPS, "participation", factories["participation"])
-    experiment = worlds.experiment(
+    experiment = small_experiment.experiment(
         tmp_path, "training.num_rounds=1", "evaluation.probes=[participation]", "evaluation.final_blocks_per_domain=0"
     )
-    assert run_experiment(experiment, worlds.make_cache(tmp_path)).trajectory().curve("participants")[-1] == 2
+    assert run_experiment(experiment, small_experiment.make_cache(tmp_path)).trajectory().curve("participants")[-1] == 2
 
 
 def test_the_new_detector_of_the_page_works(monkeypatch):

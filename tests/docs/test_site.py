@@ -1,4 +1,4 @@
-"""The documentation site: its pages are complete, current and linked, and their examples run."""
+"""Test that the pages of the documentation are complete, current and linked, and that their examples run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def blocks(name: str, language: str) -> list[str]:
 
 
 def commands(name: str) -> list[list[str]]:
-    """The arguments of every ``fedrift`` command in the shell blocks of a page."""
+    """Return the arguments of every ``fedrift`` command in the shell blocks of a page."""
     lines = [line.split("   #")[0] for block in blocks(name, "sh") for line in block.splitlines()]
     return [shlex.split(line)[1:] for line in lines if line.startswith("fedrift ")]
 
@@ -82,7 +82,7 @@ def test_the_python_of_the_page_on_tasks_runs():
 
 
 def environment(tmp_path: Path) -> dict[str, str]:
-    """An environment in which ``fedrift`` and ``python`` are those of this test."""
+    """Return an environment in which ``fedrift`` and ``python`` are those of this test."""
     tools = tmp_path / "bin"
     tools.mkdir()
     for name, command in (("fedrift", f"{sys.executable} -m fedrift"), ("python", sys.executable)):
@@ -93,7 +93,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_the_tutorial_runs_as_it_stands(tmp_path):
+def test_the_tutorial_runs_as_written(tmp_path):
     (tmp_path / "work").mkdir()
     script = "set -e\n" + "\n".join(blocks("tutorial.md", "sh"))
     done = subprocess.run(

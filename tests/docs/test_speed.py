@@ -1,4 +1,4 @@
-"""docs/speed.md: every table has its place in the page, and whether a target is met depends on the measured value only."""
+"""Test docs/speed.md: every table is on the page, and whether a target is met depends on the measured value only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def row_cells(path: Path, quantity: str) -> list[str]:
     return [cell.strip() for cell in row.strip("|").split("|")]
 
 
-def test_every_table_has_its_place(page):
+def test_every_table_is_on_the_page(page):
     text = (REPO_ROOT / "docs" / "speed.md").read_text()
     for mark in ("targets", *page.TABLE_COLUMNS):
         assert text.count(f"<!-- {mark} -->\n") == text.count(f"<!-- /{mark} -->") == 1
@@ -46,7 +46,7 @@ def test_a_target_is_met_by_its_measured_value(page, tmp_path):
     row = {"clients": 10, "sequences": 8, "tokens": 64, "ratio_lowest": 1.0, "ratio_highest": 2.0}
     for day, ratio, verdict in (("2026-01-02", 1.9, "met"), ("2026-01-03", 1.7, "missed"), ("2026-01-01", 2.0, "missed")):
         path = tmp_path / f"loop-pocket-{'aarch64' if ratio == 1.9 else 'x86_64'}.json"
-        if day > "2026-01-01":  # an older result of another machine does not count
+        if day > "2026-01-01":  # an older result of another machine has no effect
             path.write_text(json.dumps({**machine, "date": day, "rows": [{**row, "ratio": ratio}]}))
         assert page.main(arguments) == 0
         assert row_cells(copied, "`pocket`: speedup over the loop, 10 clients x 8")[3] == verdict

@@ -1,4 +1,4 @@
-"""Flower's grid without its network: messages go to real ClientApps in this process, through Flower's own wire format."""
+"""A grid without a network: messages reach real ClientApps in this process through Flower's serialization."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from fedrift.flower.client_pool import FlowerClientPool
 from fedrift.simulation import ClientSimulator
 from tests.laws.federation import Data, loss, params, represent
 
-Meddle = Callable[[Message, Message], Iterable[Message]]
+Interceptor = Callable[[Message, Message], Iterable[Message]]
 """(what was sent, what the client answers) -> what arrives"""
 EXPERIMENT, NODE = "0123456789ab", 1000  # node 1000 + k is client k
 
 
-def carried(message: Message) -> Message:
-    """The message as it arrives at the other end of a wire."""
+def transmit(message: Message) -> Message:
+    """Return the message as it arrives after serialization."""
     contents = {name: thing.deflate() for name, thing in get_all_nested_objects(message).items()}
     arrived = inflate_object_from_contents(message.object_id, contents)
     arrived.metadata.__dict__["_message_id"] = message.metadata.message_id
@@ -38,11 +38,12 @@ def carried(message: Message) -> Message:
 
 
 class Loopback(Grid):
-    """``apps``: node -> (ClientApp, Context). ``meddle`` stands on the way back; nodes in ``silent`` train and never answer,
-    those that are ``dead`` do not even say who they are."""
+    """A grid in this process. ``apps`` maps a node to (ClientApp, Context). ``meddle`` may replace answers. Nodes in ``silent`` train and
+    never answer; nodes in ``dead`` do not even answer discovery.
+    """
 
-    def __init__(self, apps, meddle: Meddle | None = None) -> None:
-        TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1  # who makes messages must be somebody
+    def __init__(self, apps, meddle: Interceptor | None = None) -> None:
+        TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1  # Flower's Message requires a task identity
         self.apps, self.meddle = dict(apps), meddle or (lambda sent, answer: [answer])
         self.silent: set[int] = set()
         self.dead: set[int] = set()
@@ -68,12 +69,14 @@ class Loopback(Grid):
             if node in self.dead or (node in self.silent and message.metadata.message_type == "train"):
                 continue
             app, context = self.apps[node]
-            arrived = carried(message)
+            arrived = transmit(message)
             try:
                 answer = app(arrived, context)
-            except Exception as error:  # as flwr-clientapp answers
+            except Exception as error:  # as flwr-clientapp does
                 answer = Message(Error(code=1, reason=str(error)), reply_to=arrived)
-            arrived = [carried(reply) for reply in (self.meddle(message, answer) if message.metadata.message_type == "train" else [answer])]
+            arrived = [
+                transmit(reply) for reply in (self.meddle(message, answer) if message.metadata.message_type == "train" else [answer])
+            ]
             self.replies += arrived
             self.received += arrived
         return ids
@@ -103,8 +106,8 @@ def client(number: int, dataset: Data, algorithm: FedAvg, keeps: Path, optimizer
     )
 
 
-def nodes(dataset: Data, algorithm: FedAvg, keeps: Path, optimizer: Optimizer = Sgd(0.05), **options):
-    """A node for every client."""
+def make_nodes(dataset: Data, algorithm: FedAvg, keeps: Path, optimizer: Optimizer = Sgd(0.05), **options):
+    """Return a node for every client."""
     found = {}
     for number in range(len(dataset.steps)):
         made = client(number, dataset, algorithm, keeps, optimizer, **options)
@@ -112,7 +115,7 @@ def nodes(dataset: Data, algorithm: FedAvg, keeps: Path, optimizer: Optimizer = 
     return found
 
 
-def over_flower(
+def run_over_flower(
     algorithm: FedAvg,
     dataset: Data,
     keeps: Path,
@@ -127,7 +130,7 @@ def over_flower(
     **options,
 ):
     size = len(dataset.steps)
-    grid = grid or Loopback(nodes(dataset, algorithm, keeps, optimizer, **(clients or {})))
+    grid = grid or Loopback(make_nodes(dataset, algorithm, keeps, optimizer, **(clients or {})))
     made = FlowerClientPool(size, grid, EXPERIMENT, round_timeout_s=0.05, poll_interval_s=0.01, **options)
     first = params(dataset.x.dtype)
     state = state or (work.init_state(first) if work else init_state(algorithm, first, size))
@@ -136,8 +139,8 @@ def over_flower(
     return list(run_rounds(state, pool, algorithm, num_rounds=until, cohort_size=cohort or size, seed=3, **signal))
 
 
-def grouped(state: FederatedState, group: list[int]) -> FederatedState:
-    """The first state, of clients that share several models."""
+def with_clusters(state: FederatedState, group: list[int]) -> FederatedState:
+    """Return the initial state with several models that clients share."""
     many = torch.zeros(max(group) + 1, dtype=torch.long)
     server = state.server
     return replace(

@@ -1,4 +1,4 @@
-"""What is to be typed, and the fleet's own words among an experiment's overrides."""
+"""Test the printed Flower commands and the separation of backend options from the experiment's overrides."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ from fedrift.flower.launch import (
 )
 
 
-def test_the_fleet_is_no_part_of_the_experiment():
-    rest, fleet, terms = split_backend_override(
+def test_backend_options_are_not_part_of_the_experiment():
+    rest, simulator, terms = split_backend_override(
         ["seed=3", "backend=flower", "backend.min_results=2", "backend.round_timeout_s=60", "algorithm=Scaffold"]
     )
-    assert (rest, fleet, terms.min_results, terms.round_timeout_s) == (["seed=3", "algorithm=Scaffold"], "flower", 2, 60)
+    assert (rest, simulator, terms.min_results, terms.round_timeout_s) == (["seed=3", "algorithm=Scaffold"], "flower", 2, 60)
     assert split_backend_override(None)[1] == "simulated"
 
 
@@ -63,7 +63,7 @@ def test_the_fleet_is_no_part_of_the_experiment():
         ("backend.min_results=0", "backend.min_results: expected a whole number from 1 to"),
     ],
 )
-def test_a_fleet_that_there_is_not_is_refused(said, why):
+def test_an_unknown_backend_is_refused(said, why):
     with pytest.raises(UserError, match=why):
         split_backend_override([said])
 
@@ -71,7 +71,7 @@ def test_a_fleet_that_there_is_not_is_refused(said, why):
 QUOTED = 'a "quoted" \\ folder \U0001f600 caf\u00e9\x7f'
 
 
-def test_the_app_is_toml_that_holds_the_experiment_and_names_fedrift(tmp_path):
+def test_the_app_is_valid_toml_with_the_experiment(tmp_path):
     written = parse_config({"dataset": "bbc", "training": {"num_rounds": 3}}).to_dict()
     folder = write_app(tmp_path / "app", written, {"runs_dir": QUOTED, "min_results": 2, "plain_clients": False})
     said = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
@@ -85,7 +85,7 @@ def test_the_app_is_toml_that_holds_the_experiment_and_names_fedrift(tmp_path):
     assert tomllib.loads(config.replace("client=1 ", "client=1\n")) == {"client": 1, "data": QUOTED}
 
 
-def test_tls_and_authentication_are_flowers_own_options(tmp_path):
+def test_tls_and_authentication_use_the_options_of_flower(tmp_path):
     tls = TlsFiles(tmp_path / "ca.crt", tmp_path / "server.pem", tmp_path / "server.key")
     link = superlink_command("0.0.0.0", 9191, tls, authenticate=True).args
     node = supernode_command(1, "h:9191", 9195, tls, key="k", data="/a b").args
@@ -95,7 +95,7 @@ def test_tls_and_authentication_are_flowers_own_options(tmp_path):
     assert shlex.split(str(supernode_command(1, "h:9191", 9195, data="/a b")))[-1] == 'client=1 data="/a b"'
 
 
-def test_certificates_and_keys_that_are_not_there_are_named(tmp_path):
+def test_missing_certificates_and_keys_are_refused(tmp_path):
     (tmp_path / "ca.crt").touch()
     with pytest.raises(UserError, match=r"missing: server\.pem, server\.key"):
         load_certificates(tmp_path)
@@ -107,7 +107,7 @@ def test_certificates_and_keys_that_are_not_there_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("absent", ["flwr", "ray"])
-def test_without_flower_or_ray_the_way_out_is_named(absent, monkeypatch):
+def test_missing_flower_or_ray_is_refused_with_the_way_to_install_it(absent, monkeypatch):
     monkeypatch.setattr("fedrift.flower.find_spec", lambda name: None if name == absent else name)
     with pytest.raises(UserError, match=r"pip install 'fedrift\[flower\]'"):
         require_flower(simulation=True)
@@ -115,7 +115,7 @@ def test_without_flower_or_ray_the_way_out_is_named(absent, monkeypatch):
         require_flower()
 
 
-def test_no_help_loads_flower_ray_or_torch():
+def test_help_does_not_load_flower_ray_or_torch():
     asked = "sys.argv = ['fedrift', {!r}, '--help']\ntry: main()\nexcept SystemExit: pass\n"
     after = "bad = {'flwr', 'ray', 'torch', 'submitit'} & set(sys.modules); assert not bad, bad"
     asked = "".join(asked.format(name) for name in ("deploy", "run", "study"))
@@ -123,7 +123,7 @@ def test_no_help_loads_flower_ray_or_torch():
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
 
 
-def test_own_folders_and_an_address_are_of_clients_and_ports_that_there_are():
+def test_folders_and_addresses_need_existing_clients_and_ports():
     assert parse_client_folders(["0=/a", "1=/b=c"], 2) == {0: "/a", 1: "/b=c"}
     for wrong in ("/a", "2=/a", "-1=/a", "\u00b2=/a", "1" * 5000 + "=/a", "0=", "=/a"):
         with pytest.raises(UserError, match="CLIENT=FOLDER with a client from 0 to 1"):
@@ -141,7 +141,7 @@ def test_a_flower_configuration_is_read_as_strictly_as_an_experiment():
     assert (read_threads({"threads": "2"}), read_threads({}), read_dtype({}), read_bool({"a": True}, "a")) == (2, None, "auto", True)
     experiment = parse_config({"dataset": "bbc"})
     assert read_experiment_config({"experiment": json.dumps(experiment.to_dict())}) == experiment
-    for reader, config, told in (
+    for reader, config, message in (
         (read_flower_config, {"min_results": True}, "backend.min_results: expected a whole number"),
         (read_flower_config, {"round_timeout_s": "60"}, "backend.round_timeout_s"),
         (read_flower_config, {"round_timeout_s": float("inf")}, "backend.round_timeout_s"),
@@ -161,17 +161,17 @@ def test_a_flower_configuration_is_read_as_strictly_as_an_experiment():
         (make_client, Context(1, 1, {"client": "0"}, RecordDict(), {}), "does not name a client"),
         (make_client, Context(1, 1, {"client": 0}, RecordDict(), {}), "as JSON"),
     ):
-        with pytest.raises(UserError, match=told) as raised:
+        with pytest.raises(UserError, match=message) as raised:
             reader(config)
         assert len(str(raised.value)) < 300
 
 
-def test_deploy_says_what_it_does():
+def test_deploy_prints_its_steps():
     said = CliRunner().invoke(app, ["deploy", "--help"])
     assert said.exit_code == 0 and "--print" in said.output
 
 
-def test_the_arithmetic_that_was_asked_for_travels_and_micro_is_refused(tmp_path):
+def test_the_precision_reaches_the_nodes_and_clients_per_pass_is_refused(tmp_path):
     asked = Runtime(runs_dir=tmp_path, check_device=False, compiled=True, tf32=True)
     said = make_run_config(asked, FlowerConfig())
     assert (

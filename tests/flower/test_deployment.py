@@ -1,4 +1,4 @@
-"""A real SuperLink and real SuperNodes on loopback: the same run, whoever is killed, and no process left behind."""
+"""Test a real SuperLink with real SuperNodes: the run equals a local one although processes are killed, and none remains."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from fedrift.flower.launch import (
 from fedrift.storage import Run
 from fedrift.storage.fork import Checkpoint
 from fedrift.storage.tensors import load_tensors
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 TWO = (
     "partition.num_clients=2",
@@ -48,12 +48,12 @@ TWO = (
 )
 
 
-def asked(folder, *overrides: str):
+def make_config(folder, *overrides: str):
     return experiment(folder, "algorithm=Scaffold", *TWO, *overrides)
 
 
 def assert_same_curves(one: Run, two: Run, close: float = 1e-5, upto: int | None = None) -> None:
-    """The same numbers, up to a round."""
+    """Check that two runs have equal records up to a round."""
     here, there = one.trajectory(), two.trajectory()
     assert here.rounds.tolist() == there.rounds.tolist()
     some = slice(None if upto is None else upto + 1)
@@ -63,13 +63,14 @@ def assert_same_curves(one: Run, two: Run, close: float = 1e-5, upto: int | None
 
 
 @pytest.mark.slow
-def test_a_deployment_is_the_run_on_one_machine_whoever_is_killed(tmp_path):
-    """Two SuperNodes, SCAFFOLD, each node dealing its own part and keeping its own memory. In the middle of round 2 the server
-    and a client are killed; both are started again, and the run is the unbroken one. After it client 1 dies for good: round 3
-    is the other's alone."""
-    here = run_experiment(asked(tmp_path, "training.num_rounds=3"), make_cache(tmp_path, clients_per_pass=1))
+def test_a_deployment_equals_the_local_run_although_server_and_client_are_killed(tmp_path):
+    """Run SCAFFOLD on two SuperNodes that partition the data and store their client states themselves. The server and a client are killed
+    in round 2 and started again, and the run equals an uninterrupted one. Then client 1 is killed for good, and only the other client
+    trains in round 3.
+    """
+    here = run_experiment(make_config(tmp_path, "training.num_rounds=3"), make_cache(tmp_path, clients_per_pass=1))
     lent = make_cache(tmp_path / "elsewhere", threads=1)
-    wanted = resolve_fingerprints(asked(tmp_path, "training.num_rounds=3"), lent)
+    wanted = resolve_fingerprints(make_config(tmp_path, "training.num_rounds=3"), lent)
     run, folder = Run(lent.runtime.runs_dir, wanted.id), (tmp_path / "federation").resolve()
     port = find_free_port()
     address = f"127.0.0.1:{port}"
@@ -87,8 +88,8 @@ def test_a_deployment_is_the_run_on_one_machine_whoever_is_killed(tmp_path):
         for client in (0, 1):
             made.start(f"client-{client}", supernode_command(client, address, find_free_port()))
         first = made.submit_run(submit_command(app(min_results=2, round_timeout_s=240)))
-        until(run, 1)
-        made.kill("client-1")  # whatever it is doing
+        wait_for_round(run, 1)
+        made.kill("client-1")  # at any point of its work
         for one in made.remaining_processes():
             if "flwr-serverapp" in " ".join(one.cmdline()):
                 one.send_signal(signal.SIGKILL)
@@ -96,10 +97,10 @@ def test_a_deployment_is_the_run_on_one_machine_whoever_is_killed(tmp_path):
         took = max(row.get("train", 0.0) for row in run.timings())
         second = made.submit_run(submit_command(app(round_timeout_s=max(20.0, 3 * took))))
         assert first != second
-        until(run, 2)
+        wait_for_round(run, 2)
         made.kill("client-1")
-        until(run, 3)
-        ended(run)
+        wait_for_round(run, 3)
+        wait_for_end(run)
     assert run.is_finished and not made.remaining_processes()
     assert run.trajectory().rounds.tolist() == [0, 1, 2, 3] and run.environment["engine"]["backend"] == "flower"
     assert_same_curves(run, here, upto=2)
@@ -109,10 +110,10 @@ def test_a_deployment_is_the_run_on_one_machine_whoever_is_killed(tmp_path):
     kept = list((tmp_path / "kept").rglob("client-*.safetensors"))
     assert len(kept) == 2
     for path in (*kept, run.state_path):
-        load_tensors(path)  # safetensors, or it is refused
+        load_tensors(path)  # raises if it is not safetensors
     invariant(run)
     (run.folder / "finished.json").unlink()
-    with pytest.raises(UserError, match="other engine options"):  # half of what it remembers is on its clients
+    with pytest.raises(UserError, match="other engine options"):  # some of its state is on its clients
         run_experiment(wanted, lent)
 
 
@@ -121,8 +122,8 @@ SIMULATED = [(), ("partition.num_clients=3", "clustering={type: UpdateClustering
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", SIMULATED, ids=["SCAFFOLD", "SCAFFOLD in groups"])
-def test_over_flowers_simulation_it_is_the_same_run_too(overrides, tmp_path):
-    wanted = asked(tmp_path, "training.num_rounds=2", *overrides)
+def test_a_run_in_the_simulation_of_flower_equals_the_local_run(overrides, tmp_path):
+    wanted = make_config(tmp_path, "training.num_rounds=2", *overrides)
     here = run_experiment(wanted, make_cache(tmp_path, clients_per_pass=1))
     over = simulate(
         wanted, make_cache(tmp_path / "elsewhere", threads=1), FlowerConfig(min_results=2, round_timeout_s=240, join_timeout_s=240)
@@ -131,8 +132,8 @@ def test_over_flowers_simulation_it_is_the_same_run_too(overrides, tmp_path):
 
 
 @pytest.mark.slow
-def test_under_tls_only_nodes_whose_key_was_registered_join(tmp_path):
-    """The documentation's openssl and ssh-keygen lines, and the run that comes of them; a stranger's key is turned away."""
+def test_with_tls_only_nodes_with_a_registered_key_join(tmp_path):
+    """Use the openssl and ssh-keygen commands of the documentation for a run; a node with another key is rejected."""
     for tool in ("openssl", "ssh-keygen"):
         if not shutil.which(tool):
             pytest.skip(f"{tool} is not installed")
@@ -145,11 +146,11 @@ def test_under_tls_only_nodes_whose_key_was_registered_join(tmp_path):
     for name in ("client-0", "client-1", "stranger"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", name], cwd=keys, check=True)
     tls, lent = load_certificates(certificates), make_cache(tmp_path, threads=1)
-    wanted, folder = asked(tmp_path, "training.num_rounds=1"), tmp_path / "deployment"
+    wanted, folder = make_config(tmp_path, "training.num_rounds=1"), tmp_path / "deployment"
     said = {}
 
     def watch(progress):
-        """While it runs: whoever else would join, with a key that nobody registered, and without TLS."""
+        """Start nodes with an unregistered key and without TLS during the run."""
         if said:
             return
         address = tomllib.loads((folder / "flwr" / "config.toml").read_text())["superlink"]["fedrift"]["address"]
@@ -176,7 +177,7 @@ def test_under_tls_only_nodes_whose_key_was_registered_join(tmp_path):
 
 
 def invariant(run: Run) -> None:
-    """c = mean c_k."""
+    """Check that c = mean c_k."""
     state, _, memory = Checkpoint(run).read()
     kept = memory.gather_all()
     assert kept
@@ -184,15 +185,15 @@ def invariant(run: Run) -> None:
         assert state[f"server.broadcast/{name}"][0].numpy() == pytest.approx(leaf.mean(0).numpy(), abs=1e-6)
 
 
-def ended(run: Run, seconds: float = 240) -> None:
+def wait_for_end(run: Run, seconds: float = 240) -> None:
     """Wait for the end of a run."""
     end = time.monotonic() + seconds
     while not run.is_finished and time.monotonic() < end:
         time.sleep(0.5)
 
 
-def until(run: Run, round: int, seconds: float = 600) -> None:
-    """Wait for a round of a run to be stored."""
+def wait_for_round(run: Run, round: int, seconds: float = 600) -> None:
+    """Wait until a round of a run is stored."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         path = run.folder / "records.jsonl"

@@ -1,4 +1,4 @@
-"""Diagnosed: a Flower app keeps its trajectory bit for bit, its folder reads like a run, and a planted failure in it is called."""
+"""Test that a recorded Flower app keeps its trajectory bit for bit, that its folder is a run, and that an injected failure is detected."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from fedrift.diagnosis.cases import group_runs
 from fedrift.flower import Diagnosed
 from fedrift.storage import list_runs
 from tests.models.tiny import random_model
-from tests.worlds import byte_tokenizer, documents
+from tests.small_experiment import byte_tokenizer, documents
 
 LENGTH, ROUNDS, TOPICS = 16, 6, ("sport", "tech", "food")
 
 
 def sequences(seed):
-    """The documents of each topic as sequences of tokens, ``[n, LENGTH]``."""
+    """Return the documents of each topic as sequences of tokens, ``[n, LENGTH]``."""
     tokenizer, found = byte_tokenizer(), {}
     for topic in TOPICS:
         tokens = torch.tensor([token for text, label in documents(40, seed) if label == topic for token in tokenizer(text)["input_ids"]])
@@ -33,8 +33,8 @@ def sequences(seed):
 
 
 @pytest.fixture(scope="module")
-def world():
-    """The model, its first adapters, and the app on skewed and on IID data."""
+def app_parts():
+    """The model, its initial adapters, and the app on non-IID and on IID data."""
     torch.use_deterministic_algorithms(True)
     model = make_model(random_model("llama", byte_tokenizer()).network)
     train, held_out = sequences(0), {topic: rows[:8] for topic, rows in sequences(1).items()}
@@ -46,10 +46,10 @@ def world():
     torch.use_deterministic_algorithms(False)
 
 
-def run(strategy, config, world, rounds=ROUNDS):
-    """The app's result; Flower draws the nodes of a round from the global generator."""
+def run_small_app(strategy, config, app_parts, rounds=ROUNDS):
+    """Return the result of the app; Flower draws the nodes of a round from the global generator."""
     random.seed(5)
-    return run_app(strategy, config, world[0], world[1], rounds)
+    return run_app(strategy, config, app_parts[0], app_parts[1], rounds)
 
 
 STRATEGIES = {
@@ -64,16 +64,16 @@ STRATEGIES = {
 
 
 @pytest.mark.parametrize("kind", STRATEGIES)
-def test_the_trajectory_is_that_of_the_strategy_bit_for_bit(kind, world, tmp_path):
-    plain = run(STRATEGIES[kind](), world[2], world, 3)
+def test_the_trajectory_is_that_of_the_strategy_bit_for_bit(kind, app_parts, tmp_path):
+    plain = run_small_app(STRATEGIES[kind](), app_parts[2], app_parts, 3)
     wrapped = Diagnosed(STRATEGIES[kind](), runs_dir=tmp_path, name=kind)
-    told = run(wrapped, world[2], world, 3)
+    told = run_small_app(wrapped, app_parts[2], app_parts, 3)
     assert wrapped.is_recording and {name: array.data for name, array in told.arrays.items()} == {
         name: array.data for name, array in plain.arrays.items()
     }
     for field in ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp"):
         assert getattr(told, field) == getattr(plain, field), field
-    assert not {"configure_train", "aggregate_train"} & vars(wrapped.strategy).keys()  # the strategy is as it was
+    assert not {"configure_train", "aggregate_train"} & vars(wrapped.strategy).keys()  # the strategy is unchanged
     trajectory = wrapped.run.trajectory()
     assert wrapped.run.is_finished and trajectory.rounds.tolist() == [0, 1, 2, 3]
     losses = [metrics["loss"] for _, metrics in sorted(plain.evaluate_metrics_serverapp.items())]
@@ -85,14 +85,14 @@ def test_the_trajectory_is_that_of_the_strategy_bit_for_bit(kind, world, tmp_pat
     assert (~torch.tensor(sent).isnan()).sum(1).tolist() == [2 if kind == "fedavg" else 3] * 3
 
 
-def test_a_planted_failure_is_called_and_the_iid_baseline_is_not(world, tmp_path):
+def test_an_injected_failure_is_detected_and_the_iid_baseline_has_none(app_parts, tmp_path):
     def explode(number, client, arrays):
         return {name: leaf * 1e4 if client == 1 and number == 4 else leaf for name, leaf in arrays.items()}
 
     broken = Diagnosed(FedAvg(fraction_evaluate=0.0), runs_dir=tmp_path, name="app", severity=1.0)
-    run(broken, replace(world[2], spoil=explode), world)
+    run_small_app(broken, replace(app_parts[2], spoil=explode), app_parts)
     baseline = Diagnosed(FedAvg(fraction_evaluate=0.0), runs_dir=tmp_path, name="app", severity=0.0)
-    run(baseline, world[3], world)
+    run_small_app(baseline, app_parts[3], app_parts)
     (group,) = group_runs([broken.run], list_runs(tmp_path))
     assert group.baselines == (baseline.run,)
     found = {each.failure: each for each in fedrift.diagnose(broken.run, baseline=baseline.run)}
@@ -105,21 +105,21 @@ def test_a_planted_failure_is_called_and_the_iid_baseline_is_not(world, tmp_path
         assert done.exit_code == 0, (command, done.output, done.exception)
 
 
-def test_skewed_clients_get_a_verdict_beside_the_iid_baseline(world, tmp_path):
-    """One client per round, many local steps: the last client's topic wins, which IID clients do not show."""
+def test_non_iid_clients_get_a_verdict_with_the_iid_baseline(app_parts, tmp_path):
+    """One client per round takes many local steps: its topic improves most, which IID clients do not show."""
     pair = []
-    for severity, config in ((1.0, world[2]), (0.0, world[3])):
+    for severity, config in ((1.0, app_parts[2]), (0.0, app_parts[3])):
         strategy = Diagnosed(
             FedAvg(fraction_train=0.34, min_train_nodes=1, fraction_evaluate=0.0), runs_dir=tmp_path, name="few", severity=severity
         )
-        run(strategy, replace(config, local_steps=12, lr=2e-2), world, 8)
+        run_small_app(strategy, replace(config, local_steps=12, lr=2e-2), app_parts, 8)
         pair.append(strategy.run)
     found = {each.failure: each for each in fedrift.diagnose(pair[0], baseline=pair[1])}
     assert found["loss gap"].grade == "suspected" and found["loss gap"].cause == "heterogeneity", found["loss gap"].sentence
     assert "loss gap" not in {each.failure for each in fedrift.diagnose(pair[1]) if each.grade == "suspected"}
 
 
-def test_failures_silence_and_client_evaluations_are_recorded(world, tmp_path):
+def test_failures_silence_and_client_evaluations_are_recorded(app_parts, tmp_path):
     def spoil(number, client, arrays):
         if client == 2 and number == 2:
             raise RuntimeError("out of memory")
@@ -132,8 +132,8 @@ def test_failures_silence_and_client_evaluations_are_recorded(world, tmp_path):
             self.round = getattr(self, "round", 0) + bool(train)
             return [reply for reply in replies if not (train and self.round == 3 and reply.metadata.src_node_id == 1001)]
 
-    config = replace(world[2], spoil=spoil)
-    client = make_client_app(config, world[0])
+    config = replace(app_parts[2], spoil=spoil)
+    client = make_client_app(config, app_parts[0])
 
     @client.evaluate()
     def evaluate(message, context):
@@ -142,7 +142,7 @@ def test_failures_silence_and_client_evaluations_are_recorded(world, tmp_path):
         return Message(RecordDict({"metrics": MetricRecord(told)}), reply_to=message)
 
     strategy = Diagnosed(FedAvg(), runs_dir=tmp_path, name="app")
-    strategy.start(Losing(client, 3), ArrayRecord(world[1]), num_rounds=4)
+    strategy.start(Losing(client, 3), ArrayRecord(app_parts[1]), num_rounds=4)
     events = {(event["round"], event["client"], event["kind"]): event["message"] for event in strategy.run.events()}
     assert "out of memory" in events[2, 2, "client failed"] and "not finite" in events[4, 0, "client failed"]
     assert events[3, 1, "client failed"] == "it did not answer in time"
@@ -152,26 +152,26 @@ def test_failures_silence_and_client_evaluations_are_recorded(world, tmp_path):
     assert trajectory.client_table("loss.after")[-1].tolist() == [2.0, 3.0, 4.0]
 
 
-def test_what_fails_in_recording_does_not_stop_the_app(world, tmp_path, monkeypatch, caplog):
+def test_an_error_in_recording_does_not_stop_the_app(app_parts, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("fedrift.recorder.Recorder.client_update", lambda *what, **more: 1 / 0)
     strategy = Diagnosed(FedAvg(fraction_evaluate=0.0), runs_dir=tmp_path, name="app")
-    result = run(strategy, world[2], world, 2)
+    result = run_small_app(strategy, app_parts[2], app_parts, 2)
     assert len(result.train_metrics_clientapp) == 2 and not strategy.is_recording
     assert "fedrift stopped recording this run: ZeroDivisionError" in caplog.text and strategy.run.status == "failed"
 
 
-def test_a_stored_run_is_refused_before_anything_is_trained(world, tmp_path):
-    run(Diagnosed(FedAvg(fraction_evaluate=0.0), runs_dir=tmp_path, name="app"), world[2], world, 1)
+def test_an_existing_run_is_refused_before_training(app_parts, tmp_path):
+    run_small_app(Diagnosed(FedAvg(fraction_evaluate=0.0), runs_dir=tmp_path, name="app"), app_parts[2], app_parts, 1)
     with pytest.raises(fedrift.UserError, match="is stored already"):
-        run(Diagnosed(FedAvg(fraction_evaluate=0.0), runs_dir=tmp_path, name="app"), world[2], world, 1)
+        run_small_app(Diagnosed(FedAvg(fraction_evaluate=0.0), runs_dir=tmp_path, name="app"), app_parts[2], app_parts, 1)
     fresh = Diagnosed(FedAvg(fraction_evaluate=0.0), runs_dir=tmp_path, name="app", fresh=True)
     with pytest.raises(fedrift.UserError, match="nothing is recorded yet"):
         fresh.run  # noqa: B018
     with pytest.raises(fedrift.UserError, match="number of rounds is not known"):
-        fresh.configure_train(1, ArrayRecord(world[1]), ConfigRecord(), InProcessGrid(make_client_app(world[2], world[0]), 3))
-    run(fresh, world[2], world, 1)
-    assert fresh.fraction_evaluate == 0.0 and fresh.run.is_finished  # other attributes are the strategy's
+        fresh.configure_train(1, ArrayRecord(app_parts[1]), ConfigRecord(), InProcessGrid(make_client_app(app_parts[2], app_parts[0]), 3))
+    run_small_app(fresh, app_parts[2], app_parts, 1)
+    assert fresh.fraction_evaluate == 0.0 and fresh.run.is_finished  # other attributes are those of the strategy
 
 
-def test_the_evaluation_of_the_app_is_handed_through(world):
-    assert make_evaluate_fn(world[2], world[0])(0, ArrayRecord(world[1]))["loss"] > 1
+def test_the_evaluation_of_the_app_is_still_called(app_parts):
+    assert make_evaluate_fn(app_parts[2], app_parts[0])(0, ArrayRecord(app_parts[1]))["loss"] > 1

@@ -1,4 +1,4 @@
-"""Whatever a client answers, or does not: the round ends with the others, the record says why, and nothing is corrupted."""
+"""Test that a round ends with the other clients whatever one client answers, that the reason is recorded, and that nothing is corrupted."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from fedrift.engine.run import client_events
 from fedrift.flower.client import load_client_state, make_client_app
 from fedrift.flower.client_pool import MSG_OWN_DOCUMENTS, NodeRegistry
 from tests.flower import loopback
-from tests.flower.loopback import NODE, Loopback, client, nodes, over_flower
+from tests.flower.loopback import NODE, Loopback, client, make_nodes, run_over_flower
 from tests.laws.federation import data, params, same, train
 
-BAD = 1  # the client that misbehaves
+BAD = 1  # the faulty client
 
 
-def edited(answer: Message, trees=lambda leaves: leaves, **told) -> Message:
-    """The answer with other tensors, or with other words."""
+def edit_answer(answer: Message, trees=lambda leaves: leaves, **told) -> Message:
+    """Return the answer with other tensors or other metadata."""
     content = answer.content
     leaves = trees(load(content["fedrift"]["trees"].data))
     said = {**json.loads(content["metadata"]["json"]), **told}
@@ -49,14 +49,14 @@ def block(answer: Message) -> bytes:
     return answer.content["fedrift"]["trees"].data
 
 
-def bomb(answer: Message) -> Message:
-    """A header that promises 8 TB."""
+def claim_8_terabytes(answer: Message) -> Message:
+    """Return an answer whose header claims 8 TB."""
     header = json.dumps({"delta/h": {"dtype": "F64", "shape": [1, 10**12], "data_offsets": [0, 8 * 10**12]}}).encode()
     return with_block(answer, len(header).to_bytes(8, "little") + header + b"0" * 64)
 
 
-class Evil:
-    """Leaves a file where it is unpickled."""
+class HarmfulPickle:
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -65,51 +65,51 @@ class Evil:
         return open, (self.path, "w")
 
 
-def error(answer: Message) -> Message:
+def make_error(answer: Message) -> Message:
     broken = Message(Error(code=3, reason="ClientApp raised"), reply_to=answer)
     broken.metadata.__dict__["_reply_to_message_id"] = answer.metadata.reply_to_message_id
     return broken
 
 
 FAULTS = {
-    "non-finite": (lambda a: edited(a, lambda t: {**t, "delta/h": t["delta/h"] * torch.nan}), "non-finite"),
-    "infinite news": (lambda a: edited(a, lambda t: {**t, "state_delta/h": t["state_delta/h"] + torch.inf}), "non-finite"),
-    "NaN weight": (lambda a: edited(a, weight=float("nan")), "non-finite"),
-    "negative weight": (lambda a: edited(a, weight=-1.0), "weight must be a number of at least 0"),
-    "infinite weight": (lambda a: edited(a, weight=float("inf")), "weight must be"),
-    "weight in words": (lambda a: edited(a, weight="all of it"), "weight must be"),
-    "wrong shape": (lambda a: edited(a, lambda t: {**t, "delta/h": t["delta/h"][:, :2].contiguous()}), "must be float64 [1, 4]"),
-    "wrong type": (lambda a: edited(a, lambda t: {**t, "delta/h": t["delta/h"].half()}), "got float16"),
-    "a leaf too few": (lambda a: edited(a, lambda t: {k: v for k, v in t.items() if k != "delta/h"}), "unexpected names"),
-    "a leaf too many": (lambda a: edited(a, lambda t: {**t, "delta/x": torch.zeros(1)}), "unexpected names"),
+    "non-finite": (lambda a: edit_answer(a, lambda t: {**t, "delta/h": t["delta/h"] * torch.nan}), "non-finite"),
+    "infinite news": (lambda a: edit_answer(a, lambda t: {**t, "state_delta/h": t["state_delta/h"] + torch.inf}), "non-finite"),
+    "NaN weight": (lambda a: edit_answer(a, weight=float("nan")), "non-finite"),
+    "negative weight": (lambda a: edit_answer(a, weight=-1.0), "weight must be a number of at least 0"),
+    "infinite weight": (lambda a: edit_answer(a, weight=float("inf")), "weight must be"),
+    "weight in words": (lambda a: edit_answer(a, weight="all of it"), "weight must be"),
+    "wrong shape": (lambda a: edit_answer(a, lambda t: {**t, "delta/h": t["delta/h"][:, :2].contiguous()}), "must be float64 [1, 4]"),
+    "wrong type": (lambda a: edit_answer(a, lambda t: {**t, "delta/h": t["delta/h"].half()}), "got float16"),
+    "a leaf too few": (lambda a: edit_answer(a, lambda t: {k: v for k, v in t.items() if k != "delta/h"}), "unexpected names"),
+    "a leaf too many": (lambda a: edit_answer(a, lambda t: {**t, "delta/x": torch.zeros(1)}), "unexpected names"),
     "too large": (lambda a: with_block(a, block(a) + b"0" * 10**7), "are allowed"),
     "truncated": (lambda a: with_block(a, block(a)[:-7]), "cannot be read"),
     "no bytes": (lambda a: with_block(a, b""), "cannot be read"),
-    "promises 8 TB": (bomb, "cannot be read"),
-    "another version": (lambda a: edited(a, protocol_version=99), "version 99"),
-    "another client's": (lambda a: edited(a, client=2), "it is from client 2"),
-    "an older round's": (lambda a: edited(a, round=-1), "answers round -1"),
-    "no JSON": (lambda a: words(a, "{{{"), "not JSON"),
-    "a long story": (lambda a: words(a, json.dumps({"protocol_version": 2, "story": "x" * 10**5})), "are allowed"),
-    "no object": (lambda a: words(a, "[1]"), "not a JSON object"),
-    "nothing": (lambda a: emptied(a), "no metadata of fedrift"),
-    "an error": (error, "ClientApp raised"),
+    "promises 8 TB": (claim_8_terabytes, "cannot be read"),
+    "another version": (lambda a: edit_answer(a, protocol_version=99), "version 99"),
+    "another client's": (lambda a: edit_answer(a, client=2), "it is from client 2"),
+    "an older round's": (lambda a: edit_answer(a, round=-1), "answers round -1"),
+    "no JSON": (lambda a: with_text(a, "{{{"), "not JSON"),
+    "a long story": (lambda a: with_text(a, json.dumps({"protocol_version": 2, "story": "x" * 10**5})), "are allowed"),
+    "no object": (lambda a: with_text(a, "[1]"), "not a JSON object"),
+    "nothing": (lambda a: without_content(a), "no metadata of fedrift"),
+    "an error": (make_error, "ClientApp raised"),
     "another kind": (lambda a: with_block(a, pickle.dumps(1), stype="pickle"), "no tensors as safetensors"),
 }
 
 
-def words(answer: Message, text: str) -> Message:
+def with_text(answer: Message, text: str) -> Message:
     answer.content["metadata"] = ConfigRecord({"json": text})
     return answer
 
 
-def emptied(answer: Message) -> Message:
+def without_content(answer: Message) -> Message:
     answer.content = RecordDict()
     return answer
 
 
-def in_round(round: int, fault, client: int = BAD):
-    """Client ``client``'s answer of one round goes wrong on its way."""
+def corrupt_round(round: int, fault, client: int = BAD):
+    """Return a function that corrupts the answer of one client in one round."""
 
     def meddle(sent: Message, answer: Message):
         mine = sent.metadata.dst_node_id == NODE + client and sent.metadata.group_id == str(round)
@@ -119,13 +119,13 @@ def in_round(round: int, fault, client: int = BAD):
 
 
 def invariant(state) -> None:
-    """c = mean c_k."""
+    """Check that c = mean c_k."""
     for name, c in state.server.broadcast.items():
         assert torch.allclose(c[0], state.client_states.gather_all()[name].mean(0), atol=1e-12)
 
 
-def on_nodes(algorithm, keeps: Path, state) -> Tree:
-    """What the nodes hold, as of the last round of each that the server counted, ``[N, ...]``."""
+def read_node_states(algorithm, keeps: Path, state) -> Tree:
+    """Return the client states on the nodes after the last round of each that the server counted, ``[N, ...]``."""
     first = state.client_states.gather(slice(0, 1)).zeros_like()
     each = [
         load_client_state(keeps / "0" / f"client-{k}.safetensors", first, int(state.last_participation[k]))
@@ -136,58 +136,58 @@ def on_nodes(algorithm, keeps: Path, state) -> Tree:
 
 @pytest.mark.sample(8)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_client_that_answers_wrongly_counts_as_absent_for_that_round(fault, tmp_path):
+def test_a_client_with_an_invalid_answer_counts_as_absent_in_that_round(fault, tmp_path):
     meddle, why = FAULTS[fault]
     deal = data()
-    grid = Loopback(nodes(deal, Scaffold(), tmp_path), in_round(1, lambda answer: [meddle(answer)]))
-    over = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=4)
+    grid = Loopback(make_nodes(deal, Scaffold(), tmp_path), corrupt_round(1, lambda answer: [meddle(answer)]))
+    over = run_over_flower(Scaffold(), deal, tmp_path, grid=grid, until=4)
     assert [done.update.failed.tolist() for done in over] == [[k == BAD and round == 1 for k in range(5)] for round in range(4)]
     assert [(client, kind) for client, kind, _ in client_events(over[1])] == [(BAD, "client failed")]
     assert why in over[1].update.notes[BAD]
     invariant(over[-1].after)
-    held = on_nodes(Scaffold(), tmp_path, over[-1].after)
+    held = read_node_states(Scaffold(), tmp_path, over[-1].after)
     assert all(torch.allclose(leaf, over[-1].after.client_states.gather_all()[name], atol=1e-12) for name, leaf in held.items())
     assert over[-1].after.last_participation.tolist() == [4, 4, 4, 4, 4]
     assert over[1].after.last_participation.tolist() == [2, 1, 2, 2, 2]
 
 
 @pytest.mark.parametrize("algorithm", [FedAvg(), Scaffold(), QFedAvg()], ids=repr)
-def test_the_round_is_the_one_in_which_it_was_not_there(algorithm, tmp_path):
-    """The same as a client whose numbers broke on one machine."""
+def test_an_invalid_answer_equals_absence(algorithm, tmp_path):
+    """The round equals one on a single machine in which the client's numbers became NaN."""
     deal = data()
     silent = Loopback(
-        nodes(deal, algorithm, tmp_path / "one"), lambda sent, answer: [*([] if sent.metadata.dst_node_id == NODE + BAD else [answer])]
+        make_nodes(deal, algorithm, tmp_path / "one"), lambda sent, answer: [*([] if sent.metadata.dst_node_id == NODE + BAD else [answer])]
     )
-    over = over_flower(algorithm, deal, tmp_path, grid=silent, until=3)
+    over = run_over_flower(algorithm, deal, tmp_path, grid=silent, until=3)
     here = train(algorithm, deal.edit(BAD, torch.nan), until=3)
     assert all(done.update.notes[BAD] == "no result within 0.05 seconds" for done in over)
     for name, leaf in here[-1].after.server.params.items():
         assert torch.allclose(over[-1].after.server.params[name], leaf, atol=1e-12)
 
 
-def test_an_answer_that_comes_twice_counts_once(tmp_path):
+def test_a_duplicate_answer_counts_once(tmp_path):
     deal = data()
-    twice = Loopback(nodes(deal, Scaffold(), tmp_path / "one"), lambda sent, answer: [answer, answer])
-    over = over_flower(Scaffold(), deal, tmp_path, grid=twice)
-    plain = over_flower(Scaffold(), deal, tmp_path / "two")
+    twice = Loopback(make_nodes(deal, Scaffold(), tmp_path / "one"), lambda sent, answer: [answer, answer])
+    over = run_over_flower(Scaffold(), deal, tmp_path, grid=twice)
+    plain = run_over_flower(Scaffold(), deal, tmp_path / "two")
     assert same(over[-1].after, plain[-1].after)
 
 
-def test_a_late_answer_is_never_looked_at(tmp_path):
+def test_a_late_answer_is_ignored(tmp_path):
     deal, late = data(), []
 
     def meddle(sent, answer):
         if sent.metadata.dst_node_id != NODE + BAD:
             return [answer]
         late.append(answer)
-        return late[:-1]  # the answer of the round before
+        return late[:-1]  # the answer of the previous round
 
-    over = over_flower(Scaffold(), deal, tmp_path, grid=Loopback(nodes(deal, Scaffold(), tmp_path), meddle), until=4)
+    over = run_over_flower(Scaffold(), deal, tmp_path, grid=Loopback(make_nodes(deal, Scaffold(), tmp_path), meddle), until=4)
     assert all(done.update.failed.tolist() == [False, True, False, False, False] for done in over)
     invariant(over[-1].after)
 
 
-def test_an_old_answer_to_a_new_question_is_refused(tmp_path):
+def test_an_old_answer_to_a_new_message_is_refused(tmp_path):
     deal, kept = data(), []
 
     def meddle(sent, answer):
@@ -196,128 +196,130 @@ def test_an_old_answer_to_a_new_question_is_refused(tmp_path):
             answer.content = kept[0]
         return [answer]
 
-    over = over_flower(Scaffold(), deal, tmp_path, grid=Loopback(nodes(deal, Scaffold(), tmp_path), meddle), until=3)
+    over = run_over_flower(Scaffold(), deal, tmp_path, grid=Loopback(make_nodes(deal, Scaffold(), tmp_path), meddle), until=3)
     assert "answers round 0, but round 1 was requested" in over[1].update.notes[BAD]
     invariant(over[-1].after)
 
 
-def test_fewer_answers_than_the_least_end_the_run_and_change_nothing(tmp_path):
+def test_too_few_answers_end_the_run_without_a_change(tmp_path):
     deal = data()
-    grid = Loopback(nodes(deal, Scaffold(), tmp_path))
-    over = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=2, min_results=4)
+    grid = Loopback(make_nodes(deal, Scaffold(), tmp_path))
+    over = run_over_flower(Scaffold(), deal, tmp_path, grid=grid, until=2, min_results=4)
     grid.silent = {NODE, NODE + 1}
     with pytest.raises(UserError, match=r"round 3: 3 of 5 clients .* requires 4 .*client 0: no result"):
-        over_flower(Scaffold(), deal, tmp_path, grid=grid, until=4, min_results=4, state=over[-1].after)
+        run_over_flower(Scaffold(), deal, tmp_path, grid=grid, until=4, min_results=4, state=over[-1].after)
     grid.silent = set()
-    rest = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=4, min_results=4, state=over[-1].after)
-    assert same(rest[-1].after, over_flower(Scaffold(), deal, tmp_path / "unbroken", until=4)[-1].after)
+    rest = run_over_flower(Scaffold(), deal, tmp_path, grid=grid, until=4, min_results=4, state=over[-1].after)
+    assert same(rest[-1].after, run_over_flower(Scaffold(), deal, tmp_path / "unbroken", until=4)[-1].after)
 
 
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("algorithm", [Scaffold(), Ditto()], ids=repr)
-def test_a_server_that_restarts_repeats_the_round_that_it_had_not_stored(algorithm, tmp_path):
-    """Its clients have moved on, and go back."""
+def test_a_restarted_server_repeats_the_round_that_was_not_stored(algorithm, tmp_path):
+    """The clients return to their state before that round."""
     deal = data()
-    grid = Loopback(nodes(deal, algorithm, tmp_path / "one"))
-    whole = over_flower(algorithm, deal, tmp_path, until=5, grid=Loopback(nodes(deal, algorithm, tmp_path / "two")))
-    broken = over_flower(algorithm, deal, tmp_path, until=3, grid=grid)
-    again = over_flower(algorithm, deal, tmp_path, until=5, grid=grid, state=broken[-1].before)
+    grid = Loopback(make_nodes(deal, algorithm, tmp_path / "one"))
+    whole = run_over_flower(algorithm, deal, tmp_path, until=5, grid=Loopback(make_nodes(deal, algorithm, tmp_path / "two")))
+    broken = run_over_flower(algorithm, deal, tmp_path, until=3, grid=grid)
+    again = run_over_flower(algorithm, deal, tmp_path, until=5, grid=grid, state=broken[-1].before)
     assert same(again[-1].after, whole[-1].after)
     first = whole[0].before.client_states.gather(slice(0, 1))
     one, two = (load_client_state(tmp_path / run / "0" / "client-3.safetensors", first, 5) for run in ("one", "two"))
     assert all(torch.equal(leaf, two[name]) for name, leaf in one.items())
 
 
-def test_a_client_that_lost_its_memory_gets_back_what_the_server_was_told(tmp_path):
+def test_a_client_without_its_state_gets_it_back_from_the_server(tmp_path):
     deal = data()
-    grid = Loopback(nodes(deal, Scaffold(), tmp_path / "one"))
-    first = over_flower(Scaffold(), deal, tmp_path, until=2, grid=grid)
+    grid = Loopback(make_nodes(deal, Scaffold(), tmp_path / "one"))
+    first = run_over_flower(Scaffold(), deal, tmp_path, until=2, grid=grid)
     (tmp_path / "one" / "0" / "client-1.safetensors").unlink()
-    rest = over_flower(Scaffold(), deal, tmp_path, until=4, grid=grid, state=first[-1].after)
+    rest = run_over_flower(Scaffold(), deal, tmp_path, until=4, grid=grid, state=first[-1].after)
     assert not rest[0].update.failed.any() and "the server restored it" in rest[0].update.notes[1]
     assert next(iter(client_events(rest[0])))[:2] == (1, "client")
-    whole = over_flower(Scaffold(), deal, tmp_path / "two", until=4)
+    whole = run_over_flower(Scaffold(), deal, tmp_path / "two", until=4)
     for name, leaf in whole[-1].after.server.params.items():
         assert torch.allclose(rest[-1].after.server.params[name], leaf, atol=1e-12)
     invariant(rest[-1].after)
 
 
-def test_a_client_that_lost_what_nobody_else_knew_begins_anew(tmp_path):
+def test_a_client_without_its_private_state_starts_with_a_new_one(tmp_path):
     deal = data()
-    grid = Loopback(nodes(deal, Ditto(), tmp_path / "one"))
-    first = over_flower(Ditto(), deal, tmp_path, until=2, grid=grid)
+    grid = Loopback(make_nodes(deal, Ditto(), tmp_path / "one"))
+    first = run_over_flower(Ditto(), deal, tmp_path, until=2, grid=grid)
     (tmp_path / "one" / "0" / "client-1.safetensors").write_bytes(b"not a state")
-    rest = over_flower(Ditto(), deal, tmp_path, until=3, grid=grid, state=first[-1].after)
+    rest = run_over_flower(Ditto(), deal, tmp_path, until=3, grid=grid, state=first[-1].after)
     assert not rest[0].update.failed.any() and "it started from the initial state" in rest[0].update.notes[1]
 
 
-def test_what_was_kept_for_another_life_of_the_run_does_not_count(tmp_path):
+def test_state_of_an_earlier_start_of_the_run_is_ignored(tmp_path):
     deal = data()
-    over_flower(Scaffold(), deal, tmp_path, until=3)
-    again = over_flower(Scaffold(), deal, tmp_path, until=3, run_directory_id="1")
-    assert same(again[-1].after, over_flower(Scaffold(), deal, tmp_path / "fresh", until=3)[-1].after)
+    run_over_flower(Scaffold(), deal, tmp_path, until=3)
+    again = run_over_flower(Scaffold(), deal, tmp_path, until=3, run_directory_id="1")
+    assert same(again[-1].after, run_over_flower(Scaffold(), deal, tmp_path / "fresh", until=3)[-1].after)
 
 
-def test_a_node_of_another_experiment_and_a_client_that_is_not_there_are_named(tmp_path):
+def test_nodes_of_another_experiment_and_unknown_clients_are_named(tmp_path):
     deal = data()
-    apps = nodes(deal, FedAvg(), tmp_path)
-    stranger = nodes(deal, FedAvg(), tmp_path)[NODE + 2][0]
+    apps = make_nodes(deal, FedAvg(), tmp_path)
+    stranger = make_nodes(deal, FedAvg(), tmp_path)[NODE + 2][0]
     del apps[NODE + 2], apps[NODE + 4]
-    apps[7] = (lambda message, context: stranger_says(stranger(message, context)), apps[NODE][1])
-    over = over_flower(FedAvg(), deal, tmp_path, grid=Loopback(apps), until=1)[-1]
+    apps[7] = (lambda message, context: claim_another_experiment(stranger(message, context)), apps[NODE][1])
+    over = run_over_flower(FedAvg(), deal, tmp_path, grid=Loopback(apps), until=1)[-1]
     assert over.update.failed.tolist() == [False, False, True, False, True]
     assert "no node runs this client (node 7: it was set up for experiment 'ffff'" in over.update.notes[4]
 
 
-def stranger_says(answer: Message) -> Message:
+def claim_another_experiment(answer: Message) -> Message:
     answer.content["metadata"] = ConfigRecord({"json": json.dumps({"protocol_version": 2, "client": 2, "experiment_id": "ffff"})})
     return answer
 
 
-def test_a_node_that_comes_back_under_another_number_takes_its_place_again(tmp_path):
+def test_a_node_that_returns_with_another_id_keeps_its_client(tmp_path):
     deal = data()
-    grid = Loopback(nodes(deal, Scaffold(), tmp_path))
-    first = over_flower(Scaffold(), deal, tmp_path, until=2, grid=grid)
+    grid = Loopback(make_nodes(deal, Scaffold(), tmp_path))
+    first = run_over_flower(Scaffold(), deal, tmp_path, until=2, grid=grid)
     grid.apps[5000] = grid.apps.pop(NODE + 1)
-    rest = over_flower(Scaffold(), deal, tmp_path, until=4, grid=grid, state=first[-1].after)
-    assert same(rest[-1].after, over_flower(Scaffold(), deal, tmp_path / "two", until=4)[-1].after)
+    rest = run_over_flower(Scaffold(), deal, tmp_path, until=4, grid=grid, state=first[-1].after)
+    assert same(rest[-1].after, run_over_flower(Scaffold(), deal, tmp_path / "two", until=4)[-1].after)
 
 
-def test_a_node_that_is_gone_but_counts_as_there_is_not_waited_for_once_all_others_said_who_they_are(tmp_path, monkeypatch):
-    """To Flower a killed node is there for a minute more; a server that starts in it would wait for a word from it."""
+def test_a_killed_node_is_not_waited_for_once_all_clients_are_located(tmp_path, monkeypatch):
+    """Flower lists a killed node for another minute; a server that starts in this time would wait for its answer."""
     deal = data()
-    grid = Loopback(nodes(deal, Scaffold(), tmp_path))
+    grid = Loopback(make_nodes(deal, Scaffold(), tmp_path))
     grid.apps[7] = grid.apps[NODE]
     grid.dead = {7}
     looks = []
     real = grid.pull_messages
     monkeypatch.setattr(grid, "pull_messages", lambda ids: [looks.append(len(ids)), real(ids)][1])
-    done = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=1)[0]
+    done = run_over_flower(Scaffold(), deal, tmp_path, grid=grid, until=1)[0]
     assert not done.update.failed.any()
-    assert len(looks) == 2, "one look for who is there, one for the answers"
+    assert len(looks) == 2, "one poll finds the nodes and one collects the answers"
 
 
-def test_a_node_that_was_silent_is_asked_again_when_the_one_before_it_is_gone(tmp_path):
+def test_a_silent_node_is_asked_again_after_its_predecessor_is_gone(tmp_path):
     deal = data()
-    grid = Loopback(nodes(deal, Scaffold(), tmp_path))
+    grid = Loopback(make_nodes(deal, Scaffold(), tmp_path))
     roll = NodeRegistry()
-    first = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=1, registry=roll)
-    grid.apps[5000], grid.dead = grid.apps[NODE + 1], {5000}  # client 1 starts anew and is slow to say so
-    second = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=2, registry=roll, state=first[-1].after)
+    first = run_over_flower(Scaffold(), deal, tmp_path, grid=grid, until=1, registry=roll)
+    grid.apps[5000], grid.dead = grid.apps[NODE + 1], {5000}  # client 1 starts again and answers discovery late
+    second = run_over_flower(Scaffold(), deal, tmp_path, grid=grid, until=2, registry=roll, state=first[-1].after)
     grid.dead = set()
     del grid.apps[NODE + 1]
-    third = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=3, registry=roll, state=second[-1].after)
+    third = run_over_flower(Scaffold(), deal, tmp_path, grid=grid, until=3, registry=roll, state=second[-1].after)
     assert not third[-1].update.failed.any()
 
 
-def test_a_pickle_is_never_opened(tmp_path):
+def test_a_pickle_is_never_loaded(tmp_path):
     deal, trace = data(), tmp_path / "evil"
-    evil = pickle.dumps(Evil(str(trace)))
+    evil = pickle.dumps(HarmfulPickle(str(trace)))
     numpy_evil = io.BytesIO()
-    np.save(numpy_evil, np.array([Evil(str(trace))], dtype=object), allow_pickle=True)
+    np.save(numpy_evil, np.array([HarmfulPickle(str(trace))], dtype=object), allow_pickle=True)
     for stype, content in (("safetensors", evil), ("pickle", evil), ("numpy.ndarray", numpy_evil.getvalue())):
-        grid = Loopback(nodes(deal, FedAvg(), tmp_path), in_round(0, lambda answer, s=stype, c=content: [with_block(answer, c, stype=s)]))
-        assert over_flower(FedAvg(), deal, tmp_path, grid=grid, until=1)[0].update.failed[BAD]
+        grid = Loopback(
+            make_nodes(deal, FedAvg(), tmp_path), corrupt_round(0, lambda answer, s=stype, c=content: [with_block(answer, c, stype=s)])
+        )
+        assert run_over_flower(FedAvg(), deal, tmp_path, grid=grid, until=1)[0].update.failed[BAD]
     assert not trace.exists()
     room = Path(fedrift.flower.__file__).parent
     for path in room.glob("*.py"):
@@ -326,17 +328,17 @@ def test_a_pickle_is_never_opened(tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", [FedAvg(), Scaffold()], ids=repr)
-def test_every_byte_that_travels_is_safetensors_or_json_and_nothing_pickles_on_the_way(algorithm, tmp_path, monkeypatch):
-    """Flower's own wire format too: a whole run goes through while pickle is out of order."""
+def test_all_messages_are_safetensors_or_json_and_nothing_is_pickled(algorithm, tmp_path, monkeypatch):
+    """This includes Flower's serialization: a whole run succeeds while pickle is disabled."""
     deal = data()
-    grid = Loopback(nodes(deal, algorithm, tmp_path / "kept"))
-    carried, real = [], loopback.carried
-    monkeypatch.setattr(loopback, "carried", lambda message: carried.append(message) or real(message))
+    grid = Loopback(make_nodes(deal, algorithm, tmp_path / "kept"))
+    messages, real = [], loopback.transmit
+    monkeypatch.setattr(loopback, "transmit", lambda message: messages.append(message) or real(message))
     for name in ("dump", "dumps", "load", "loads", "Pickler", "Unpickler"):
-        monkeypatch.setattr(pickle, name, lambda *what, **more: pytest.fail("something pickled"))
-    over_flower(algorithm, deal, tmp_path, grid=grid, until=2)
-    assert len(carried) == 2 * 5 * 3  # to and fro, who it is and two rounds
-    for message in carried:
+        monkeypatch.setattr(pickle, name, lambda *what, **more: pytest.fail("an object was pickled"))
+    run_over_flower(algorithm, deal, tmp_path, grid=grid, until=2)
+    assert len(messages) == 2 * 5 * 3  # both directions, discovery and two rounds
+    for message in messages:
         assert message.content.keys() == {"fedrift", "metadata"} and message.content["metadata"].keys() == {"json"}
         json.loads(message.content["metadata"]["json"])
         (array,) = message.content["fedrift"].values()
@@ -348,38 +350,38 @@ def test_every_byte_that_travels_is_safetensors_or_json_and_nothing_pickles_on_t
 
 
 @pytest.mark.parametrize("reader", ["TextClustering", ""])
-def test_what_decides_by_documents_that_the_server_has_not_is_refused(reader, tmp_path):
-    """A client with documents of its own is not what the experiment's deal says; grouping it by that would be wrong."""
+def test_strategies_that_need_the_clients_documents_are_refused(reader, tmp_path):
+    """Clients with their own documents differ from the experiment's partition, so clusters by the partition would be wrong."""
     deal = data()
-    apps = nodes(deal, FedAvg(), tmp_path)
+    apps = make_nodes(deal, FedAvg(), tmp_path)
     mine = replace(client(BAD, deal, FedAvg(), tmp_path, Sgd(0.05)), has_own_documents=True)
     apps[NODE + BAD] = (make_client_app(lambda context: mine), apps[NODE + BAD][1])
     if reader:
         with pytest.raises(UserError, match=r"client 1 trains on its own documents, but TextClustering clusters .*UpdateClustering"):
-            over_flower(FedAvg(), deal, tmp_path, grid=Loopback(apps), document_strategy=reader)
+            run_over_flower(FedAvg(), deal, tmp_path, grid=Loopback(apps), document_strategy=reader)
     else:
-        done = over_flower(FedAvg(), deal, tmp_path, grid=Loopback(apps))
+        done = run_over_flower(FedAvg(), deal, tmp_path, grid=Loopback(apps))
         assert [one.update.notes[BAD] if one.update.notes else "" for one in done] == [MSG_OWN_DOCUMENTS, "", ""]
 
 
-def test_bytes_that_travel_are_counted(tmp_path):
+def test_transmitted_bytes_are_counted(tmp_path):
     deal = data(dtype=torch.float32)
-    done = over_flower(Scaffold(), deal, tmp_path, until=1)[0]
+    done = run_over_flower(Scaffold(), deal, tmp_path, until=1)[0]
     numbers = sum(leaf[0].nbytes for leaf in params(torch.float32).values())
     down, up = done.update.bytes_on_wire.double().unbind(1)
-    for way in (down, up):  # the model and c; its change and that of c_k
+    for way in (down, up):  # the model and c; the client's update and that of c_k
         assert (way >= 2 * numbers).all() and (way < 2 * numbers + 1500).all()
-    plain = over_flower(FedAvg(), deal, tmp_path, until=1)[0]
+    plain = run_over_flower(FedAvg(), deal, tmp_path, until=1)[0]
     assert (plain.update.bytes_on_wire[:, 1] < up).all()
-    told = over_flower(FedAvg(), deal, tmp_path, until=1, send_gradients=True)[0]
+    told = run_over_flower(FedAvg(), deal, tmp_path, until=1, send_gradients=True)[0]
     assert torch.allclose(told.update.mean_grad["h"], train(FedAvg(), deal, until=1)[0].update.mean_grad["h"], atol=1e-6)
     assert plain.update.mean_grad["h"].isnan().all()
 
 
-def test_a_client_does_not_train_for_somebody_else(tmp_path):
-    """A message for another experiment, or another client, or one that is not what was agreed, is answered by why not."""
+def test_a_client_refuses_messages_for_others(tmp_path):
+    """A message for another experiment or client, or one that is invalid, is answered with the reason."""
     deal = data()
-    grid = Loopback(nodes(deal, FedAvg(), tmp_path))
+    grid = Loopback(make_nodes(deal, FedAvg(), tmp_path))
     real = grid.push_messages
 
     def spoiled(messages):
@@ -397,11 +399,11 @@ def test_a_client_does_not_train_for_somebody_else(tmp_path):
         ({"protocol_version": 1}, "version 1"),
         ({"counted_round": 9}, "valid round"),
     ):
-        done = over_flower(FedAvg(), deal, tmp_path, grid=grid, until=1)[0]
+        done = run_over_flower(FedAvg(), deal, tmp_path, grid=grid, until=1)[0]
         assert why in done.update.notes[BAD]
 
 
-def test_states_of_before_there_were_fleets_elsewhere_can_go_on(tmp_path):
+def test_states_of_versions_without_backends_can_be_resumed(tmp_path):
     deal = data()
     old = replace(init_state(Scaffold(), params(), 5), last_participation=torch.zeros(0, dtype=torch.long))
-    assert over_flower(Scaffold(), deal, tmp_path, until=1, state=old)[0].after.last_participation.tolist() == [1] * 5
+    assert run_over_flower(Scaffold(), deal, tmp_path, until=1, state=old)[0].after.last_participation.tolist() == [1] * 5

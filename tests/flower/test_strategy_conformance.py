@@ -1,4 +1,4 @@
-"""A user's Flower strategy, judged by the paper of the algorithm that it extends."""
+"""Test the conformance check of a user's Flower strategy against the paper of its algorithm."""
 
 from __future__ import annotations
 
@@ -47,46 +47,46 @@ def app_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def judged(*words):
+def run_conformance(*words):
     done = CliRunner().invoke(app, ["conformance", *words, "--json"])
     return done.exit_code, {verdict["problem"]: verdict for verdict in json.loads(done.output)["verdicts"]}
 
 
-def test_a_subclass_that_changes_nothing_is_right(app_folder):
-    code, verdicts = judged("my_app.strategy:MyStrategy")
+def test_a_subclass_without_changes_passes(app_folder):
+    code, verdicts = run_conformance("my_app.strategy:MyStrategy")
     assert code == 0 and len(verdicts) == 4 and all(verdict["holds"] for verdict in verdicts.values())
     assert {verdict["subject"] for verdict in verdicts.values()} == {"MyStrategy"}
-    assert judged("my_app/strategy.py:MyStrategy")[0] == 0 and judged("--subject", "my_app.strategy:MyStrategy")[0] == 0
+    assert run_conformance("my_app/strategy.py:MyStrategy")[0] == 0 and run_conformance("--subject", "my_app.strategy:MyStrategy")[0] == 0
 
 
-def test_what_a_subclass_changes_is_seen_with_its_round(app_folder):
-    code, verdicts = judged("my_app.strategy:Decaying")
+def test_a_changed_subclass_fails_with_the_round(app_folder):
+    code, verdicts = run_conformance("my_app.strategy:Decaying")
     assert code == 1 and verdicts["two clients"]["message"].startswith("differs from the reference from round 5 on")
-    assert verdicts["a client without data"]["holds"]  # four rounds
-    code, verdicts = judged("my_app.strategy:Uniform")
+    assert verdicts["a client without data"]["holds"]  # after four rounds
+    code, verdicts = run_conformance("my_app.strategy:Uniform")
     assert code == 1 and not verdicts["clients of unequal size"]["holds"] and verdicts["two clients"]["holds"]
 
 
 @pytest.mark.parametrize("strategy", [FedAvg, FedAdam, MultiKrum], ids=lambda strategy: strategy.__name__)
-def test_flowers_own_strategies_get_the_verdicts_of_the_scoreboard(strategy):
-    """FedProx aside: there the scoreboard takes the client of Flower's docstring, and here the client is the paper's."""
+def test_strategies_of_flower_get_the_verdicts_of_the_scoreboard(strategy):
+    """Except FedProx: the scoreboard uses the client of Flower's docstring, and this check the client of the paper."""
     subject = make_subject(strategy)
     known = next(each for each in FLOWER_APPS if each.algorithm == subject.algorithm)
     assert [verdict.holds for verdict in judge_subject(subject)] == [verdict.holds for verdict in judge_subject(known)]
 
 
-def test_fedprox_with_the_papers_client_is_right():
+def test_fedprox_with_the_client_of_the_paper_passes():
     assert all(verdict.holds for verdict in judge_subject(make_subject(FedProx)))
 
 
-def test_what_cannot_be_asked_is_said(app_folder):
+def test_strategies_that_cannot_be_tested_are_reported(app_folder):
     class Fixed(FedAvgM):
         def __init__(self, min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1):
             super().__init__(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
 
     (verdict, *_) = judge_subject(make_subject(Fixed))
     assert verdict.holds is None and "does not take server_learning_rate, server_momentum" in verdict.message
-    assert [verdict.holds for verdict in judge_subject(make_subject(Krum))] == [True, None]  # one client and three
+    assert [verdict.holds for verdict in judge_subject(make_subject(Krum))] == [True, None]  # one client and three clients
     with pytest.raises(UserError, match="extends none of Flower's strategies with a known algorithm: FedProx"):
         make_subject(type("Other", (Strategy,), {}))
     done = CliRunner().invoke(app, ["conformance", "my_app.strategi"])

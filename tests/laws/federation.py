@@ -1,7 +1,7 @@
-"""A small federation for the laws: five clients fit linear maps with adapters, a bias and an idle leaf.
+"""A small federation for the laws: five clients fit linear maps with adapters, a bias and an unused leaf.
 
-Client k: mean squared error of X (W0 + s (base + B A))^T + h against Y_k. It is small enough to run
-hundreds of times and has all that an algorithm may meet: adapters, plain leaves, idle leaves.
+Client k minimizes the mean squared error of X (W0 + s (base + B A))^T + h against Y_k. The federation is fast enough for hundreds of runs
+and contains adapters, plain leaves and unused leaves.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ SUBJECTS = {
 
 
 def loss(params: Tree, batch: dict[str, Tensor]) -> Tensor:
-    """``[C]``"""
+    """Return the loss of each client, ``[C]``."""
     idle = 0 * params["idle"].flatten(1).sum(1)
-    return (guess(params, batch) - batch["y"]).square().flatten(1).mean(1) + idle
+    return (predict(params, batch) - batch["y"]).square().flatten(1).mean(1) + idle
 
 
-def guess(params: Tree, batch: dict[str, Tensor]) -> Tensor:
-    """``[C, B, O]``"""
+def predict(params: Tree, batch: dict[str, Tensor]) -> Tensor:
+    """Return the predictions, ``[C, B, O]``."""
     weight = params["m.B"] @ params["m.A"]
     if "m.base" in params:
         weight = weight + params["m.base"]
@@ -47,8 +47,8 @@ def guess(params: Tree, batch: dict[str, Tensor]) -> Tensor:
 
 
 def represent(params: Tree, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """``z [C, B, O + 1]``, never zero; all of a batch is there."""
-    z = torch.nn.functional.pad(guess(params, batch), (0, 1), value=1.0)
+    """Return representations ``[C, B, O + 1]``, which are never zero, and a mask that includes the whole batch."""
+    z = torch.nn.functional.pad(predict(params, batch), (0, 1), value=1.0)
     return z, torch.ones(z.shape[:2], dtype=torch.bool)
 
 
@@ -66,7 +66,7 @@ def params(dtype: torch.dtype = torch.float64) -> Tree:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """N clients' regressions; ``steps`` and ``weight`` a client, ``[N]``. Every step has inputs of its own."""
+    """Regressions of N clients; ``steps`` and ``weight`` are per client, ``[N]``. Every step has its own inputs."""
 
     x: Tensor  # [N, S, B, I]
     y: Tensor  # [N, S, B, O]
@@ -93,7 +93,7 @@ class Data:
         )
 
     def edit(self, client: int, factor: float) -> Data:
-        """The same, but for one client's targets, which are multiplied."""
+        """Return the same data, with the targets of one client multiplied by a factor."""
         scale = torch.ones(len(self.y), 1, 1, 1, dtype=self.y.dtype)
         scale[client] = factor
         return replace(self, y=self.y * scale)
@@ -130,7 +130,7 @@ def train(
 
 
 def tensors(state: FederatedState) -> dict[str, Tensor]:
-    """Everything a state holds, by name."""
+    """Return all tensors of a state by name."""
     server = state.server
     trees = {
         "params": server.params,
@@ -143,8 +143,8 @@ def tensors(state: FederatedState) -> dict[str, Tensor]:
     return {**found, "cluster_ids": state.cluster_ids}
 
 
-def apart(one: FederatedState, other: FederatedState) -> float:
-    """The largest difference between two states; NaN counts as infinite."""
+def max_difference(one: FederatedState, other: FederatedState) -> float:
+    """Return the largest difference between two states; NaN counts as infinite."""
     here, there = tensors(one), tensors(other)
     assert here.keys() == there.keys()
     gaps = [(leaf.double() - there[name].double()).abs() for name, leaf in here.items()]
@@ -152,13 +152,13 @@ def apart(one: FederatedState, other: FederatedState) -> float:
 
 
 def same(one: FederatedState, other: FederatedState) -> bool:
-    """Bit for bit."""
+    """Return whether two states are equal bit for bit."""
     here, there = tensors(one), tensors(other)
     return here.keys() == there.keys() and all(torch.equal(leaf, there[name]) for name, leaf in here.items())
 
 
-def through_a_file(state: FederatedState) -> FederatedState:
-    """Written and read again."""
+def save_and_load(state: FederatedState) -> FederatedState:
+    """Return the state after it was saved and loaded."""
     box = io.BytesIO()
     torch.save(state, box)
     box.seek(0)

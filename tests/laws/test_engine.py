@@ -1,4 +1,4 @@
-"""No speed-up changes a result beyond rounding: two federated rounds under every option of the engine, in float64."""
+"""Test that no optimization changes a result beyond rounding: two federated rounds with every option of the engine, in float64."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.models.networks import batch, network
 
 @dataclass(frozen=True)
 class PlainAdamW(AdamW):
-    """The rule as it is written, whatever kernel there is."""
+    """AdamW as written in its paper, without a fused kernel."""
 
     def _fused_step(self, params, grad, opt_state, count):
         return self._unfused_step(params, grad, opt_state, count)
@@ -58,17 +58,17 @@ def trained(kind: str, tune: str, rule: str, fused: bool = True, use_prefix_cach
 
 def federated(model: StackedModel, rule: str, clients_per_pass: int | None = None, optimizer=None) -> Tree:
     """The server's params after two rounds."""
-    algorithm, usual = RULES[rule]
-    fleet = ClientSimulator(
+    algorithm, reference_params = RULES[rule]
+    simulator = ClientSimulator(
         3,
         model,
         batches,
-        optimizer or usual,
+        optimizer or reference_params,
         max_grad_norm=1.0,
         clients_per_pass=clients_per_pass,
         represent_fn=lambda params, read: mean_hidden_states(model.hidden_states, params, read),
     )
-    *_, last = run_rounds(init_state(algorithm, model.init_params(), 3), fleet, algorithm, num_rounds=2, cohort_size=3, seed=0)
+    *_, last = run_rounds(init_state(algorithm, model.init_params(), 3), simulator, algorithm, num_rounds=2, cohort_size=3, seed=0)
     return last.after.server.params
 
 
@@ -78,7 +78,7 @@ def same(found: Tree, expected: Tree) -> None:
 
 
 @pytest.fixture(scope="module")
-def usual():
+def reference_params():
     kept: dict[tuple[str, ...], Tree] = {}
 
     def get(*which: str) -> Tree:
@@ -89,7 +89,7 @@ def usual():
     return get
 
 
-# Every pair of world and option, of tune and option, and of world and tune once by default; all triples with `-m slow`.
+# By default every pair of problem and option, of trainable and option, and of problem and trainable once; all triples with `-m slow`.
 CASES = [
     pytest.param(
         kind, rule, tune, option, id=f"{kind}-{rule}-{tune}-{option}", marks=() if place == (world + number) % 3 else pytest.mark.slow
@@ -98,34 +98,34 @@ CASES = [
     for place, tune in enumerate(TUNES)
     for number, option in enumerate(OPTIONS)
     if rule == "FedAvg" or "optimizer" not in OPTIONS[option]
-]  # that option is AdamW's
+]  # this option exists for AdamW only
 
-WORLDS = pytest.mark.parametrize(("kind", "rule"), PLACES)
+PROBLEMS = pytest.mark.parametrize(("kind", "rule"), PLACES)
 
 
 @pytest.mark.sample(10)
 @pytest.mark.parametrize(("kind", "rule", "tune", "option"), CASES)
-def test_no_speed_up_changes_a_result_beyond_rounding(usual, kind, rule, tune, option):
-    same(trained(kind, tune, rule, **OPTIONS[option]), usual(kind, tune, rule))
+def test_no_speed_up_changes_a_result_beyond_rounding(reference_params, kind, rule, tune, option):
+    same(trained(kind, tune, rule, **OPTIONS[option]), reference_params(kind, tune, rule))
 
 
 @pytest.mark.parametrize("tune", TUNES)
-@WORLDS
-def test_logits_of_a_few_positions_at_once(usual, monkeypatch, kind, rule, tune):
-    """Seven positions a chunk: none of the batches is a multiple of it."""
+@PROBLEMS
+def test_logits_can_be_computed_in_chunks(reference_params, monkeypatch, kind, rule, tune):
+    """Seven positions per chunk, which divide none of the batches."""
     made = []
     monkeypatch.setattr(head, "LOGITS_PER_CHUNK", 1)
     monkeypatch.setattr(head, "max", lambda least, most: made.append(7) or 7, raising=False)
     found = trained(kind, tune, rule)
-    assert made or tune == "full"  # a head that is trained keeps its logits whole
-    same(found, usual(kind, tune, rule))
+    assert made or tune == "full"  # a trained head computes all logits
+    same(found, reference_params(kind, tune, rule))
 
 
 @pytest.mark.sample(5)
 @pytest.mark.parametrize("tune", TUNES)
-@WORLDS
-def test_runs_that_share_their_passes(usual, kind, rule, tune):
-    """Two runs over one network meet at every step: six clients in a pass, each run's numbers its own."""
+@PROBLEMS
+def test_runs_that_share_passes_keep_their_results(reference_params, kind, rule, tune):
+    """Two runs of one network share every step: six clients in a pass, and each run keeps its own numbers."""
     plain, meeting, found = StackedModel(network(kind), TUNES[tune]), BatchCoordinator(2, max_clients=64), dict[int, Tree]()
 
     def work(seat: int) -> None:
@@ -139,19 +139,19 @@ def test_runs_that_share_their_passes(usual, kind, rule, tune):
         thread.join()
     assert 6 in meeting.pass_sizes
     for run in found.values():
-        same(run, usual(kind, tune, rule))
+        same(run, reference_params(kind, tune, rule))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "tune"), [("llama", "lora"), ("gpt2", "lora"), ("qwen2", "lora"), ("llama", "last_k"), ("llama", "full")])
-def test_compiled_blocks(usual, kind, tune):
-    """As `--compile` trains: plain modules, no prefix, every block compiled."""
+def test_compiled_blocks_keep_the_results(reference_params, kind, tune):
+    """As with `--compile`: plain modules, no prefix cache, every block compiled."""
     if not (which("g++") or which("clang++") or which("c++")):
-        pytest.skip("torch.compile needs a C++ compiler on a CPU, and there is none")
+        pytest.skip("torch.compile needs a C++ compiler on a CPU, but none is installed")
     torch._dynamo.reset()
     counted = torch._dynamo.utils.counters
     counted.clear()
     model = StackedModel(network(kind), TUNES[tune], fused=False, use_prefix_cache=False)
     model.compile()
-    same(federated(model, "FedAvg"), usual(kind, tune, "FedAvg"))
-    assert counted["stats"]["unique_graphs"] > 0  # not all was left to the plain way
+    same(federated(model, "FedAvg"), reference_params(kind, tune, "FedAvg"))
+    assert counted["stats"]["unique_graphs"] > 0  # at least one block was compiled

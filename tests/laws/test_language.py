@@ -1,7 +1,7 @@
-"""The laws of failure on a language model, for every algorithm and whatever is tuned.
+"""Test the laws of failures on a language model, for every algorithm and trainable.
 
-The tiny world's three clients, with its own model and, slow, with ``pocket``; a client's batches are spoilt where the law says
-so. ``tests/test_run.py`` has falling loss and resuming for the same pairs, in whole runs.
+The small experiment has three clients and its own model; slow tests use ``pocket``. Some clients' batches are made faulty.
+``tests/test_run.py`` tests falling loss and resuming for the same pairs in whole runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fedrift.engine.build import RunContext, build_run
 from fedrift.engine.loop import init_state, run_rounds
 from fedrift.simulation import ClientSimulator
 from tests.pairs import PAIRS, TUNES, algorithm
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 from .federation import same
 
@@ -38,8 +38,8 @@ def settings(request, tmp_path_factory) -> dict[str, RunContext]:
 
 
 @dataclass(frozen=True, eq=False)
-class Spoilt:
-    """A fleet's batches, of which some clients get none or lose by a factor that is no number."""
+class FaultyBatches:
+    """Batches of a simulator of which some clients get none or have NaN losses."""
 
     batches: object
     broken: frozenset[int] = frozenset()
@@ -55,28 +55,30 @@ class Spoilt:
             yield {**batch, "factor": torch.tensor([torch.nan if k in self.broken else 1.0 for k in who])}
 
 
-def spoilt(fleet: ClientSimulator, broken: set[int] = frozenset(), empty: set[int] = frozenset()) -> ClientSimulator:
-    plain = fleet.loss_fn
+def with_faulty_clients(client_pool: ClientSimulator, broken: set[int] = frozenset(), empty: set[int] = frozenset()) -> ClientSimulator:
+    plain = client_pool.loss_fn
     return replace(
-        fleet,
-        batches=Spoilt(fleet.batches, frozenset(broken), frozenset(empty)),
+        client_pool,
+        batches=FaultyBatches(client_pool.batches, frozenset(broken), frozenset(empty)),
         loss_fn=lambda params, batch: plain(params, batch) * batch["factor"],
     )
 
 
-def train(fleet: ClientSimulator, rule: FedAvg, state: FederatedState | None, params: Tree, until: int) -> list[RoundResult]:
-    state = state or init_state(rule, params, fleet.size)
-    return list(run_rounds(state, fleet, rule, num_rounds=until, cohort_size=fleet.size, seed=0))
+def train(client_pool: ClientSimulator, rule: FedAvg, state: FederatedState | None, params: Tree, until: int) -> list[RoundResult]:
+    state = state or init_state(rule, params, client_pool.size)
+    return list(run_rounds(state, client_pool, rule, num_rounds=until, cohort_size=client_pool.size, seed=0))
 
 
 @pytest.mark.sample(25)
 @pytest.mark.parametrize(("name", "tune"), PAIRS)
-def test_a_broken_client_an_empty_one_and_a_lost_round_are_survived(settings, name, tune):
-    """NaN is quarantined, recorded and counts as absent; who has no data changes nothing; nobody left, nothing moves."""
+def test_failed_and_empty_clients_and_rounds_change_nothing_else(settings, name, tune):
+    """A client with NaN is recorded and counts as absent, a client without data changes nothing, and a round without clients changes
+    nothing.
+    """
     setting, rule = settings[tune], algorithm(name)
-    fleet, params = setting.simulator, setting.initial_state.server.params
-    broken = train(spoilt(fleet, broken={1}), rule, None, params, 2)
-    empty = train(spoilt(fleet, empty={1}), rule, None, params, 2)
+    client_pool, params = setting.simulator, setting.initial_state.server.params
+    broken = train(with_faulty_clients(client_pool, broken={1}), rule, None, params, 2)
+    empty = train(with_faulty_clients(client_pool, empty={1}), rule, None, params, 2)
     for one, other in zip(broken, empty, strict=True):
         assert one.update.failed.tolist() == [False, True, False]
         assert one.update.weight[1] == 0 and one.update.delta.is_finite().all()
@@ -86,22 +88,24 @@ def test_a_broken_client_an_empty_one_and_a_lost_round_are_survived(settings, na
     assert all(leaf.isfinite().all() for leaf in broken[-1].after.server.params.values())
 
     before = broken[-1].after
-    (lost,) = train(spoilt(fleet, broken={0, 1, 2}), rule, before, params, 3)
+    (lost,) = train(with_faulty_clients(client_pool, broken={0, 1, 2}), rule, before, params, 3)
     assert lost.update.failed.all()
     assert same(replace(before, round=3), lost.after)
     assert not any(leaf.any() for leaf in lost.after.server_delta.values())
 
 
 @pytest.mark.parametrize("tune", TUNES)
-def test_a_mean_that_takes_everybody_would_be_seen(settings, tune):
-    """Planted: the quarantine undone."""
+def test_a_mean_that_includes_failed_clients_is_detected(settings, tune):
+    """The injected bug keeps failed clients in the mean."""
 
     @dataclass(frozen=True)
-    class Gullible(FedAvg):
+    class IncludesFailedClients(FedAvg):
         def server_update(self, server, update):
             delta = update.delta.map(lambda leaf: leaf.index_fill(0, update.failed.nonzero().flatten(), torch.nan))
             return super().server_update(server, replace(update, delta=delta, weight=torch.ones_like(update.weight)))
 
     setting = settings[tune]
-    done = train(spoilt(setting.simulator, broken={1}), Gullible(), None, setting.initial_state.server.params, 1)[-1]
+    done = train(with_faulty_clients(setting.simulator, broken={1}), IncludesFailedClients(), None, setting.initial_state.server.params, 1)[
+        -1
+    ]
     assert not all(leaf.isfinite().all() for leaf in done.after.server.params.values())

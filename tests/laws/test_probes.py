@@ -1,4 +1,4 @@
-"""The laws of probes: looking changes nothing, whoever looks; and a run that resumes has seen the same."""
+"""Test the laws of probes: they change nothing in a run, and a resumed run has the same values."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from fedrift.config.schema import edit_config, parse_config
 from fedrift.core.errors import UserError
 from fedrift.engine.run import run_experiment
 from fedrift.probes import PROBE_GROUPS
-from tests.worlds import experiment, make_cache, stored
+from tests.small_experiment import experiment, make_cache, read_state
 
-EVERYTHING = tuple(PROBE_GROUPS)
+ALL_GROUPS = tuple(PROBE_GROUPS)
 
 
-def at(folder, name: str):
+def cache_with_runs_dir(folder, name: str):
     there = make_cache(folder)
     return replace(there, runtime=replace(there.runtime, runs_dir=folder / name), _items={})
 
 
-def asked(folder, panel, *overrides: str):
+def make_config(folder, panel, *overrides: str):
     plan = (
         "training.num_rounds=2",
         "training.client_weighting=uniform",
@@ -33,11 +33,11 @@ def asked(folder, panel, *overrides: str):
     return edit_config(experiment(folder, *plan), {"evaluation__probes": tuple(panel)})
 
 
-def test_every_group_that_may_be_asked_for_is_there():
+def test_every_configurable_group_exists():
     assert set(KNOWN) == set(PROBE_GROUPS)
 
 
-def test_a_group_that_is_not_there_is_refused_with_the_nearest_that_is():
+def test_an_unknown_group_is_refused_with_the_nearest_name():
     with pytest.raises(UserError, match="did you mean 'hidden'"):
         parse_config({"dataset": "bbc", "evaluation": {"probes": ["hiden"]}})
 
@@ -53,10 +53,10 @@ def test_a_group_that_is_not_there_is_refused_with_the_nearest_that_is():
     ids=lambda overrides: overrides[0].split("=")[1],
 )
 def test_no_probe_changes_the_run(tmp_path, overrides):
-    """The state at the end, bit for bit, and every number that the smallest panel has too."""
-    least = run_experiment(asked(tmp_path, (), *overrides), at(tmp_path, "least"))
-    most = run_experiment(asked(tmp_path, EVERYTHING, *overrides), at(tmp_path, "most"))
-    one, other = (stored(run) for run in (least, most))
+    """The final state is equal bit for bit, and so is every value that the smallest set of probes also records."""
+    least = run_experiment(make_config(tmp_path, (), *overrides), cache_with_runs_dir(tmp_path, "least"))
+    most = run_experiment(make_config(tmp_path, ALL_GROUPS, *overrides), cache_with_runs_dir(tmp_path, "most"))
+    one, other = (read_state(run) for run in (least, most))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
     seen = {record[:4]: repr(record.value) for record in most.records()}
@@ -74,17 +74,17 @@ def killed(progress):
 
 
 @pytest.mark.slow
-def test_a_run_that_resumes_has_seen_the_same(tmp_path):
-    unbroken = run_experiment(asked(tmp_path, EVERYTHING, "algorithm=Scaffold"), at(tmp_path, "unbroken"))
+def test_a_resumed_run_records_the_same_values(tmp_path):
+    unbroken = run_experiment(make_config(tmp_path, ALL_GROUPS, "algorithm=Scaffold"), cache_with_runs_dir(tmp_path, "unbroken"))
     with pytest.raises(Killed):
-        run_experiment(asked(tmp_path, EVERYTHING, "algorithm=Scaffold"), at(tmp_path, "broken"), killed)
-    broken = run_experiment(asked(tmp_path, EVERYTHING, "algorithm=Scaffold"), at(tmp_path, "broken"))
+        run_experiment(make_config(tmp_path, ALL_GROUPS, "algorithm=Scaffold"), cache_with_runs_dir(tmp_path, "broken"), killed)
+    broken = run_experiment(make_config(tmp_path, ALL_GROUPS, "algorithm=Scaffold"), cache_with_runs_dir(tmp_path, "broken"))
     assert (broken.folder / "records.jsonl").read_bytes() == (unbroken.folder / "records.jsonl").read_bytes()
 
 
-def test_a_run_keeps_the_period_that_it_began_with(tmp_path):
-    plan = edit_config(asked(tmp_path, ("hidden",), "training.num_rounds=12"), {"evaluation__expensive_interval": None})
-    run = run_experiment(plan, at(tmp_path, "runs"))
+def test_a_resumed_run_keeps_its_evaluation_interval(tmp_path):
+    plan = edit_config(make_config(tmp_path, ("hidden",), "training.num_rounds=12"), {"evaluation__expensive_interval": None})
+    run = run_experiment(plan, cache_with_runs_dir(tmp_path, "runs"))
     overhead = run.read_json("finished")["probe_overhead"]
     assert run.environment["engine"]["expensive_interval"] == overhead["expensive_interval"]
     rounds = {record.round for record in run.records() if record.metric == "hidden.cka.pretrained"}

@@ -45,17 +45,17 @@ def network(kind: str, dtype: torch.dtype = torch.float64, vocabulary: int = 61)
         model = Qwen2ForCausalLM(Qwen2Config(**common, tie_word_embeddings=True))
     else:
         model = LlamaForCausalLM(LlamaConfig(**common, tie_word_embeddings=kind == "llama"))
-    with torch.no_grad():  # away from the symmetric start, where biases are 0 and norms 1
+    with torch.no_grad():  # away from the symmetric initial values, at which biases are 0 and norms 1
         for leaf in model.parameters():
             leaf.add_(torch.randn_like(leaf) * 0.05)
     for module in model.modules():
         if dtype == torch.float64 and type(module).__name__.endswith("RMSNorm"):
-            vars(module)["forward"] = MethodType(exact_norm, module)
+            vars(module)["forward"] = MethodType(norm_in_input_precision, module)
     return model.to(dtype).eval()
 
 
-def exact_norm(self: Any, x: torch.Tensor) -> torch.Tensor:
-    """RMSNorm in the precision of its input; transformers computes it in float32 whatever it is given."""
+def norm_in_input_precision(self: Any, x: torch.Tensor) -> torch.Tensor:
+    """RMSNorm in the precision of its input; transformers computes it in float32 for every input."""
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon) * self.weight
 
 

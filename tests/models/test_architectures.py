@@ -1,4 +1,4 @@
-"""Networks of other architectures than the presets' are trained as transformers has them, or refused in one line."""
+"""Test that networks of other architectures than the presets train as in transformers, or are refused in one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fedrift.models.prefix_cache import count_frozen_blocks
 from fedrift.models.stacked_model import StackedModel, generate_tokens, read_logits
 from fedrift.models.trainable import All, LastBlocks, Lora, find_blocks
 from tests.models.networks import network
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 ALL = Lora(r=2, target_modules=("all",))
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
@@ -38,7 +38,7 @@ def architectures(monkeypatch):
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.125, None), (1.0, 3.0), (-1.7, 2.0)])
-def test_the_head_and_its_gradients_are_those_of_the_plain_formula(scale, cap, bias):
+def test_the_head_and_its_gradients_equal_the_plain_formula(scale, cap, bias):
     draw = torch.Generator().manual_seed(0)
     hidden, weight, offset = (
         torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_() for shape in ((2, 7, 5), (2, 11, 5), (2, 11))
@@ -57,7 +57,7 @@ def test_the_head_and_its_gradients_are_those_of_the_plain_formula(scale, cap, b
     assert torch.allclose(again, plain, atol=1e-10, rtol=0)
     found = torch.autograd.grad((own * slope).sum(), [hidden, weight, *([offset] if bias else [])])
     assert all(torch.allclose(one, other, atol=1e-10, rtol=0) for one, other in zip(found, wanted, strict=True))
-    for client in range(2):  # one head, frozen, for all
+    for client in range(2):  # one frozen head for all clients
         frozen = frozen_head_losses(
             hidden[client], weight[client].detach(), target[client], offset[client].detach() if bias else None, to_logits
         )
@@ -66,8 +66,8 @@ def test_the_head_and_its_gradients_are_those_of_the_plain_formula(scale, cap, b
         assert torch.allclose(to_hidden[client], wanted[0][client], atol=1e-10, rtol=0)
 
 
-class Strange(nn.Module):
-    """A head behind which the network does something of its own to the logits, or before it to the states."""
+class NetworkWithChangedLogits(nn.Module):
+    """A network that changes the logits after its head, or the states before it."""
 
     def __init__(self, plain: nn.Module, logits=lambda z: z, states=lambda h: h) -> None:
         super().__init__()
@@ -93,11 +93,12 @@ class Strange(nn.Module):
         ({"logits": lambda z: 30 * torch.tanh(0.5 * z / 30)}, (0.5, 30.0)),
     ],
 )
-def test_a_factor_and_a_soft_cap_are_read_off_a_network_as_its_configuration_says_them(change, found, dtype):
+def test_factor_and_soft_cap_of_logits_are_detected(change, found, dtype):
     plain = network("untied").to(dtype)
     plain.config.update({"final_logit_softcapping": 30.0, "logits_scaling": 0.3, "attn_logit_softcapping": 50.0})
-    seen = read_logits(Strange(plain, **change))
-    exact = 1e-12 if dtype == torch.float64 else 1e-5 if dtype == torch.float32 else 1e-2  # of a factor that no number says
+    seen = read_logits(NetworkWithChangedLogits(plain, **change))
+    # tolerance of a factor that the configuration does not contain
+    exact = 1e-12 if dtype == torch.float64 else 1e-5 if dtype == torch.float32 else 1e-2
     assert seen.scale == pytest.approx(found[0], rel=exact if found[0] in (0.5, 1 / 16) else 1e-12)
     assert seen.cap == found[1]
 
@@ -112,18 +113,18 @@ def test_a_factor_and_a_soft_cap_are_read_off_a_network_as_its_configuration_say
         {"logits": lambda z: z[..., :-1]},
         {"logits": lambda z: 100 * torch.tanh(z / 100)},
     ],
-    ids=["bias", "square", "scales", "squashed", "cut", "cap that is not said"],
+    ids=["bias", "square", "scales", "squashed", "cut", "cap without configuration"],
 )
-def test_logits_made_in_an_unknown_way_are_refused(change):
+def test_logits_with_unknown_changes_are_refused(change):
     with pytest.raises(UserError, match="in a way that fedrift does not support"):
-        read_logits(Strange(network("untied", torch.float32), **change))
+        read_logits(NetworkWithChangedLogits(network("untied", torch.float32), **change))
 
 
 @pytest.mark.sample(4)
 @pytest.mark.parametrize(
     "kind", ["llama", "phi", "gptj", "gemma2", "cohere", "granite", "gpt_neo", "bloom", "falcon", "opt", "mamba", "olmoe", "bart"]
 )
-def test_what_is_trained_has_the_loss_and_gradient_of_plain_transformers(kind, architectures):
+def test_loss_and_gradient_equal_those_of_plain_transformers(kind, architectures):
     row = architectures.make_row(kind)
     assert row.pop("kind") == kind
     if kind == "mamba":
@@ -145,7 +146,7 @@ def test_adapters_that_peft_would_not_load_are_refused_before_training(architect
             check_peft_compatible(model, tune)
 
 
-def test_a_map_whose_forward_pass_is_not_used_gets_no_adapter_and_is_refused_by_name(architectures):
+def test_a_linear_map_without_forward_pass_gets_no_adapter_and_is_refused_by_name(architectures):
     model = StackedModel(architectures.make_network("mamba"), ALL)
     assert not any("dt_proj" in path for path in model.modules)
     assert "does not call the forward pass of dt_proj" in model.warnings[-1]
@@ -153,14 +154,14 @@ def test_a_map_whose_forward_pass_is_not_used_gets_no_adapter_and_is_refused_by_
         StackedModel(architectures.make_network("mamba"), Lora(r=2, target_modules=("dt_proj", "in_proj")))
 
 
-def test_experts_without_an_adapter_are_told(architectures):
+def test_experts_without_an_adapter_have_a_warning(architectures):
     warnings = StackedModel(architectures.make_network("mixtral"), ALL).warnings
     assert any(re.search(r"MixtralExperts \(\d+\.\d% of the model's weights\) gets no adapter", line) for line in warnings)
     assert StackedModel(architectures.make_network("mixtral"), Lora(r=2)).warnings == []
     assert StackedModel(network("llama"), ALL).warnings == []
 
 
-def test_a_quantised_folder_trains_adapters_only(architectures):
+def test_a_quantized_folder_trains_adapters_only(architectures):
     quantised = network("llama")
     quantised.config.quantization_config = {"quant_method": "bitsandbytes"}
     for tune in (LastBlocks(1), All()):
@@ -168,7 +169,7 @@ def test_a_quantised_folder_trains_adapters_only(architectures):
             StackedModel(quantised, tune)
 
 
-def test_whatever_else_goes_wrong_is_told_in_one_line():
+def test_other_errors_of_a_network_are_refused_in_one_line():
     class Broken(nn.Module):
         def forward(self, x):
             raise ValueError("two\nlines")
@@ -181,7 +182,7 @@ def test_whatever_else_goes_wrong_is_told_in_one_line():
     assert "\n" not in str(told.value)
 
 
-def test_blocks_are_the_outermost_list_as_long_as_the_configuration_says():
+def test_blocks_are_the_outermost_list_of_the_configured_length():
     plain = network("llama")
     plain.model.extra = nn.ModuleList(nn.Identity() for _ in range(9))
     plain.model.layers[0].experts = nn.ModuleList(nn.Identity() for _ in range(8))
@@ -210,7 +211,7 @@ def test_a_tied_head_with_a_bias_trains_the_bias_and_generates_with_it(architect
     [("phi", All()), ("gpt_neox", All()), ("mixtral", All()), ("mamba", LastBlocks(1)), ("opt", All()), ("gemma2", LastBlocks(2))],
     ids=str,
 )
-def test_a_whole_model_that_is_saved_is_the_one_that_was_trained(kind, tune, architectures, tmp_path):
+def test_the_saved_model_equals_the_trained_one(kind, tune, architectures, tmp_path):
     config = architectures.small_config(kind)
     config.tie_word_embeddings = kind in ("phi", "gpt_neox", "opt")
     plain = AutoModelForCausalLM.from_config(config).eval()
@@ -224,7 +225,7 @@ def test_a_whole_model_that_is_saved_is_the_one_that_was_trained(kind, tune, arc
     assert torch.allclose(back(input_ids=tokens).logits, expected, atol=1e-5)
 
 
-def test_a_run_refuses_adapters_that_nobody_could_load_and_says_what_gets_none(architectures, tmp_path):
+def test_a_run_refuses_adapters_that_peft_cannot_load_and_reports_maps_without_one(architectures, tmp_path):
     asked = experiment(tmp_path, "trainable.target_modules=[all]", "trainable.r=2")
     tokenizer = load_model(asked.model, cache_dir=tmp_path).tokenizer
     for kind in ("deepseek_v3", "mixtral"):
@@ -241,10 +242,10 @@ def test_a_run_refuses_adapters_that_nobody_could_load_and_says_what_gets_none(a
 @pytest.mark.parametrize(
     ("kind", "name", "expected"),
     [
-        ("gemma3", "last", "yes"),  # the blocks of the text model, not those of the image encoder
+        ("gemma3", "last", "yes"),  # the blocks of the text model, not of the image encoder
         ("reformer", "last", "refused: the loss of ReformerModelWithLMHead does not depend on the weights"),
         ("recurrent_gemma", "last", "refused: RecurrentGemmaForCausalLM does not work with trainable: {type: LastBlocks}"),
     ],
 )
-def test_what_has_no_gradient_is_refused_before_training(kind, name, expected, architectures):
+def test_parameters_without_gradient_are_refused_before_training(kind, name, expected, architectures):
     assert architectures.judge_architecture(kind, name).startswith(expected)

@@ -1,4 +1,4 @@
-"""Other arithmetic than float32: adapters stay in full precision, results stay near, and the canary tells a wrong device."""
+"""Test other precisions than float32: adapters stay in full precision, results stay close, and the device check detects errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedrift.models.stacked_layers import ActiveParams, PerClientEmbedding
 from fedrift.models.stacked_model import StackedModel
 from fedrift.models.trainable import All, LastBlocks, Lora
 from tests.models.tiny import KINDS, random_model
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 TUNES = [Lora(r=2, target_modules=("all",)), LastBlocks(), All()]
 TOKENS = torch.arange(2 * 3 * 16).view(2, 3, 16) % 97
@@ -24,7 +24,7 @@ BATCH = {"tokens": TOKENS, "loss_mask": torch.arange(16).expand(2, 3, 16) < 13}
 
 @pytest.mark.parametrize("tune", TUNES, ids=lambda tune: type(tune).__name__)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_base_in_bfloat16_trains_weights_in_float32_and_stays_near(kind, tune):
+def test_a_base_in_bfloat16_trains_float32_weights_with_close_results(kind, tune):
     coarse = StackedModel(random_model(kind, dtype=torch.bfloat16).network, tune)
     plain = StackedModel(random_model(kind).network, tune)
     params = plain.init_params().take(torch.zeros(2, dtype=torch.long))
@@ -46,13 +46,13 @@ def test_the_gradient_of_a_frequent_token_is_summed_in_float32():
     assert weight.grad[:, 1].eq(1000).all() and weight.grad[:, [0, 2, 3, 4]].eq(0).all()
 
 
-def test_the_canary_is_silent_where_nothing_is_wrong_and_sings_where_something_is():
+def test_the_device_check_passes_correct_and_detects_wrong_arithmetic():
     plain, model = (StackedModel(random_model("llama").network, Lora()) for _ in range(2))
     params = plain.init_params().take(torch.zeros(2, dtype=torch.long))
     assert compare_step(model, plain, params, BATCH) == DeviceCheck(0.0, pytest.approx(0, abs=1e-12))
 
-    class Crooked(nn.Module):
-        """A linear map whose backward pass is wrong, as devices' kernels have been."""
+    class LinearWithWrongGradient(nn.Module):
+        """A linear map with a wrong backward pass, as kernels of some devices have had."""
 
         def __init__(self, base: nn.Module) -> None:
             super().__init__()
@@ -62,16 +62,16 @@ def test_the_canary_is_silent_where_nothing_is_wrong_and_sings_where_something_i
             return self.base(x.detach())
 
     place = "model.layers.1.mlp.down_proj"
-    model.network.set_submodule(place, Crooked(model.network.get_submodule(place)))
+    model.network.set_submodule(place, LinearWithWrongGradient(model.network.get_submodule(place)))
     seen = compare_step(model, plain, params, BATCH)
-    assert seen.loss_error == 0  # evaluation alone would not notice
+    assert seen.loss_error == 0  # the evaluation alone does not show it
     with pytest.raises(UserError, match="incorrectly"):
         seen.check("float32", "mps")
     with pytest.raises(UserError, match="--device cpu"):
         DeviceCheck(float("nan"), 0.0).check("float32", "mps")
 
 
-def test_a_run_can_ask_the_canary_and_is_the_same_run(tmp_path):
+def test_a_run_with_the_device_check_is_unchanged(tmp_path):
     plain = run_experiment(experiment(tmp_path, "training.num_rounds=1"), make_cache(tmp_path))
     other = make_cache(tmp_path, check_device=True)
     asked = run_experiment(
@@ -81,7 +81,7 @@ def test_a_run_can_ask_the_canary_and_is_the_same_run(tmp_path):
     assert asked.records() == plain.records()
 
 
-def test_a_run_in_bfloat16_says_so_and_does_not_resume_in_float32(tmp_path):
+def test_a_run_in_bfloat16_is_marked_and_does_not_resume_in_float32(tmp_path):
     run = run_experiment(experiment(tmp_path, "training.num_rounds=1"), make_cache(tmp_path, dtype="bfloat16"))
     assert run.environment["engine"]["dtype"] == "bfloat16"
     (run.folder / "finished.json").unlink()
@@ -89,7 +89,7 @@ def test_a_run_in_bfloat16_says_so_and_does_not_resume_in_float32(tmp_path):
         run_experiment(experiment(tmp_path, "training.num_rounds=1"), make_cache(tmp_path))
 
 
-def test_on_a_cpu_auto_is_float32_and_defaults_are_not_written():
+def test_on_a_cpu_auto_is_float32_and_default_options_are_not_stored():
     assert Runtime(device="cpu").numeric_options() == {}
     assert Runtime(device="cpu", dtype="bfloat16").numeric_options() == {"dtype": "bfloat16"}
     assert Runtime(device="cpu", tf32=True, deterministic=False, compiled=True).numeric_options() == {

@@ -1,4 +1,4 @@
-"""Lean blocks beside the plain modules of transformers: the same losses, gradients and states, and what they leave alone."""
+"""Test that fused blocks give the losses, gradients and states of the plain modules, and which modules they do not replace."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ FUSED_TRAINABLES = [Lora(r=3, lora_alpha=5.0), Lora(r=2, target_modules=("all",)
 ROUNDING = {torch.float64: 1e-10, torch.float32: 2e-4}
 
 
-def both(kind: str, tune, dtype=torch.float64, clients: int = 3) -> tuple[StackedModel, StackedModel, Tree]:
-    """A lean model, a plain one, and params that differ from client to client."""
+def fused_and_plain(kind: str, tune, dtype=torch.float64, clients: int = 3) -> tuple[StackedModel, StackedModel, Tree]:
+    """Return a fused model, a plain one, and parameters that differ between clients."""
     ours, plain = (StackedModel(network(kind, dtype), tune, fused=ours) for ours in (True, False))
     draw = torch.Generator().manual_seed(1)
     rows = ours.init_params().take(torch.zeros(clients, dtype=torch.long))
@@ -32,8 +32,8 @@ def both(kind: str, tune, dtype=torch.float64, clients: int = 3) -> tuple[Stacke
 @pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("tune", FUSED_TRAINABLES, ids=repr)
 @pytest.mark.parametrize("kind", KINDS)
-def test_lean_blocks_have_the_losses_and_gradients_of_plain_ones(kind, tune, dtype):
-    ours, plain, params = both(kind, tune, dtype)
+def test_fused_blocks_have_the_losses_and_gradients_of_plain_ones(kind, tune, dtype):
+    ours, plain, params = fused_and_plain(kind, tune, dtype)
     loss, grad = value_and_gradient(ours, params, batch(3), torch.arange(3))
     expected, slopes = value_and_gradient(plain, params, batch(3), torch.arange(3))
     assert torch.allclose(loss, expected, rtol=ROUNDING[dtype])
@@ -42,8 +42,8 @@ def test_lean_blocks_have_the_losses_and_gradients_of_plain_ones(kind, tune, dty
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
-def test_they_are_in_use(kind, monkeypatch):
-    ours, _, params = both(kind, Lora(target_modules=("q_proj", "down_proj")))
+def test_fused_blocks_are_used(kind, monkeypatch):
+    ours, _, params = fused_and_plain(kind, Lora(target_modules=("q_proj", "down_proj")))
     used = []
     for function in (fused.FusedRMSNorm, fused.FusedQKVRope, fused.FusedSwiGLU):
         monkeypatch.setattr(
@@ -53,8 +53,8 @@ def test_they_are_in_use(kind, monkeypatch):
     assert used.count(fused.FusedQKVRope) == used.count(fused.FusedSwiGLU) == 3 and used.count(fused.FusedRMSNorm) == 7
 
 
-def test_what_lies_under_the_adapters_goes_the_plain_way_and_counts():
-    ours, plain, params = both("llama", Lora(r=2))
+def test_the_merged_base_is_used_without_fusing():
+    ours, plain, params = fused_and_plain("llama", Lora(r=2))
     draw = torch.Generator().manual_seed(5)
     under = {
         f"{path}.base": torch.randn(1, module.out_features, module.in_features, generator=draw, dtype=torch.float64)
@@ -66,7 +66,7 @@ def test_what_lies_under_the_adapters_goes_the_plain_way_and_counts():
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_words_written_with_a_cache_of_keys_are_those_of_the_plain_network(kind):
+def test_generation_with_a_key_value_cache_equals_that_of_the_plain_network(kind):
     plain = network(kind, torch.float32)
     ours = StackedModel(copy.deepcopy(plain), Lora()).network
     said = dict(max_new_tokens=8, do_sample=False, use_cache=True)
@@ -74,8 +74,8 @@ def test_words_written_with_a_cache_of_keys_are_those_of_the_plain_network(kind)
     assert torch.equal(ours.generate(start, **said), plain.generate(start, **said))
 
 
-def test_a_network_moved_to_another_precision_joins_its_maps_again():
-    ours, _, params = both("llama", Lora(), torch.float32)
+def test_a_network_in_another_precision_fuses_its_weights_again():
+    ours, _, params = fused_and_plain("llama", Lora(), torch.float32)
     ours.network.double()
     plain = StackedModel(network("llama", torch.float32).double(), Lora(), fused=False)
     wide = params.to(torch.float64)
@@ -85,8 +85,8 @@ def test_a_network_moved_to_another_precision_joins_its_maps_again():
     assert first.k_proj.weight.data_ptr() != 0 and torch.equal(first.fused[0].weight[16:24], first.k_proj.weight)
 
 
-def test_joined_weights_are_the_network_s_own_and_are_saved_whole(tmp_path):
-    ours, *_ = both("llama", LastBlocks(1), torch.float32)
+def test_fused_weights_share_memory_with_the_network_and_are_saved(tmp_path):
+    ours, *_ = fused_and_plain("llama", LastBlocks(1), torch.float32)
     mlp = ours.network.model.layers[0].mlp
     assert mlp.gate_proj.weight.untyped_storage().data_ptr() == mlp.up_proj.weight.untyped_storage().data_ptr()
     from fedrift.algorithms import FedAvg
@@ -101,7 +101,7 @@ def test_joined_weights_are_the_network_s_own_and_are_saved_whole(tmp_path):
         assert torch.equal(kept[name], fresh[name])
 
 
-def test_strangers_and_quantised_maps_are_left_alone():
+def test_unknown_and_quantized_modules_are_not_fused():
     class Odd(nn.Linear):
         pass
 
@@ -112,11 +112,11 @@ def test_strangers_and_quantised_maps_are_left_alone():
     assert "fused" in vars(ours.network.model.layers[0].mlp)
 
 
-def test_frozen_states_need_no_way_back():
-    ours, _, params = both("llama", Lora(target_modules=("v_proj",)))
+def test_frozen_states_have_no_gradient():
+    ours, _, params = fused_and_plain("llama", Lora(target_modules=("v_proj",)))
     leaves = params.map(lambda leaf: leaf.detach().requires_grad_())
     found = []
     block = ours.network.model.layers[0]
     block.self_attn.register_forward_pre_hook(lambda module, args, said: found.append(said["hidden_states"]), with_kwargs=True)
     ours(leaves, batch(3))
-    assert not found[0].requires_grad  # what comes into the first block depends on nothing that is trained
+    assert not found[0].requires_grad  # the input of the first block does not depend on trained weights

@@ -1,4 +1,4 @@
-"""Models from folders and, where there is none, from a hub that cannot be reached."""
+"""Test that models are loaded from folders, and which errors an unreachable hub gives."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from fedrift.models.stacked_model import StackedModel
 from fedrift.models.trainable import Lora
 from tests.models.tiny import KINDS, WINDOW, plain_tokenizer, random_model
 
-REAL = {"gpt2": "gpt2", "qwen2": "qwen2", "llama": "llama2-tinyllama"}  # folders of real tokenizers
+TOKENIZER_FOLDERS = {"gpt2": "gpt2", "qwen2": "qwen2", "llama": "llama2-tinyllama"}  # preset: folder of its real tokenizer
 
 
-def keep(model: LanguageModel, folder: Path) -> Path:
+def save_model(model: LanguageModel, folder: Path) -> Path:
     model.network.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     return folder
@@ -49,10 +49,10 @@ def edit(path: Path, **changes: object) -> None:
 
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
-    return keep(random_model("llama"), tmp_path / "llama")
+    return save_model(random_model("llama"), tmp_path / "llama")
 
 
-def test_a_tiny_model_is_its_seed_and_moves_no_other_draw():
+def test_a_tiny_model_depends_on_its_seed_only():
     torch.manual_seed(1)
     before = torch.rand(1)
     torch.manual_seed(1)
@@ -65,7 +65,7 @@ def test_a_tiny_model_is_its_seed_and_moves_no_other_draw():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_gives_back_the_same_model(kind, tmp_path):
     model = random_model(kind, seed=3)
-    back = load(keep(model, tmp_path))
+    back = load(save_model(model, tmp_path))
     ids = torch.arange(24).view(2, 12)
     assert torch.equal(back.network(ids).logits, model.network(ids).logits)
     assert type(back.network) is type(model.network)
@@ -74,8 +74,8 @@ def test_a_folder_gives_back_the_same_model(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_loaded_model_is_frozen_evaluating_without_cache_in_float32_with_sdpa(kind, tmp_path):
-    network = load(keep(random_model(kind, dtype=torch.float16), tmp_path)).network
+def test_a_loaded_model_is_frozen_in_eval_mode_float32_and_sdpa(kind, tmp_path):
+    network = load(save_model(random_model(kind, dtype=torch.float16), tmp_path)).network
     assert not network.training
     assert not network.config.use_cache
     assert network.config._attn_implementation == "sdpa"
@@ -83,7 +83,7 @@ def test_a_loaded_model_is_frozen_evaluating_without_cache_in_float32_with_sdpa(
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
-def test_another_dtype_is_had_by_asking_and_a_wrong_one_is_refused(llama):
+def test_another_dtype_can_be_chosen_and_an_unknown_one_is_refused(llama):
     assert load(llama, "float64").network.dtype == torch.float64
     with pytest.raises(UserError, match="no dtype 'flaot32': did you mean 'float32'"):
         load(llama, "flaot32")
@@ -91,11 +91,11 @@ def test_another_dtype_is_had_by_asking_and_a_wrong_one_is_refused(llama):
 
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", KINDS)
-def test_real_tokenizers_pass_through_a_folder_with_their_architecture(kind, tmp_path, shared_data):
-    folder = shared_data.parent / "tokenizers" / REAL[kind]
+def test_real_tokenizers_are_saved_and_loaded_with_their_architecture(kind, tmp_path, shared_data):
+    folder = shared_data.parent / "tokenizers" / TOKENIZER_FOLDERS[kind]
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
-    back = load(keep(random_model(kind, tokenizer), tmp_path))
+    back = load(save_model(random_model(kind, tokenizer), tmp_path))
     text = "Der Prozeß — naïve café, 3.14 \U0001f642\n\n  def f(x):\treturn x\n"
     ids = back.tokenizer(text).input_ids
     assert ids == tokenizer(text).input_ids
@@ -106,41 +106,41 @@ def test_real_tokenizers_pass_through_a_folder_with_their_architecture(kind, tmp
     assert back.network(torch.tensor([ids])).logits.shape == (1, len(ids), rows)
 
 
-def test_a_missing_pad_token_becomes_the_end_token_and_one_that_is_there_stays(tmp_path):
+def test_a_missing_pad_token_becomes_the_end_token_and_an_existing_one_stays(tmp_path):
     tokenizer = plain_tokenizer(20)
-    assert load(keep(random_model("gpt2", tokenizer), tmp_path / "without")).tokenizer.pad_token == "<end>"
+    assert load(save_model(random_model("gpt2", tokenizer), tmp_path / "without")).tokenizer.pad_token == "<end>"
     tokenizer.pad_token = "w7"
-    assert load(keep(random_model("gpt2", tokenizer), tmp_path / "with")).tokenizer.pad_token == "w7"
+    assert load(save_model(random_model("gpt2", tokenizer), tmp_path / "with")).tokenizer.pad_token == "w7"
 
 
-def test_a_folder_that_holds_no_model_is_told_what_is_wanted_and_what_is_there(tmp_path):
+def test_a_folder_without_a_model_is_refused_with_expected_and_existing_files(tmp_path):
     (tmp_path / "holiday.txt").write_text("sun")
     with pytest.raises(UserError, match=r"(?s)read config.json .*Expected files: .*; the folder contains holiday.txt"):
         load(tmp_path)
 
 
 @pytest.mark.parametrize(("gone", "told"), [("model.safetensors", "cannot read the weights"), ("config.json", "cannot read config.json")])
-def test_a_folder_without_a_part_is_told_which(llama, gone, told):
+def test_a_folder_with_a_missing_file_is_refused_with_its_name(llama, gone, told):
     (llama / gone).unlink()
     with pytest.raises(UserError, match=told):
         load(llama)
 
 
-def test_a_folder_without_tokenizer_is_told(llama):
+def test_a_folder_without_tokenizer_is_refused(llama):
     for path in llama.glob("tokenizer*"):
         path.unlink()
     with pytest.raises(UserError, match="cannot read the tokenizer"):
         load(llama)
 
 
-def test_weights_cut_off_are_refused(llama):
+def test_truncated_weights_are_refused(llama):
     weights = llama / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:3000])
     with pytest.raises(UserError, match="cannot read the weights"):
         load(llama)
 
 
-def test_weights_of_another_shape_than_the_config_says_are_refused(llama):
+def test_weights_with_another_shape_than_in_the_config_are_refused(llama):
     edit(llama / "config.json", intermediate_size=64)
     with pytest.raises(UserError, match="cannot read the weights"):
         load(llama)
@@ -169,9 +169,9 @@ def test_a_format_that_needs_another_package_is_told(llama, monkeypatch):
         load(llama)
 
 
-def test_a_model_without_its_head_is_refused_rather_than_given_a_random_one(tmp_path):
+def test_a_model_without_a_head_is_refused(tmp_path):
     model = random_model("llama")
-    keep(model, tmp_path)
+    save_model(model, tmp_path)
     LlamaModel(model.network.config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"contains LlamaModel, which is not .* use LlamaForCausalLM"):
         load(tmp_path)
@@ -206,12 +206,12 @@ def test_a_tokenizer_without_an_end_token_is_refused(llama):
 
 
 def test_an_end_token_outside_the_vocabulary_is_refused(tmp_path):
-    folder = keep(random_model("llama", 97), tmp_path)
+    folder = save_model(random_model("llama", 97), tmp_path)
     edit(folder / "tokenizer_config.json", eos_token="</s>")
-    with pytest.raises(UserError, match=r"ids up to 97|end-of-sequence token '</s>'"):  # it gets an id that the embedding has no row for
+    with pytest.raises(UserError, match=r"ids up to 97|end-of-sequence token '</s>'"):  # its id is above the last row of the embedding
         load(folder)
-    weights = load(keep(random_model("llama", 97), tmp_path / "b")).network
-    weights.resize_token_embeddings(128)  # rows to spare, as many published models have
+    weights = load(save_model(random_model("llama", 97), tmp_path / "b")).network
+    weights.resize_token_embeddings(128)  # additional rows, as many published models have
     weights.save_pretrained(folder)
     with pytest.raises(UserError, match=r"end-of-sequence token '</s>' .* is not in its vocabulary"):
         load(folder)
@@ -227,7 +227,7 @@ def test_a_model_folder_that_holds_an_adapter_is_refused_before_anything_is_load
 
 
 @pytest.mark.slow
-def test_without_a_hub_the_way_out_is_told(tmp_path):
+def test_an_unreachable_hub_is_refused_with_alternatives(tmp_path):
     code = (
         "import sys\nfrom pathlib import Path\nfrom fedrift.core.errors import UserError\n"
         "from fedrift.models.load import load_model\n"
@@ -253,13 +253,13 @@ def test_without_a_hub_the_way_out_is_told(tmp_path):
 POCKET = Path(fedrift.models.presets.__file__).with_name("pocket")
 
 
-def test_a_copy_without_pockets_weights_says_so(monkeypatch, tmp_path):
+def test_missing_weights_of_pocket_are_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(fedrift.models.presets, "__file__", str(tmp_path / "pocket.py"))
     with pytest.raises(UserError, match=r"lacks the files config.json, model.safetensors"):
         load_model("pocket", cache_dir=tmp_path)
 
 
-def test_pocket_comes_with_the_package_and_is_what_its_preset_says(tmp_path):
+def test_pocket_is_part_of_the_package_and_has_the_numbers_of_its_preset(tmp_path):
     model = load_model("pocket", cache_dir=tmp_path)
     assert model.network.num_parameters() == PRESETS["pocket"].num_parameters
     assert model.context_length == 512

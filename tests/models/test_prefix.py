@@ -1,4 +1,4 @@
-"""The frozen prefix: kept states in the place of blocks change nothing, whatever is kept where."""
+"""Test that cached states of the frozen prefix change nothing, wherever they are stored."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ PREFIX_TRAINABLES = {
 }
 
 
-def worn(kind: str, tune, dtype=torch.float64, **said):
+def make_model(kind: str, tune, dtype=torch.float64, **said):
     model = StackedModel(network(kind, dtype), tune, **said)
     draw = torch.Generator().manual_seed(1)
     rows = model.init_params().take(torch.zeros(3, dtype=torch.long))
     return model, rows.map(lambda leaf: leaf + 0.1 * torch.randn(leaf.shape, generator=draw, dtype=torch.float64).to(leaf))
 
 
-def worked(model: StackedModel) -> list[int]:
-    """Tells from now on which blocks' attention works."""
+def record_used_blocks(model: StackedModel) -> list[int]:
+    """Return a list that records which blocks compute attention from now on."""
     found: list[int] = []
     for number, block in enumerate(model.prefix_cache.blocks):
         attention = getattr(block, "self_attn", None) or block.attn
@@ -38,24 +38,24 @@ def worked(model: StackedModel) -> list[int]:
 
 @pytest.mark.parametrize("tune", PREFIX_TRAINABLES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_losses_and_gradients_are_those_of_all_blocks_at_work(kind, tune):
-    model, params = worn(kind, PREFIX_TRAINABLES[tune](kind))
-    whole, _ = worn(kind, PREFIX_TRAINABLES[tune](kind), use_prefix_cache=False)
+def test_losses_and_gradients_equal_those_without_the_prefix_cache(kind, tune):
+    model, params = make_model(kind, PREFIX_TRAINABLES[tune](kind))
+    whole, _ = make_model(kind, PREFIX_TRAINABLES[tune](kind), use_prefix_cache=False)
     assert model.prefix_cache is not None and whole.prefix_cache is None
     expected, slopes = value_and_gradient(whole, params, batch(3), torch.arange(3))
-    for _ in range(2):  # made, then kept
+    for _ in range(2):  # computed first, then read from the cache
         loss, grad = value_and_gradient(model, params, batch(3), torch.arange(3))
         assert torch.allclose(loss, expected, rtol=1e-10)
         for name, slope in slopes.items():
             assert torch.allclose(grad[name], slope, atol=1e-10), name
 
 
-def test_a_sequence_is_computed_once_and_others_again():
-    model, params = worn("llama", LastBlocks(1))
+def test_each_sequence_is_computed_once():
+    model, params = make_model("llama", LastBlocks(1))
     model.prefix_cache.entries.clear()
-    found = worked(model)
+    found = record_used_blocks(model)
     model(params, batch(3))
-    assert found == [0, 1] * 9  # every sequence by itself
+    assert found == [0, 1] * 9  # each sequence separately
     found.clear()
     model(params, batch(3))
     assert found == []
@@ -63,9 +63,9 @@ def test_a_sequence_is_computed_once_and_others_again():
     assert len(found) > 0
 
 
-def test_sequences_that_begin_alike_are_not_taken_for_each_other():
-    model, params = worn("llama", LastBlocks(1))
-    whole, _ = worn("llama", LastBlocks(1), use_prefix_cache=False)
+def test_sequences_with_equal_beginnings_are_distinguished():
+    model, params = make_model("llama", LastBlocks(1))
+    whole, _ = make_model("llama", LastBlocks(1), use_prefix_cache=False)
     one, other = batch(3), batch(3)
     other["tokens"][:, :, -2:] = 7
     for data in (one, other):
@@ -74,8 +74,8 @@ def test_sequences_that_begin_alike_are_not_taken_for_each_other():
 
 
 @pytest.mark.parametrize("room", [(0, 1 << 20), (2000, 1 << 20), (2000, 2000), (0, 0)], ids=str)
-def test_where_it_is_kept_changes_no_bit(room):
-    model, params = worn("llama", LastBlocks(1), torch.float32)
+def test_the_place_of_the_cache_changes_no_bit(room):
+    model, params = make_model("llama", LastBlocks(1), torch.float32)
     expected = model(params, batch(3))
     model.prefix_cache = PrefixCache(model.network, 2, *room)
     for _ in range(3):
@@ -83,18 +83,18 @@ def test_where_it_is_kept_changes_no_bit(room):
     assert (model.prefix_cache.file is not None) == (room[1] > 0)
 
 
-def test_company_changes_no_bit():
-    one, _ = worn("llama", LastBlocks(1), torch.float32)
-    other, _ = worn("llama", LastBlocks(1), torch.float32)
+def test_other_sequences_in_the_batch_change_no_bit():
+    one, _ = make_model("llama", LastBlocks(1), torch.float32)
+    other, _ = make_model("llama", LastBlocks(1), torch.float32)
     tokens = batch(3)["tokens"].flatten(0, 1)
     with one.prefix_cache.substitute(tokens), other.prefix_cache.substitute(tokens[4:6]):
         assert torch.equal(one.prefix_cache.mode[4:6], other.prefix_cache.mode)
 
 
-def test_who_looks_into_the_blocks_sees_them_all():
+def test_introspection_computes_all_blocks():
     seen = []
     for prefix in (True, False):
-        model, params = worn("llama", LastBlocks(1), use_prefix_cache=prefix)
+        model, params = make_model("llama", LastBlocks(1), use_prefix_cache=prefix)
         model(params, batch(3))
         states: dict[int, torch.Tensor] = {}
         visit_hidden_states(model, params, batch(1)["tokens"][0], states.__setitem__)
@@ -103,7 +103,7 @@ def test_who_looks_into_the_blocks_sees_them_all():
     assert all(torch.equal(seen[0][layer], seen[1][layer]) for layer in seen[1])
 
 
-def test_there_is_none_where_something_below_is_trained():
+def test_without_a_frozen_prefix_there_is_no_cache():
     plain = network("llama")
     assert count_frozen_blocks(plain, LastBlocks(2).select_modules(plain)) == 1
     for trainable in (LastBlocks(3), All(), Lora()):

@@ -1,4 +1,4 @@
-"""What a model's name means."""
+"""Test how model names are resolved, and the numbers and fingerprints of presets and folders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedrift.models.presets import PRESETS, fingerprint_model, is_available, res
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder that looks like a model's from outside."""
+    """A folder with the files of a model."""
     made = tmp_path / "model"
     made.mkdir()
     for name in ("config.json", "tokenizer.json", "model.safetensors", "README.md"):
@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def test_the_presets_are_told_without_torch_or_transformers():
+def test_the_presets_are_listed_without_torch_or_transformers():
     code = (
         "import sys, fedrift.models.presets as presets; presets.fingerprint_model('pocket');"
         "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
@@ -40,13 +40,13 @@ def test_every_preset_is_named_by_its_key_and_only_the_packaged_one_has_no_hub_i
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
-def test_an_architecture_has_the_parameters_that_its_preset_says(preset):
+def test_an_architecture_has_the_number_of_parameters_of_its_preset(preset):
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(AutoConfig.for_model(**preset.architecture))
     assert network.num_parameters() == preset.num_parameters
 
 
-def test_training_memory_is_the_weights_what_is_kept_of_the_tokens_and_some_logits():
+def test_training_memory_consists_of_weights_activations_and_logits():
     preset = PRESETS["smollm2-135m"]
     kept = 512 * 30 * (14 * 576 + 5 * 1536)
     assert preset.training_memory() == 4 * (preset.num_parameters + kept) + (32 << 20)
@@ -55,7 +55,7 @@ def test_training_memory_is_the_weights_what_is_kept_of_the_tokens_and_some_logi
     assert gpt2.training_memory(tokens=1) - gpt2.training_memory(tokens=0) == 4 * 6 * (14 * 768 + 5 * 4 * 768)
 
 
-def test_what_is_at_hand_is_told_without_loading_anything(tmp_path, monkeypatch):
+def test_local_models_are_listed_without_loading(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     here = {name: is_available(preset, tmp_path) for name, preset in PRESETS.items()}
     assert here == {name: name == "pocket" for name in PRESETS}
@@ -63,7 +63,7 @@ def test_what_is_at_hand_is_told_without_loading_anything(tmp_path, monkeypatch)
     assert is_available(PRESETS["smollm2-135m"], tmp_path)
 
 
-def test_a_name_is_a_preset_a_folder_or_a_hub_id(folder, monkeypatch):
+def test_a_name_is_resolved_as_preset_folder_or_hub_id(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     assert resolve_model("distilgpt2") is PRESETS["distilgpt2"]
     assert resolve_model("model") == Path("model")
@@ -71,7 +71,7 @@ def test_a_name_is_a_preset_a_folder_or_a_hub_id(folder, monkeypatch):
     assert resolve_model("somebody/some-model") == "somebody/some-model"
 
 
-def test_a_preset_wins_over_a_folder_of_its_name_unless_a_path_is_said(tmp_path, monkeypatch):
+def test_a_preset_has_priority_over_a_folder_unless_a_path_is_given(tmp_path, monkeypatch):
     (tmp_path / "pocket").mkdir()
     monkeypatch.chdir(tmp_path)
     assert resolve_model("pocket") is PRESETS["pocket"]
@@ -79,7 +79,7 @@ def test_a_preset_wins_over_a_folder_of_its_name_unless_a_path_is_said(tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("pockt", "did you mean 'pocket'"),
         ("qwen-0.5B", "did you mean 'qwen-0.5b'"),
@@ -90,12 +90,12 @@ def test_a_preset_wins_over_a_folder_of_its_name_unless_a_path_is_said(tmp_path,
         ("a/b/c", "no folder"),
     ],
 )
-def test_a_name_that_is_nothing_is_refused_with_what_there_is(name, told):
-    with pytest.raises(UserError, match=told):
+def test_an_unknown_name_is_refused_with_the_existing_ones(name, message):
+    with pytest.raises(UserError, match=message):
         resolve_model(name)
 
 
-def test_a_file_is_refused_for_a_folder(folder):
+def test_a_file_instead_of_a_folder_is_refused(folder):
     with pytest.raises(UserError, match="is a file: give the folder"):
         resolve_model(str(folder / "model.safetensors"))
 
@@ -113,13 +113,13 @@ def test_a_folder_whose_files_changed_has_another_fingerprint(folder, changed):
     assert fingerprint_model(str(folder)) != before
 
 
-def test_where_a_folder_lies_and_its_readme_do_not_matter_to_the_fingerprint(folder):
+def test_the_fingerprint_does_not_depend_on_path_and_readme(folder):
     before = fingerprint_model(str(folder))
     (folder / "README.md").write_text("other words")
     assert fingerprint_model(str(folder.rename(folder.with_name("moved")))) == before
 
 
-def test_moving_bytes_from_one_shard_to_the_next_changes_the_fingerprint(folder):
+def test_other_shard_boundaries_change_the_fingerprint(folder):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"p": "a.safetensors", "q": "b.safetensors"}}')
     for name, text in (("a.safetensors", "xy"), ("b.safetensors", "z")):
@@ -134,8 +134,8 @@ def test_moving_bytes_from_one_shard_to_the_next_changes_the_fingerprint(folder)
 
 
 @pytest.mark.parametrize("weights", ["pytorch_model.bin", "shard-1.bin", "own.safetensors"])
-def test_the_weights_that_are_loaded_decide_the_fingerprint_whatever_lies_beside_them(folder, weights):
-    (folder / "model.safetensors").rename(folder / "consolidated.safetensors")  # transformers does not look for this name
+def test_the_fingerprint_depends_on_the_loaded_weights_only(folder, weights):
+    (folder / "model.safetensors").rename(folder / "consolidated.safetensors")  # transformers does not load a file of this name
     (folder / "pytorch_model.bin.index.json").write_text('{"weight_map": {"p": "shard-1.bin"}}')
     if weights == "own.safetensors":
         (folder / "config.json").write_text('{"transformers_weights": "own.safetensors"}')

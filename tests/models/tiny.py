@@ -25,10 +25,10 @@ WINDOW = 64
 def random_model(
     kind: str, tokenizer: PreTrainedTokenizerBase | int = 97, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> LanguageModel:
-    """Two blocks, 32 wide, four heads. ``tokenizer`` is one, or how many words a plain one should know.
+    """Return a model with two blocks, width 32 and four heads. ``tokenizer`` is a tokenizer, or the number of words of a plain one.
 
-    Frozen, in eval mode and without cache, as `fedrift.models.load.load_model` gives them. The seed decides
-    the weights, whatever was drawn before, and later draws do not notice.
+    The model is frozen, in eval mode and without cache, as `fedrift.models.load.load_model` returns it. The weights depend on the seed
+    only, and later draws do not depend on them.
     """
     tokenizer = plain_tokenizer(tokenizer) if isinstance(tokenizer, int) else tokenizer
     ends = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
@@ -65,7 +65,7 @@ def build(kind: str, rows: int, ends: dict[str, int | None]) -> PreTrainedModel:
 
 
 def plain_tokenizer(words: int) -> PreTrainedTokenizerFast:
-    """Knows the words w1, w2, ... and an end token, 0."""
+    """Return a tokenizer that knows the words w1, w2, ... and an end token, 0."""
     vocabulary = {"<end>": 0, **{f"w{index}": index for index in range(1, words)}}
     by_word = Tokenizer(models.WordLevel(vocabulary, unk_token="w1"))
     by_word.pre_tokenizer = pre_tokenizers.Whitespace()

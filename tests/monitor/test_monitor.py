@@ -1,4 +1,4 @@
-"""Looking on: what is new is read, what is there is told, and nothing is written."""
+"""Test the monitor: it reads new rows, shows the state of all runs, and writes nothing."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fedrift.report.web import curves_to_json, row_id, snapshot_to_json
 from fedrift.storage import Run
 from fedrift.studies import StudyManifest
 
-from .made import ROUNDS, make_manifest, rows, start_run
+from .stored_runs import ROUNDS, make_manifest, make_rows, start_run
 
 
 def listing(root) -> set[str]:
     return {f"{path.relative_to(root)} {path.stat().st_mtime_ns}" for path in root.rglob("*") if path.is_file()}
 
 
-def test_a_tail_reads_only_what_is_new_and_waits_for_the_end_of_a_line(tmp_path):
+def test_only_new_complete_lines_are_read(tmp_path):
     run = start_run(tmp_path, "a", 2)
     tail = LossTail(run)
     tail.read_new()
@@ -37,10 +37,10 @@ def test_a_tail_reads_only_what_is_new_and_waits_for_the_end_of_a_line(tmp_path)
     with open(path, "ab") as file:
         file.write(b'25]\n[3, "loss", "", -1, null]\n')
     tail.read_new()
-    assert tail.last_round == 3 and math.isnan(tail.loss)  # of rows that say the same thing the last one counts
+    assert tail.last_round == 3 and math.isnan(tail.loss)  # the last of several rows for the same value counts
 
 
-def test_a_run_that_was_rewound_is_read_again(tmp_path):
+def test_a_run_with_removed_rows_is_read_again(tmp_path):
     run = start_run(tmp_path, "a", 5)
     tail = LossTail(run)
     tail.read_new()
@@ -49,7 +49,7 @@ def test_a_run_that_was_rewound_is_read_again(tmp_path):
     assert (tail.last_round, sorted(tail.curves[""])) == (1, [0, 1])
 
 
-def test_a_run_from_an_archive_is_its_parquet_file(tmp_path):
+def test_a_run_from_an_archive_is_read_from_its_parquet_file(tmp_path):
     run = start_run(tmp_path, "a", ROUNDS)
     (run.folder / "records.jsonl").unlink()
     tail = LossTail(run)
@@ -57,7 +57,7 @@ def test_a_run_from_an_archive_is_its_parquet_file(tmp_path):
     assert tail.last_round == ROUNDS and tail.loss == pytest.approx(4.4)
 
 
-def test_the_gap_is_over_the_rounds_that_both_have(tmp_path):
+def test_the_gap_uses_the_rounds_of_both_runs(tmp_path):
     one, other = LossTail(start_run(tmp_path, "a", 5, start=5.2)), LossTail(start_run(tmp_path, "b", 3, severity=0.0))
     one.read_new()
     other.read_new()
@@ -65,26 +65,26 @@ def test_the_gap_is_over_the_rounds_that_both_have(tmp_path):
     assert math.isnan(one.gap_to(None))
 
 
-def test_a_study_in_all_its_states_and_nothing_is_written(tmp_path):
-    book = make_manifest(tmp_path, tmp_path / "world")
+def test_a_study_is_shown_in_every_state_and_nothing_is_written(tmp_path):
+    manifest = make_manifest(tmp_path, tmp_path / "world")
     start_run(tmp_path, "run0", ROUNDS, start=5.1)
     start_run(tmp_path, "twin0", 3, severity=0.0)
-    book.record_failure("run1", "MemoryError: no room\nat all")
+    manifest.record_failure("run1", "MemoryError: no room\nat all")
     watcher = open_monitor(tmp_path, "tiny")
     before = listing(tmp_path)
     scene = watcher.take_snapshot()
     assert listing(tmp_path) == before
     assert dict(scene.counts) == {"finished": 1, "failed": 1, "unfinished": 1, "missing": 1}
-    arm, twin = scene.groups
-    assert (arm.role, twin.role) == ("run", "iid_baseline")
-    assert [run.state for run in arm.runs] == ["finished", "failed"]
-    assert arm.runs[0].gap == pytest.approx(0.1)
-    assert arm.runs[1].failure_reason.startswith("MemoryError")
+    condition_name, baseline = scene.groups
+    assert (condition_name.role, baseline.role) == ("run", "iid_baseline")
+    assert [run.state for run in condition_name.runs] == ["finished", "failed"]
+    assert condition_name.runs[0].gap == pytest.approx(0.1)
+    assert condition_name.runs[1].failure_reason.startswith("MemoryError")
     assert (scene.rounds_done, scene.is_complete) == (ROUNDS + 3, False)
     assert scene.note == ("no process is running, and 2 runs are not finished; repeat the command that started them to continue")
 
 
-def test_a_run_that_another_process_writes_is_running_and_what_it_writes_is_seen(tmp_path):
+def test_a_run_of_another_process_is_running_and_its_rows_are_read(tmp_path):
     watcher = Monitor(tmp_path)
     run = start_run(tmp_path, "a", 1)
     assert watcher.take_snapshot().groups[0].runs[0].state == "unfinished"
@@ -106,7 +106,7 @@ def test_a_run_that_another_process_writes_is_running_and_what_it_writes_is_seen
         os._exit(0)
 
 
-def test_a_worker_on_another_machine_is_known_by_its_claim(tmp_path):
+def test_a_worker_on_another_machine_is_detected_by_its_lease(tmp_path):
     run = start_run(tmp_path, "a", 1)
     (run.folder / "lease.0").write_text('{"host": "elsewhere", "pid": 1, "started_at": 0}')
     assert Monitor(tmp_path).take_snapshot().groups[0].is_running
@@ -114,7 +114,7 @@ def test_a_worker_on_another_machine_is_known_by_its_claim(tmp_path):
     assert not Monitor(tmp_path).take_snapshot().groups[0].is_running
 
 
-def test_a_finished_and_an_empty_place_say_so(tmp_path):
+def test_finished_and_empty_folders_are_reported(tmp_path):
     assert "no runs in" in Monitor(tmp_path).take_snapshot().note
     assert "has no runs in" in Monitor(tmp_path, StudyManifest(tmp_path, "tiny")).take_snapshot().note
     start_run(tmp_path, "a", ROUNDS)
@@ -126,17 +126,17 @@ def test_a_finished_and_an_empty_place_say_so(tmp_path):
         open_monitor(tmp_path, "tinny")
 
 
-def test_time_left_is_what_remains_at_the_pace_since_the_watching_began(tmp_path):
+def test_the_remaining_time_uses_the_pace_since_monitoring_started(tmp_path):
     now = [0.0]
     run = start_run(tmp_path, "a", 0)
     watcher = Monitor(tmp_path, clock=lambda: now[0])
     assert math.isnan(watcher.take_snapshot().seconds_left)
-    run.append_records(rows(2, first=1))
+    run.append_records(make_rows(2, first=1))
     now[0] = 10.0
     assert watcher.take_snapshot().seconds_left == pytest.approx(10.0 / 2 * (ROUNDS - 2))
 
 
-def test_runs_of_a_folder_are_rows_of_seeds_beside_their_twins_and_same_names_are_told_apart(tmp_path):
+def test_runs_of_a_folder_are_grouped_with_their_baselines_under_unique_names(tmp_path):
     for seed in (0, 1):
         start_run(tmp_path, f"s{seed}", ROUNDS, start=5.3, seed=seed)
         start_run(tmp_path, f"t{seed}", ROUNDS, severity=0.0, seed=seed)
@@ -152,12 +152,12 @@ def test_runs_of_a_folder_are_rows_of_seeds_beside_their_twins_and_same_names_ar
     assert by_arm["FedAvg · TopicMix 0"].role == "iid_baseline"
 
 
-def test_the_page_is_given_curves_of_chosen_rows_and_no_number_that_json_lacks(tmp_path):
-    book = make_manifest(tmp_path, tmp_path / "world")
+def test_the_page_receives_curves_as_valid_json(tmp_path):
+    manifest = make_manifest(tmp_path, tmp_path / "world")
     run = start_run(tmp_path, "run0", 3)
     start_run(tmp_path, "run1", 5, start=5.2, seed=1)
     run.append_records([Record(4, "loss", "", -1, math.nan), Record(5, "loss", "", -1, 1e9)])
-    watcher = Monitor(tmp_path, book)
+    watcher = Monitor(tmp_path, manifest)
     scene = watcher.take_snapshot()
     said = snapshot_to_json(scene, watcher.domains, 2.0)
     assert said["domains"] == ["sport", "tech"] and said["suggested"] == [row_id(scene.groups[0])]
@@ -169,21 +169,21 @@ def test_the_page_is_given_curves_of_chosen_rows_and_no_number_that_json_lacks(t
     assert mean_curve([]) == {}
 
 
-def test_findings_appear_while_runs_go_on(tmp_path):
-    book = make_manifest(tmp_path, tmp_path / "world")
+def test_findings_appear_during_runs(tmp_path):
+    manifest = make_manifest(tmp_path, tmp_path / "world")
     for seed in (0, 1):
         run = start_run(tmp_path, f"run{seed}", 3, seed=seed)
         start_run(tmp_path, f"twin{seed}", ROUNDS, severity=0.0, seed=seed)
         run.append_records([Record(round, "loss", "", -1, 50.0 + round) for round in range(4, 7)])
         run.append_records([Record(round, "loss", domain, -1, 50.0 + round) for round in range(4, 7) for domain in ("sport", "tech")])
-    watcher = Monitor(tmp_path, book)
+    watcher = Monitor(tmp_path, manifest)
     found = watcher.take_snapshot().findings
     assert "divergence" in {each["failure"] for each in found}
     assert all(each["condition"] == "algorithm=FedAvg" for each in found)
     assert watcher.take_snapshot().findings == found
 
 
-def test_a_failure_is_told_once_the_skews_first():
+def test_each_failure_is_reported_once_with_heterogeneity_first():
     each = {"grade": "suspected", "failure": "swing", "cause": "heterogeneity", "sentence": ""}
     got = group_findings(
         [
@@ -196,14 +196,14 @@ def test_a_failure_is_told_once_the_skews_first():
     assert [(one["condition"], one["also"]) for one in got] == [("d", []), ("b", ["a"]), ("c", [])]
 
 
-def test_sparklines_share_a_scale_and_mark_what_leaves_it():
+def test_sparklines_share_a_scale_and_mark_values_outside():
     assert sparkline([1.0, 2.0, 3.0], 1.0, 3.0) == "▁▅█"
     assert sparkline([1.0, math.nan, 9.0], 1.0, 3.0) == "▁××"
     assert len(sparkline([float(k) for k in range(1000)], 0.0, 999.0)) <= 24
     assert sparkline([], math.nan, math.nan) == ""
 
 
-def test_an_unreadable_run_does_not_stop_the_watching(tmp_path):
+def test_an_unreadable_run_does_not_stop_the_monitor(tmp_path):
     run = start_run(tmp_path, "a", 2)
     (Run(tmp_path, "b").folder).mkdir()
     run.mark_failed(2, "it broke")
@@ -211,7 +211,7 @@ def test_an_unreadable_run_does_not_stop_the_watching(tmp_path):
     assert [(seen.state, seen.failure_reason) for seen in scene.groups[0].runs] == [("failed", "it broke")]
 
 
-def test_a_run_that_cannot_be_read_hides_no_other_while_one_looks_on(tmp_path):
+def test_an_unreadable_run_hides_no_other_run(tmp_path):
     for name in ("a", "b", "c"):
         start_run(tmp_path, name, 3, seed=ord(name))
     (tmp_path / "b" / "records.jsonl").write_text('[0, "loss", "", -1, 4.5]\n[["loss"\n')
@@ -223,15 +223,15 @@ def test_a_run_that_cannot_be_read_hides_no_other_while_one_looks_on(tmp_path):
     assert seen["b"].state == "failed" and "it cannot be read" in seen["b"].failure_reason
     assert "run d cannot be read: " in watcher.take_snapshot().note
     (tmp_path / "b" / "records.jsonl").unlink()
-    Run(tmp_path, "b").append_records(rows(2))
+    Run(tmp_path, "b").append_records(make_rows(2))
     watcher.take_snapshot()
     assert {run.run: run.state for row in watcher.take_snapshot().groups for run in row.runs}["b"] == "unfinished"
 
 
-def test_a_broken_run_of_a_study_hides_no_other_while_one_looks_on(tmp_path):
-    book = make_manifest(tmp_path / "runs", tmp_path)
-    start_run(book.root, "run0", 3)
-    start_run(book.root, "twin0", 3, severity=0.0)
-    (book.root / "twin0" / "experiment.json").write_text("[1]")
-    seen = {run.run: run for row in Monitor(book.root, book).take_snapshot().groups for run in row.runs}
+def test_a_broken_run_of_a_study_hides_no_other_run(tmp_path):
+    manifest = make_manifest(tmp_path / "runs", tmp_path)
+    start_run(manifest.root, "run0", 3)
+    start_run(manifest.root, "twin0", 3, severity=0.0)
+    (manifest.root / "twin0" / "experiment.json").write_text("[1]")
+    seen = {run.run: run for row in Monitor(manifest.root, manifest).take_snapshot().groups for run in row.runs}
     assert seen["run0"].rounds_done == 3 and seen["run0"].state == "unfinished"

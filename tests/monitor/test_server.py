@@ -1,4 +1,4 @@
-"""The page's server: three addresses, this machine's names only, nothing from anywhere else."""
+"""Test the server of the monitor's page: three addresses, local host names only, and no external resources."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from fedrift.core.errors import UserError
 from fedrift.report.monitor import Monitor
 from fedrift.report.web import MonitorServer, is_local_host
 
-from .made import ROUNDS, start_run
+from .stored_runs import ROUNDS, start_run
 
 
 @pytest.fixture
-def ask(tmp_path):
+def send_request(tmp_path):
     start_run(tmp_path, "a", ROUNDS)
     with MonitorServer(Monitor(tmp_path), port=0) as server:
         Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
-        def asked(path: str, method: str = "GET", host: str | None = None):
+        def send(path: str, method: str = "GET", host: str | None = None):
             connection = HTTPConnection("127.0.0.1", server.server_address[1], timeout=30)
             connection.putrequest(method, path, skip_host=host is not None)
             if host is not None:
@@ -33,12 +33,12 @@ def ask(tmp_path):
             connection.close()
             return answer, body
 
-        yield asked
+        yield send
         server.shutdown()
 
 
-def test_the_page_holds_all_that_it_needs(ask):
-    answer, body = ask("/")
+def test_the_page_needs_no_other_file(send_request):
+    answer, body = send_request("/")
     page = body.decode()
     assert answer.status == 200 and "default-src 'none'" in answer.headers["Content-Security-Policy"]
     fetched = r'<(?:script|img|iframe)[^>]* src=|<link[^>]* href="(?!data:)|@import|url\('
@@ -47,41 +47,41 @@ def test_the_page_holds_all_that_it_needs(ask):
     assert len(body) < 2_000_000
 
 
-def test_state_and_curves_are_json(ask):
-    said = json.loads(ask("/state.json")[1])
+def test_state_and_curves_are_json(send_request):
+    said = json.loads(send_request("/state.json")[1])
     assert said["is_complete"] and said["groups"][0]["runs"][0]["state"] == "finished"
-    got = json.loads(ask(f"/curves.json?groups={said['groups'][0]['id']}&domain=tech")[1])
+    got = json.loads(send_request(f"/curves.json?groups={said['groups'][0]['id']}&domain=tech")[1])
     assert {point["round"] for point in got["points"]} == set(range(ROUNDS + 1))
-    assert json.loads(ask("/curves.json")[1])["points"] == []
-    assert json.loads(ask("/curves.json?" + "&".join(f"a{k}=1" for k in range(9)))[1])["points"] == []
+    assert json.loads(send_request("/curves.json")[1])["points"] == []
+    assert json.loads(send_request("/curves.json?" + "&".join(f"a{k}=1" for k in range(9)))[1])["points"] == []
 
 
 @pytest.mark.parametrize("path", ["/../../etc/passwd", "/a/experiment.json", "//etc/passwd", "/%2e%2e/a", "/web.js", "/."])
-def test_no_file_can_be_had(ask, path):
-    answer, body = ask(path)
+def test_files_are_not_served(send_request, path):
+    answer, body = send_request(path)
     assert answer.status in (400, 404) or body.startswith(b"<!doctype")
     assert b"root:" not in body and b"TopicMix" not in body
 
 
-def test_a_name_that_is_not_this_machines_is_refused(ask):
+def test_other_host_names_are_refused(send_request):
     for host in ("evil.example", "evil.example:8770", "", "localhost.evil.example", "127.0.0.1.evil.example"):
-        answer, body = ask("/state.json", host=host)
+        answer, body = send_request("/state.json", host=host)
         assert answer.status == 403, host
         assert b"groups" not in body
     for host in ("localhost:9999", "127.0.0.1", "[::1]:8770"):
-        assert ask("/state.json", host=host)[0].status == 200, host
+        assert send_request("/state.json", host=host)[0].status == 200, host
     assert is_local_host("node7:8770", "node7") and not is_local_host("node8", "node7")
 
 
-def test_it_can_only_be_read(ask):
+def test_only_reading_is_allowed(send_request):
     for method in ("POST", "PUT", "DELETE", "OPTIONS"):
-        answer, _ = ask("/state.json", method)
+        answer, _ = send_request("/state.json", method)
         assert answer.status == 501
         assert "Access-Control-Allow-Origin" not in answer.headers
-    answer, body = ask("/", "HEAD")
+    answer, body = send_request("/", "HEAD")
     assert answer.status == 200 and body == b""
 
 
-def test_a_port_that_is_taken_is_told(tmp_path):
+def test_a_port_in_use_is_refused(tmp_path):
     with MonitorServer(Monitor(tmp_path), port=0) as server, pytest.raises(UserError, match="--port"):
         MonitorServer(Monitor(tmp_path), port=server.server_address[1])

@@ -1,4 +1,4 @@
-"""Small corpora of every kind that a partitioner has to bear."""
+"""Small corpora of every kind that a partitioner must support."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCRIPTS = ("plain words of it", "😀 🎉 emoji 👩‍👩‍👧", "日本語
 
 
 def corpus(texts, label, domains=None, size=None) -> Corpus:
-    """A corpus in canonical order, whatever the order of the texts; sizes are words unless given."""
+    """Return a corpus in canonical order, regardless of the order of the texts; sizes are words by default."""
     order = np.argsort([sha256(text.encode()).hexdigest() for text in texts], kind="stable")
     text, label = np.array(texts, dtype=object)[order], np.asarray(label, dtype=np.int64)[order]
     size = np.array([len(t.split()) for t in texts]) if size is None else np.asarray(size)
@@ -22,8 +22,8 @@ def corpus(texts, label, domains=None, size=None) -> Corpus:
     return Corpus("small", text, label, domains, source, np.zeros(len(text), np.int8), size[order].astype(np.int64))
 
 
-def topical(documents=400, count=4, words=30, seed=0, spread=0.5) -> Corpus:
-    """Documents of equally frequent topics: half of the words are the topic's own, half everybody's."""
+def make_topic_corpus(documents=400, count=4, words=30, seed=0, spread=0.5) -> Corpus:
+    """Return documents of equally frequent topics: half of the words belong to the topic, half are shared."""
     rng = np.random.default_rng(seed)
     label = np.arange(documents) % count
     texts = []
@@ -37,7 +37,7 @@ def topical(documents=400, count=4, words=30, seed=0, spread=0.5) -> Corpus:
 
 @st.composite
 def corpora(draw, most=60, least=2) -> Corpus:
-    """One-document topics, empty and wordless texts, other scripts, one giant, equal or wild sizes."""
+    """Draw corpora with one-document topics, empty and wordless texts, other scripts, one very long text, and equal or varying sizes."""
     documents = draw(st.integers(least, most))
     count = draw(st.integers(2, min(6, documents)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))

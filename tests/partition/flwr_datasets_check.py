@@ -1,6 +1,7 @@
-"""Run by the Python of an environment with flwr-datasets: its FederatedDataset takes fedrift's partitioners, and back.
+"""Check fedrift's partitioners in flwr-datasets' FederatedDataset, and the reverse, in an environment with flwr-datasets.
 
-``test_partitioners.py`` runs it where ``FEDRIFT_FLWR_DATASETS_PYTHON`` names that Python; docs/partitioners.md says how to make it.
+``test_partitioners.py`` runs it if ``FEDRIFT_FLWR_DATASETS_PYTHON`` names the Python of such an environment; docs/partitioners.md describes
+how to make it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Natural clients: a source each, with the sizes they have."""
+"""Test natural clients: each has one source and its size."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from fedrift.core.random import numpy_stream
 from fedrift.data import DatasetConfig, load_corpus
 from fedrift.partition import BySource
 
-from .corpora import topical
+from .corpora import make_topic_corpus
 
 
-def published(sources=6, documents=300):
-    """Documents of three topics; source k has about twice as many as source k + 1, and topics of its own."""
-    found = topical(documents, count=3)
+def make_source_corpus(sources=6, documents=300):
+    """Return documents of three topics; source k has about twice as many as source k + 1, and its own topics."""
+    found = make_topic_corpus(documents, count=3)
     place = np.minimum((-np.log2(1 - (np.arange(documents) + 0.5) / documents)).astype(int), sources - 1)
     return replace(found, source=np.array([f"r/{k}" for k in place], dtype=object))
 
 
 def table_of(corpus, clients, severity=1.0, seed=0):
-    """Tokens by client and source, [N, S]."""
+    """Return tokens by client and source, [N, S]."""
     names, source = np.unique(corpus.source.astype(str), return_inverse=True)
     rows = BySource(clients, severity)(corpus, numpy_stream(seed, "partition")).rows
     return np.array([np.bincount(source[held], corpus.size[held], len(names)) for held in rows])
 
 
-def test_at_severity_1_every_client_is_a_source_and_as_large_as_it():
-    corpus = published()
+def test_at_severity_1_every_client_has_one_source_and_its_size():
+    corpus = make_source_corpus()
     table = table_of(corpus, 6)
     assert (table > 0).sum(axis=1).tolist() == [1] * 6
     assert np.array_equal(table.sum(axis=1), np.diag(table)) and table.sum() == corpus.size.sum()
     assert (np.diff(table.sum(axis=1)[:5]) < 0).all()
 
 
-def test_the_twin_has_the_same_sizes_and_the_mix_of_the_pool():
-    corpus = published()
-    here, twin = table_of(corpus, 6), table_of(corpus, 6, 0.0)
-    assert np.abs(here.sum(axis=1) - twin.sum(axis=1)).max() <= 2 * corpus.size.max()
-    large = twin[:3] / twin[:3].sum(axis=1, keepdims=True)
+def test_the_iid_baseline_has_the_same_sizes_and_the_mix_of_the_pool():
+    corpus = make_source_corpus()
+    here, baseline = table_of(corpus, 6), table_of(corpus, 6, 0.0)
+    assert np.abs(here.sum(axis=1) - baseline.sum(axis=1)).max() <= 2 * corpus.size.max()
+    large = baseline[:3] / baseline[:3].sum(axis=1, keepdims=True)
     assert np.abs(large - corpus_share(here)).max() < 0.05
 
 
@@ -51,19 +51,19 @@ def corpus_share(table):
 
 
 @pytest.mark.parametrize("clients", [2, 4, 12])
-def test_fewer_clients_gather_whole_sources_and_more_share_them(clients):
-    table = table_of(published(), clients)
+def test_fewer_clients_merge_sources_and_more_clients_share_them(clients):
+    table = table_of(make_source_corpus(), clients)
     assert np.array_equal((table > 0).sum(axis=0), [max(1, clients // 6)] * 6)
     assert ((table > 0).sum(axis=1) <= -(-6 // clients)).all()
 
 
-def test_the_share_of_the_own_source_grows_with_the_dial():
-    own = [np.diag(table_of(published(documents=1200), 6, s))[:3].sum() for s in (0.0, 0.25, 0.5, 0.75, 1.0)]
+def test_the_share_of_the_own_source_grows_with_severity():
+    own = [np.diag(table_of(make_source_corpus(documents=1200), 6, s))[:3].sum() for s in (0.0, 0.25, 0.5, 0.75, 1.0)]
     assert (np.diff(own) > 0).all()
 
 
-def test_sources_that_are_one_document_each_make_no_clients():
-    alone = published()
+def test_sources_with_one_document_each_are_refused():
+    alone = make_source_corpus()
     with pytest.raises(UserError, match=r"300 sources for 300 documents.*reddit_posts"):
         table_of(replace(alone, source=np.array([f"file{i}" for i in range(300)], dtype=object)), 3)
 
@@ -76,8 +76,8 @@ def refused(found) -> str:
     return str(caught.value)
 
 
-def test_a_deal_without_sources_is_refused_and_names_the_columns():
-    found = published()
+def test_a_corpus_without_sources_is_refused_with_its_columns():
+    found = make_source_corpus()
     assert "no column 'source'" in refused(replace(found, has_source=False))
     assert "at least 2 sources" in refused(replace(found, source=np.full(300, "news", dtype=object)))
     assert "3 of the 300 documents" in refused(replace(found, source=np.array(["", "", "", *found.source[3:]], dtype=object)))
@@ -85,7 +85,7 @@ def test_a_deal_without_sources_is_refused_and_names_the_columns():
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
-def test_a_key_of_the_corpus_names_the_column(tmp_path, kind):
+def test_the_source_column_can_be_configured(tmp_path, kind):
     frame = pd.DataFrame({"text": [f"text {n}" for n in range(40)], "author": [0, 1, 2, 3] * 10})
     path = tmp_path / f"t.{kind}"
     {

@@ -1,4 +1,4 @@
-"""Severity in common units, as an experiment says it."""
+"""Test calibrated partitions as experiments configure them."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from fedrift.partition import Calibrated, Composed, Dirichlet, KDomains, Length,
 from fedrift.partition.base import display_name
 from fedrift.partition.composite import label_severity, token_severity
 
-from .corpora import topical
-from .test_rewriting import stories
+from .corpora import make_topic_corpus
+from .test_rewriting import make_stories
 
 
 def stream():
     return numpy_stream(0, "partition")
 
 
-def said(partition):
+def written_and_parsed(partition):
     return parse_config({"dataset": "bbc", "partition": partition}).partition
 
 
-def test_a_name_says_what_is_calibrated_or_composed():
+def test_the_name_states_what_is_calibrated_or_composed():
     assert display_name(Calibrated(base=Dirichlet())) == "Calibrated Dirichlet"
     assert display_name(Calibrated(base=Composed(topic_severity=0.5))) == "Calibrated Composed mix 0.5 quantity 0.5"
     assert display_name(TopicMix()) == "TopicMix"
 
 
-def test_a_regime_inside_a_regime_is_read_and_written_back():
+def test_a_nested_partition_is_read_and_written_back():
     yaml = {"type": "Calibrated", "num_clients": 4, "severity": 0.5, "base": {"type": "Composed", "topic_method": "dirichlet"}}
-    assert said(yaml) == Calibrated(4, 0.5, Composed(topic_method="dirichlet"))
-    assert said({"type": "Calibrated", "base": "Dirichlet"}) == Calibrated(base=Dirichlet())
-    assert said({"type": "Calibrated", "base": {"budgets": "equal"}}) == Calibrated(base=TopicMix(budgets="equal"))
-    assert said({"type": "Calibrated", "base": {"type": "Calibrated", "base": "KDomains"}}).base.base == KDomains()
+    assert written_and_parsed(yaml) == Calibrated(4, 0.5, Composed(topic_method="dirichlet"))
+    assert written_and_parsed({"type": "Calibrated", "base": "Dirichlet"}) == Calibrated(base=Dirichlet())
+    assert written_and_parsed({"type": "Calibrated", "base": {"budgets": "equal"}}) == Calibrated(base=TopicMix(budgets="equal"))
+    assert written_and_parsed({"type": "Calibrated", "base": {"type": "Calibrated", "base": "KDomains"}}).base.base == KDomains()
     experiment = parse_config({"dataset": "bbc", "partition": yaml}, ["partition.base.topic_severity=0.5", "partition.measure=words"])
     assert experiment.partition == Calibrated(4, 0.5, Composed(topic_method="dirichlet", topic_severity=0.5), measure="words")
     assert parse_config(experiment.to_dict()) == experiment and parse_config(experiment.to_dict()).id == experiment.id
 
 
 @pytest.mark.parametrize(
-    ("partition", "told"),
+    ("partition", "message"),
     [
         ({"type": "Calibrated", "base": "TopicMx"}, "partition.base: no base 'TopicMx': did you mean 'TopicMix'?"),
         ({"type": "Calibrated", "base": {"type": "Dirichlet", "beta": 1}}, "partition.base.beta: Dirichlet has no such key"),
@@ -55,34 +55,34 @@ def test_a_regime_inside_a_regime_is_read_and_written_back():
         ({"type": "Calibrated", "measure": "bits"}, "partition.measure: expected 'domains' or 'words'"),
     ],
 )
-def test_a_mistake_inside_is_told_with_its_place(partition, told):
+def test_a_mistake_in_a_nested_partition_is_refused_with_its_place(partition, message):
     with pytest.raises(UserError) as raised:
-        said(partition)
-    assert told in str(raised.value)
+        written_and_parsed(partition)
+    assert message in str(raised.value)
 
 
 @pytest.mark.parametrize("of", [TopicMix(), Dirichlet(), Composed(quantity_severity=0.2)], ids=lambda of: type(of).__name__)
 @pytest.mark.parametrize("severity", [0.2, 0.5])
-def test_what_is_measured_is_the_dial(of, severity):
-    documents = topical(2000)
+def test_the_measured_value_equals_the_severity(of, severity):
+    documents = make_topic_corpus(2000)
     partition = Calibrated(8, severity, of)(documents, stream())
     assert abs(label_severity(documents, partition) - severity) <= 0.01
 
 
-def test_words_are_a_unit_for_regimes_without_labels():
-    documents = topical(600)
+def test_word_divergence_is_a_unit_for_partitions_without_labels():
+    documents = make_topic_corpus(600)
     partition = Calibrated(4, 0.05, TokenTilt(), measure="words")(documents, stream())
     assert abs(token_severity(documents, partition) - 0.05) <= 0.01
 
 
-def test_a_calibrated_regime_keeps_its_rewrites():
-    partition = Calibrated(3, 0.05, Style(), measure="words")(stories(300), stream())
+def test_a_calibrated_partition_keeps_its_rewrites():
+    partition = Calibrated(3, 0.05, Style(), measure="words")(make_stories(300), stream())
     assert all(partition.rewrites)
 
 
 @pytest.mark.parametrize("of", [TopicMix(), Dirichlet(), Quantity(), Length(), TokenTilt(), Composed()], ids=lambda of: type(of).__name__)
-def test_severity_0_is_the_twin_of_the_regime_inside(of):
-    documents = topical(400)
+def test_severity_0_is_the_iid_baseline_of_the_nested_partition(of):
+    documents = make_topic_corpus(400)
     calibrated = Calibrated(5, 0.9, of, if_unreachable="nearest")
     one = replace(calibrated, severity=0.0)(documents, stream())
     two = replace(of, num_clients=5, severity=0.0)(documents, stream())
@@ -91,24 +91,24 @@ def test_severity_0_is_the_twin_of_the_regime_inside(of):
     assert iid_baseline(experiment).partition == Calibrated(severity=0.0)
 
 
-def test_the_twin_is_dealt_whatever_a_small_corpus_measures():
-    """30 documents among 10 clients differ by chance by far more than 0.01; severity 0 is no target to be met."""
-    documents = topical(30)
-    twin = TopicMix(10, 0.0)(documents, stream())
-    assert label_severity(documents, twin) > 0.05
-    assert np.array_equal(Calibrated(10, 0.0)(documents, stream()).document_owners(30), twin.document_owners(30))
+def test_the_iid_baseline_is_made_even_for_a_small_corpus():
+    """30 documents on 10 clients differ by chance by far more than 0.01, but severity 0 needs no calibration."""
+    documents = make_topic_corpus(30)
+    baseline = TopicMix(10, 0.0)(documents, stream())
+    assert label_severity(documents, baseline) > 0.05
+    assert np.array_equal(Calibrated(10, 0.0)(documents, stream()).document_owners(30), baseline.document_owners(30))
 
 
-def test_it_deals_just_as_the_regime_at_the_dial_that_it_found():
-    documents = topical(800)
+def test_the_partition_equals_the_nested_one_at_the_calibrated_severity():
+    documents = make_topic_corpus(800)
     found = Calibrated(6, 0.3, Dirichlet()).resolve(documents, stream())
     one, two = found(documents, stream()), Calibrated(6, 0.3, Dirichlet())(documents, stream())
     assert isinstance(found, Dirichlet) and 0 < found.severity < 1 and found.num_clients == 6
     assert np.array_equal(one.document_owners(800), two.document_owners(800))
 
 
-def test_what_a_regime_cannot_measure_is_refused_or_taken_as_near_as_can_be():
-    documents = topical(400)
+def test_unreachable_values_are_refused_or_approximated():
+    documents = make_topic_corpus(400)
     with pytest.raises(UserError, match=r"No severity of Quantity gives a measured divergence of 0\.500"):
         Calibrated(4, 0.5, Quantity())(documents, stream())
     near = Calibrated(8, 0.3, KDomains(), if_unreachable="nearest")
@@ -117,8 +117,8 @@ def test_what_a_regime_cannot_measure_is_refused_or_taken_as_near_as_can_be():
     assert abs(found - 0.3) == pytest.approx(min(abs(step - 0.3) for step in steps), abs=1e-9)
 
 
-def test_clients_and_severity_are_said_once():
-    documents = topical(100)
+def test_clients_and_severity_are_given_once():
+    documents = make_topic_corpus(100)
     with pytest.raises(UserError, match=r"partition\.base\.num_clients is 3, but partition\.num_clients is 4"):
         Calibrated(4, 0.5, TopicMix(3))(documents, stream())
     with pytest.raises(UserError, match=r"partition\.base\.severity is 0\.2"):

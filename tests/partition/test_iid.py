@@ -1,4 +1,4 @@
-"""A severity above 0 that deals IID all the same is refused, whatever the regime."""
+"""Test that every partition with a severity above 0 whose result is IID is refused."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ from fedrift.partition import (
 )
 from fedrift.partition.base import partition_corpus, partition_notes
 
-from .corpora import corpus, topical
+from .corpora import corpus, make_topic_corpus
 
 STREAM = partial(numpy_stream, 0, "partition")
 CHINESE = corpus([f"文章{n} 内容" for n in range(60)], np.arange(60) % 3)
-ALIKE = topical(documents=60, count=3)
+EQUAL_TEXTS = make_topic_corpus(documents=60, count=3)
 
 
 @pytest.mark.parametrize(
     ("partitioner", "documents", "words"),
     [
-        (Quantity(4, 1.0, min_share=1.0), ALIKE, "identical to the partition of severity 0"),
-        (KDomains(6, 0.1), ALIKE, "identical to the partition of severity 0"),
-        (Composed(4, 1.0, topic_severity=0.0, quantity_severity=0.0), ALIKE, "identical to the partition of severity 0"),
+        (Quantity(4, 1.0, min_share=1.0), EQUAL_TEXTS, "identical to the partition of severity 0"),
+        (KDomains(6, 0.1), EQUAL_TEXTS, "identical to the partition of severity 0"),
+        (Composed(4, 1.0, topic_severity=0.0, quantity_severity=0.0), EQUAL_TEXTS, "identical to the partition of severity 0"),
         (Length(4), corpus([f"one two {n}" for n in range(60)], np.arange(60) % 3), "all documents have the same length"),
         (TokenTilt(4), corpus([f"of the and {n}" for n in range(60)], np.arange(60) % 3), "no content word"),
         (TokenTilt(4), CHINESE, "no content word that occurs at least 5 times"),
         (StopwordDrop(4), CHINESE, "the texts contain nothing that can be rewritten"),
         (StopwordDrop(4, homogeneous=True), CHINESE, "the texts contain nothing that can be rewritten"),
         (Substitute(4), CHINESE, "the texts contain nothing that can be rewritten"),
-        (Truncate(4, min_words=10_000), ALIKE, "the texts contain nothing that can be rewritten"),
+        (Truncate(4, min_words=10_000), EQUAL_TEXTS, "the texts contain nothing that can be rewritten"),
         (Style(4, styles=("short",)), CHINESE, "rewrites its texts in the same way"),
-        (Style(4, styles=("formal", "formal")), ALIKE, "rewrites its texts in the same way"),
-        (Style(4, styles=("plain",)), ALIKE, "identical to the partition of severity 0"),
+        (Style(4, styles=("formal", "formal")), EQUAL_TEXTS, "rewrites its texts in the same way"),
+        (Style(4, styles=("plain",)), EQUAL_TEXTS, "identical to the partition of severity 0"),
     ],
     ids=lambda value: type(value).__name__ if hasattr(value, "severity") else "",
 )
-def test_a_deal_that_is_iid_is_refused(partitioner, documents, words):
+def test_a_partition_that_is_iid_is_refused(partitioner, documents, words):
     with pytest.raises(UserError, match=words) as caught:
         partition_corpus(partitioner, documents, STREAM)
     assert len(str(caught.value).splitlines()) == 1
@@ -61,7 +61,7 @@ def test_a_deal_that_is_iid_is_refused(partitioner, documents, words):
 
 @pytest.mark.parametrize("kind", [TopicMix, Dirichlet, KDomains, Composed])
 @pytest.mark.parametrize("severity", [0.0, 1.0])
-def test_a_deal_by_topic_needs_two_topics_at_any_severity(kind, severity):
+def test_a_partition_by_topic_needs_two_topics_at_every_severity(kind, severity):
     with pytest.raises(UserError, match="at least 2 topics"):
         partition_corpus(kind(4, severity), corpus([f"text {n}" for n in range(60)], np.zeros(60)), STREAM)
     unlabelled = replace(corpus([f"text {n}" for n in range(60)], np.full(60, -1)), columns=("text", "topic"))
@@ -70,7 +70,7 @@ def test_a_deal_by_topic_needs_two_topics_at_any_severity(kind, severity):
 
 
 @pytest.mark.parametrize("kind", [getattr(room, name) for name in room.__all__], ids=lambda kind: kind.__name__)
-def test_a_deal_that_differs_or_is_to_be_iid_passes_unchanged(kind):
+def test_non_iid_partitions_and_severity_0_are_accepted_unchanged(kind):
     documents = corpus(
         [
             f"it is the {'big ' * (n % 5)}house of {word} and we went to see {word} and the {word} {n}"
@@ -87,7 +87,7 @@ def test_a_deal_that_differs_or_is_to_be_iid_passes_unchanged(kind):
         assert partition_notes(partitioner) == []
 
 
-def test_a_single_client_is_remarked_on():
-    assert len(partition_corpus(TopicMix(1), ALIKE, STREAM).rows[0]) == 60
+def test_a_single_client_has_a_warning():
+    assert len(partition_corpus(TopicMix(1), EQUAL_TEXTS, STREAM).rows[0]) == 60
     assert "one client" in partition_notes(TopicMix(1))[0]
     assert partition_notes(TopicMix(1, 0.0)) == []

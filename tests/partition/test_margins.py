@@ -1,4 +1,4 @@
-"""Fitting a table to its margins and dealing whole documents by it."""
+"""Test the fitting of a table to its margins and the assignment of whole documents by it."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def test_fit_meets_both_margins_exactly_and_stays_positive(shape):
     assert (table >= 0).all()
 
 
-def test_fit_leaves_a_table_alone_that_has_its_margins():
+def test_fit_does_not_change_a_table_that_has_its_margins():
     table = np.array([[3.0, 1.0], [2.0, 4.0]])
     assert np.allclose(fit_margins(table, table.sum(1), table.sum(0)), table)
 
 
-def test_fit_keeps_the_odds_ratio_of_the_wish():
-    """The nearest table in relative entropy scales rows and columns only (Deming & Stephan 1940)."""
+def test_fit_keeps_the_odds_ratio_of_the_requested_table():
+    """The nearest table in relative entropy only scales rows and columns (Deming & Stephan 1940)."""
     wish = np.array([[8.0, 1.0], [1.0, 2.0]])
     table = fit_margins(wish, np.array([5.0, 5.0]), np.array([4.0, 6.0]))
     assert np.isclose(table[0, 0] * table[1, 1] / (table[0, 1] * table[1, 0]), 16.0, rtol=1e-4)
 
 
-def test_fit_moves_only_the_excess_where_the_wish_is_impossible():
+def test_fit_moves_only_the_excess_of_an_impossible_table():
     table = fit_margins(np.eye(2) + 1e-9, np.array([5.0, 5.0]), np.array([7.0, 3.0]))
     assert np.allclose(table, [[5, 0], [2, 3]], atol=1e-3)
 
@@ -53,7 +53,7 @@ def test_spread_keeps_zeros_and_columns():
     assert np.allclose(table, [[7, 0], [0, 3]])
 
 
-def test_cut_gives_a_document_to_the_piece_that_holds_its_middle():
+def test_cut_assigns_a_document_to_the_part_with_its_midpoint():
     assert split_by_budget(np.array([4.0, 4.0, 4.0]), np.array([5.0, 0.0, 7.0])).tolist() == [0, 2, 2]
     assert split_by_budget(np.ones(10), np.array([3.0, 0.0, 7.0, 0.0])).tolist() == [0] * 3 + [2] * 7
 
@@ -75,7 +75,7 @@ def test_budgets_are_met_within_two_documents_and_mostly_within_one(seed, wildne
     assert off.max() <= 2 and np.median(off) <= 1
 
 
-def test_a_client_gets_nothing_of_a_group_in_which_it_has_no_share():
+def test_a_client_gets_no_document_of_a_group_with_share_zero():
     rng = np.random.default_rng(0)
     group = np.repeat([0, 1, 2], 40)
     size = np.ceil(rng.exponential(50, 120))
@@ -84,15 +84,15 @@ def test_a_client_gets_nothing_of_a_group_in_which_it_has_no_share():
         assert set(group[rows]) == {client // 2}
 
 
-def test_a_client_left_with_nothing_gets_a_document_of_its_own_group():
+def test_a_client_without_documents_gets_one_of_its_own_group():
     group, size = np.array([0] * 10 + [1] * 10), np.ones(20)
     table = np.array([[10, 0], [0, 9.99], [0, 0.01]])
     partition = assign_documents(table, group, size, np.random.default_rng(0))
     assert [len(rows) for rows in partition.rows] == [10, 9, 1] and partition.rows[2][0] >= 10
 
 
-def test_the_middle_of_a_deal_does_not_depend_on_which_client_is_first():
-    """Leftovers of small cells fall to clients by chance, not always to those of low number."""
+def test_the_mean_assignment_does_not_depend_on_the_order_of_clients():
+    """The remaining documents of small cells go to random clients, not always to those with low numbers."""
     group, size = np.repeat(np.arange(20), 10), np.ones(200)
     got = np.zeros(40)
     for seed in range(20):

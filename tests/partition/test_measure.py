@@ -1,4 +1,4 @@
-"""The heterogeneity report: null bands, what each regime moves, and the numbers behind figures."""
+"""Test the heterogeneity report: null bands, the numbers that each partition changes, and the data of figures."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from fedrift.partition.heterogeneity import (
 )
 from fedrift.partition.words import count_words, is_content_word
 
-from .corpora import corpus, topical
-from .test_rewriting import stories
+from .corpora import corpus, make_topic_corpus
+from .test_rewriting import make_stories
 
 
 def report(partitioner, documents, seed=0, **more):
@@ -43,7 +43,7 @@ def report(partitioner, documents, seed=0, **more):
 @pytest.mark.sample(5)
 @pytest.mark.parametrize("name", room.__all__)
 def test_severity_0_is_not_beyond_chance(name):
-    documents = topical(500)
+    documents = make_topic_corpus(500)
     vectors = np.eye(4)[documents.label] + numpy_stream(0).normal(0, 0.3, (500, 4))
     found = report(getattr(room, name)(5, 0.0), documents, vectors=vectors)
     assert not [m.name for m in found.measurements if m.value > m.null_mean + 5 * m.null_std and m.value - m.null_mean > 0.01]
@@ -61,30 +61,30 @@ def test_severity_0_is_not_beyond_chance(name):
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, list) else "",
 )
-def test_each_regime_moves_the_numbers_that_it_is_about(partitioner, moved):
-    documents = stories(400) if isinstance(partitioner, (Style, StopwordDrop)) else topical(400)
+def test_each_partition_changes_its_own_numbers(partitioner, moved):
+    documents = make_stories(400) if isinstance(partitioner, (Style, StopwordDrop)) else make_topic_corpus(400)
     found = report(partitioner, documents)
     assert [name for name in moved if not found[name].is_beyond_chance] == []
 
 
-def test_substitution_moves_no_word_frequencies_and_style_no_topics():
-    assert not report(Substitute(4), topical(600))["token.jsd"].is_beyond_chance
-    assert not report(Style(3), stories(400))["label.jsd"].is_beyond_chance
+def test_substitution_changes_no_word_frequencies_and_style_no_topics():
+    assert not report(Substitute(4), make_topic_corpus(600))["token.jsd"].is_beyond_chance
+    assert not report(Style(3), make_stories(400))["label.jsd"].is_beyond_chance
 
 
-def test_quantity_shows_in_the_budgets():
-    found = report(Quantity(4, 1.0), topical(300))
+def test_quantity_skew_changes_the_budgets():
+    found = report(Quantity(4, 1.0), make_topic_corpus(300))
     assert found["budget.variation"].value > 1 and np.isnan(found["budget.variation"].null_mean)
     assert not found["budget.variation"].is_beyond_chance
 
 
-def test_the_null_of_unequal_clients_is_of_unequal_clients():
-    found = report(Quantity(4, 1.0), topical(400))["token.jsd"]
+def test_the_null_band_uses_the_sizes_of_the_clients():
+    found = report(Quantity(4, 1.0), make_topic_corpus(400))["token.jsd"]
     assert abs(found.value - found.null_mean) < 5 * found.null_std
 
 
-def test_budgets_of_rewriting_clients_are_in_words_as_written():
-    documents = stories(400)
+def test_budgets_of_rewriting_clients_count_rewritten_words():
+    documents = make_stories(400)
     found = report(Truncate(4), documents)
     assert found["budget.variation"].value < 0.1
     assert np.ptp(found.word_totals) < 0.15 * found.word_totals.mean()
@@ -92,7 +92,7 @@ def test_budgets_of_rewriting_clients_are_in_words_as_written():
 
 
 def test_tables_are_those_of_the_partition():
-    documents = topical(200)
+    documents = make_topic_corpus(200)
     partition = TopicMix(4)(documents, numpy_stream(0, "partition"))
     found = measure_heterogeneity(documents, partition, numpy_stream(0), resplits=2)
     assert np.array_equal(found.budgets, partition.budgets(documents))
@@ -104,18 +104,18 @@ def test_tables_are_those_of_the_partition():
 
 
 def test_a_report_is_json():
-    found = report(TopicMix(3), topical(60)).to_dict()
+    found = report(TopicMix(3), make_topic_corpus(60)).to_dict()
     assert json.loads(json.dumps(found, allow_nan=False))["clients"] == 3
     assert found["numbers"]["budget.variation"]["null_mean"] is None
 
 
-def test_an_unknown_number_says_which_there_are():
+def test_an_unknown_number_is_refused_with_the_existing_ones():
     with pytest.raises(KeyError, match=r"no number 'jsd'.*token.jsd"):
-        report(TopicMix(3), topical(60))["jsd"]
+        report(TopicMix(3), make_topic_corpus(60))["jsd"]
 
 
-def test_documents_left_out_count_for_nothing():
-    documents = topical(120)
+def test_omitted_documents_do_not_count():
+    documents = make_topic_corpus(120)
     half = Partition(tuple(np.arange(k, 60, 3) for k in range(3)))
     again = Partition(half.rows)
     one = measure_heterogeneity(documents, half, numpy_stream(0), resplits=3)
@@ -131,7 +131,7 @@ def test_any_corpus_can_be_measured(clients):
     assert found.num_clients == clients
 
 
-def test_identification_is_chance_for_chance_and_sure_for_words_of_ones_own():
+def test_identification_is_at_chance_for_iid_and_certain_for_disjoint_words():
     rng = np.random.default_rng(0)
     owner = np.repeat([0, 1, 2], [300, 200, 100])
     own = count_words([f"mine{k} common" for k in owner]).counts
@@ -149,7 +149,7 @@ def test_mmd_is_unbiased_and_finds_a_shift():
     assert mmd_p_value(one, two, rng, 99) == 0.01 < 0.1 < mmd_p_value(one[:30], one[30:], rng, 99)
 
 
-def test_frechet_of_gaussians_is_the_formula():
+def test_frechet_distance_of_gaussians_equals_the_formula():
     """Diagonal case: |m1 - m2|^2 + sum (s1 - s2)^2."""
     rng = np.random.default_rng(0)
     one = rng.normal(size=(200_000, 2)) * [1, 2] + [0, 1]
@@ -158,7 +158,7 @@ def test_frechet_of_gaussians_is_the_formula():
     assert frechet_distance(one, one) < 1e-6
 
 
-def test_principal_axes_are_in_order_of_spread_and_keep_distances():
+def test_principal_axes_are_ordered_by_variance_and_keep_distances():
     vectors = np.random.default_rng(0).normal(size=(50, 4)) * [1, 5, 2, 3]
     found = project_principal(vectors, 4)
     assert (np.diff(found.std(axis=0)) < 0).all()
@@ -166,7 +166,7 @@ def test_principal_axes_are_in_order_of_spread_and_keep_distances():
 
 
 def test_documents_without_a_vector_are_not_compared():
-    documents = topical(400)
+    documents = make_topic_corpus(400)
     vectors = np.eye(4)[documents.label] + numpy_stream(0).normal(0, 0.3, (400, 4))
     vectors[::2] = np.nan
     found = report(TopicMix(4), documents, vectors=vectors)
@@ -175,19 +175,19 @@ def test_documents_without_a_vector_are_not_compared():
     assert not alike["embedding.mmd2"].is_beyond_chance
 
 
-def test_topic_and_manner_are_told_apart():
-    """Topics tell clients by content words alone; a style put on like documents by function words alone."""
-    documents = topical(400)
-    letters = str.maketrans("0123456789", "abcdefghij")  # words with digits in them are no content words
+def test_topic_and_style_are_distinguished():
+    """Topics distinguish clients by content words only, and a style on equal documents by function words only."""
+    documents = make_topic_corpus(400)
+    letters = str.maketrans("0123456789", "abcdefghij")  # words with digits are not content words
     topic = report(TopicMix(4), corpus([text.translate(letters) for text in documents.text], documents.label))
     assert topic["identification.content"].is_beyond_chance
-    documents = stories(400)
+    documents = make_stories(400)
     style = report(Style(3), documents)
     assert style["identification.function_words"].is_beyond_chance and not style["identification.content"].is_beyond_chance
     found = identification_accuracy(count_words(documents.text).counts, np.arange(400) % 3, 3, np.random.default_rng(0))
     assert abs(found - 1 / 3) < 0.1
 
 
-def test_content_words_are_no_function_words_and_no_masks():
+def test_content_words_exclude_function_words_and_masks():
     words = ["market", "the", "won't", "user", "http", "tv", "2004", "économie", "бюджет"]
     assert [word for word in words if is_content_word(word)] == ["market", "économie", "бюджет"]

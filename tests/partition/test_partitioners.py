@@ -1,4 +1,4 @@
-"""Partitions for plain data sets and flwr-datasets: the assignments are fedrift's own, and any partition can be measured."""
+"""Test partitions of plain datasets and flwr-datasets: assignments equal those of fedrift, and every partition can be measured."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import fedrift
 from fedrift.core.random import numpy_stream
 from fedrift.partition.base import partition_corpus
 from fedrift.partitioners import make_corpus
-from tests.worlds import documents
+from tests.small_experiment import documents
 
 ROOT = Path(__file__).resolve().parents[2]
 TOPICS = ["food", "sport", "tech"]
@@ -43,7 +43,7 @@ def dataset():
 
 
 @pytest.mark.parametrize("name", PARTITIONS)
-def test_every_partition_gives_data_sets_with_the_columns_of_the_whole(name, dataset):
+def test_every_partition_gives_datasets_with_all_columns(name, dataset):
     made = fedrift.partitioner(PARTITIONS[name], dataset, label_column="label", seed=3)
     parts = [made.load_partition(number) for number in range(made.num_partitions)]
     assert made.num_partitions == 4 and made.severity == PARTITIONS[name].severity
@@ -62,7 +62,7 @@ def test_every_partition_gives_data_sets_with_the_columns_of_the_whole(name, dat
         )
 
 
-def test_severity_0_is_the_iid_baseline_and_the_seed_counts(dataset):
+def test_severity_0_is_the_iid_baseline_and_the_seed_matters(dataset):
     skewed = fedrift.partitioner(PARTITIONS["TopicMix"], dataset, label_column="label")
     iid = fedrift.partitioner(replace(PARTITIONS["TopicMix"], severity=0.0), dataset, label_column="label")
     other = fedrift.partitioner(PARTITIONS["TopicMix"], dataset, label_column="label", seed=1)
@@ -71,7 +71,7 @@ def test_severity_0_is_the_iid_baseline_and_the_seed_counts(dataset):
     assert apart.value > 0.3 > 0.05 > alike.value and apart.is_beyond_chance and not alike.is_beyond_chance
 
 
-def test_the_report_is_the_same_by_partitioner_indices_and_data_sets(dataset):
+def test_the_report_is_equal_for_partitioner_indices_and_datasets(dataset):
     made = fedrift.partitioner(PARTITIONS["TopicMix"], dataset, label_column="label")
     by_rows = fedrift.heterogeneity(made.indices, dataset["text"], [TOPICS[label] for label in dataset["label"]], resplits=3)
     by_object = fedrift.heterogeneity(made, label_column="label", resplits=3)
@@ -80,13 +80,13 @@ def test_the_report_is_the_same_by_partitioner_indices_and_data_sets(dataset):
     assert by_rows.domains == tuple(TOPICS) and by_rows["token.jsd"].value == pytest.approx(made.heterogeneity(3)["token.jsd"].value)
 
 
-def test_rewritten_texts_are_measured_as_written(dataset):
+def test_rewritten_texts_are_measured_after_rewriting(dataset):
     made = fedrift.partitioner(PARTITIONS["StopwordDrop"], dataset)
     iid = fedrift.partitioner(replace(PARTITIONS["StopwordDrop"], severity=0.0), dataset)
     assert fedrift.heterogeneity(made, resplits=0)["token.jsd"].value > 2 * fedrift.heterogeneity(iid, resplits=0)["token.jsd"].value
 
 
-def test_a_users_list_of_indices_may_overlap_and_leave_out(dataset):
+def test_indices_of_a_user_may_overlap_and_omit_documents(dataset):
     report = fedrift.heterogeneity([np.arange(0, 30), range(20, 50), [60, 61, 62]], dataset["text"], dataset["label"], resplits=2)
     assert report.num_clients == 3 and report.documents.tolist() == [30, 30, 3]
     assert fedrift.heterogeneity([[0], [1]], ["a", "b"], [None, "x"], resplits=0).domains == ("x",)
@@ -118,8 +118,8 @@ def test_neither_torch_nor_datasets_is_imported():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
 
 
-def test_flwr_datasets_takes_the_partitioner(tmp_path):
-    """In an environment of its own, for flwr-datasets wants datasets < 5; docs/partitioners.md says how to make it."""
+def test_flwr_datasets_accepts_the_partitioner(tmp_path):
+    """Runs in a separate environment, because flwr-datasets requires datasets < 5; docs/partitioners.md describes how to make it."""
     python = os.environ.get("FEDRIFT_FLWR_DATASETS_PYTHON")
     if not python:
         pytest.skip("set FEDRIFT_FLWR_DATASETS_PYTHON to the Python of an environment with flwr-datasets (docs/partitioners.md)")

@@ -1,4 +1,4 @@
-"""Counting words."""
+"""Test the counting of words."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_counts_are_those_of_each_document():
     assert words.totals.tolist() == [2, 2, 1]
 
 
-def test_no_texts_have_no_words():
+def test_an_empty_list_of_texts_has_no_words():
     assert count_words([]).counts.shape == (0, 0)
     assert count_words([""]).totals.tolist() == []
 
@@ -39,19 +39,19 @@ def test_function_words_are_closed_classes_only():
 
 @given(st.text(alphabet=st.sampled_from("aZ09'_ .-\n\t’é"), max_size=30))
 @settings(max_examples=2000, deadline=None, derandomize=True)
-def test_the_quick_way_is_the_pattern(text):
+def test_the_fast_tokenizer_equals_the_pattern(text):
     assert split_into_words(text) == WORD.findall(text.lower())
 
 
 @given(st.text(alphabet=st.characters(max_codepoint=127), max_size=40))
 @settings(max_examples=1000, deadline=None, derandomize=True)
-def test_the_quick_way_is_the_pattern_for_all_of_ascii(text):
+def test_the_fast_tokenizer_equals_the_pattern_for_ascii(text):
     assert split_into_words(text) == WORD.findall(text.lower())
 
 
 @given(st.lists(st.text(alphabet=st.sampled_from("aZ09'_ .-\n\t’éß\x00\x1c\u2028İ"), max_size=30), max_size=8))
 @settings(max_examples=500, deadline=None, derandomize=True)
-def test_words_are_counted_as_one_by_one_and_numbered_as_they_come(texts):
+def test_counts_equal_those_of_single_texts_in_order_of_first_occurrence(texts):
     found = count_words(texts)
     each = [WORD.findall(text.lower()) for text in texts]
     assert found.vocabulary == tuple(dict.fromkeys(word for words in each for word in words))

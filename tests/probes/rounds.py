@@ -1,4 +1,4 @@
-"""Rounds of small random networks, for probes that look inside them."""
+"""Rounds of small random networks, for tests of probes that inspect them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def noise(tree: Tree, size: float, seed: int) -> Tree:
     return tree.map(lambda leaf: size * torch.randn(leaf.shape, generator=draw, dtype=torch.float64).to(leaf))
 
 
-def a_round(model: StackedModel, moves: list[float], failed: tuple[int, ...] = (), server: float | None = None) -> RoundResult:
-    """A round in which client k moved by noise of size ``moves[k]``, and the server (if said) by its own."""
+def make_round(model: StackedModel, moves: list[float], failed: tuple[int, ...] = (), server: float | None = None) -> RoundResult:
+    """Return a round in which client k moved by noise of size ``moves[k]``, and the server by ``server`` if it is given."""
     start = model.init_params()
     count = len(moves)
     state = init_state(FedAvg(), start, count)
@@ -57,7 +57,7 @@ def a_round(model: StackedModel, moves: list[float], failed: tuple[int, ...] = (
 
 
 def held_out(blocks: int = 12, length: int = 12, domains: int = 3, seed: int = 0) -> HeldOut:
-    """Random tokens, as many blocks of each domain; the last block of each is padded from its middle on."""
+    """Return random tokens with equally many blocks of each domain; the second half of each last block is padding."""
     draw = np.random.default_rng(seed)
     tokens = draw.integers(2, VOCABULARY, (blocks, length))
     keep = np.ones_like(tokens, dtype=bool)
@@ -67,5 +67,5 @@ def held_out(blocks: int = 12, length: int = 12, domains: int = 3, seed: int = 0
     return HeldOut(Blocks(tokens, keep), domain, tuple("abcdefg"[:domains]), np.ones((2, domains)))
 
 
-def regrouped(state: FederatedState, groups: list[int], models: Tree) -> FederatedState:
+def with_clusters(state: FederatedState, groups: list[int], models: Tree) -> FederatedState:
     return replace(state, cluster_ids=torch.tensor(groups), server=replace(state.server, params=models))

@@ -1,4 +1,4 @@
-"""Attention whose entropy and shift are known, and the network's own."""
+"""Test the attention metrics on attention with known entropy and shift, and on networks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fedrift.models.introspection import visit_attention
 from fedrift.probes.context import select_passages
 from fedrift.probes.representation import AttentionProbe, attention_entropy, attention_shift
 from tests.models.networks import KINDS
-from tests.probes.rounds import a_round, held_out, regrouped, stacked
+from tests.probes.rounds import held_out, make_round, stacked, with_clusters
 
 LENGTH = 7
 COUNTS = torch.ones(2, LENGTH, dtype=torch.bool)
@@ -19,7 +19,7 @@ TEXT = select_passages(held_out(), 40)
 
 
 def uniform() -> torch.Tensor:
-    """Every query looks at all it may, alike: [2, 1, T, T]."""
+    """Return attention that is uniform over all visible positions, [2, 1, T, T]."""
     return (torch.ones(LENGTH, LENGTH).tril() / torch.arange(1, LENGTH + 1)[:, None]).expand(2, 1, LENGTH, LENGTH)
 
 
@@ -27,13 +27,13 @@ def one_hot() -> torch.Tensor:
     return torch.eye(LENGTH).expand(2, 1, LENGTH, LENGTH)
 
 
-def test_looking_at_all_alike_is_one_and_at_one_alone_is_zero():
+def test_uniform_attention_has_entropy_one_and_attention_to_one_position_zero():
     both = torch.cat([uniform(), one_hot()], dim=1)
     assert attention_entropy(both, COUNTS).tolist() == pytest.approx([1, 0])
 
 
-def test_half_of_the_keys_are_log_two_less_whatever_their_number():
-    """Uniform over half of eight keys: log 4 / log 8."""
+def test_attention_to_half_of_the_keys_has_entropy_lower_by_log_two():
+    """Attention is uniform over half of eight keys: log 4 / log 8."""
     weights = torch.zeros(1, 1, 8, 8)
     weights[..., 7, :4] = 0.25
     only = torch.zeros(1, 8, dtype=torch.bool)
@@ -41,7 +41,7 @@ def test_half_of_the_keys_are_log_two_less_whatever_their_number():
     assert attention_entropy(weights, only).item() == pytest.approx(2 / 3)
 
 
-def test_positions_that_do_not_count_say_nothing():
+def test_masked_positions_do_not_count():
     odd = uniform().clone()
     odd[1, :, 4] = one_hot()[1, :, 4]
     counts = COUNTS.clone()
@@ -50,7 +50,7 @@ def test_positions_that_do_not_count_say_nothing():
     assert attention_entropy(odd, counts).item() == pytest.approx(1)
 
 
-def test_the_shift_is_the_divergence_from_before():
+def test_the_shift_is_the_divergence_from_the_reference():
     before, now = torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3)
     before[..., 2, :] = torch.tensor([0.5, 0.25, 0.25])
     now[..., 2, :] = torch.tensor([0.25, 0.75, 0.0])
@@ -61,7 +61,7 @@ def test_the_shift_is_the_divergence_from_before():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_weights_seen_are_those_of_transformers(kind):
+def test_the_attention_weights_equal_those_of_transformers(kind):
     model = stacked(kind)
     found = []
     visit_attention(model, model.init_params(), TEXT.tokens, lambda layer, weights: found.append(weights))
@@ -74,16 +74,16 @@ def test_the_weights_seen_are_those_of_transformers(kind):
         assert (ours.triu(1) == 0).all()
 
 
-def test_the_network_goes_on_in_its_fast_attention():
+def test_the_network_returns_to_fast_attention():
     model = stacked()
     before = model.sequence_losses(model.init_params(), TEXT.tokens[None], TEXT.mask[None])[0]
-    AttentionProbe(model, model.init_params(), TEXT)(a_round(model, [0.5, 0.5]))
+    AttentionProbe(model, model.init_params(), TEXT)(make_round(model, [0.5, 0.5]))
     assert model.network.config._attn_implementation == "sdpa"
     assert not any(module._forward_hooks for module in model.network.modules())
     assert torch.equal(before, model.sequence_losses(model.init_params(), TEXT.tokens[None], TEXT.mask[None])[0])
 
 
-def test_it_goes_back_to_it_even_if_the_look_fails():
+def test_the_network_returns_to_fast_attention_after_an_error():
     model = stacked()
 
     def refuse(layer, weights):
@@ -95,9 +95,9 @@ def test_it_goes_back_to_it_even_if_the_look_fails():
     assert not any(module._forward_hooks for module in model.network.modules())
 
 
-def test_layers_are_means_of_heads_and_the_whole_of_layers():
+def test_layers_are_means_of_heads_and_the_total_is_the_mean_of_layers():
     model = stacked()
-    done = a_round(model, [0.5, 0.5], server=1.0)
+    done = make_round(model, [0.5, 0.5], server=1.0)
     reading = AttentionProbe(model, model.init_params(), TEXT)(done)
     for metric in ("attention.entropy", "attention.shift"):
         heads = [reading[metric, f"layer 01 head {head:02d}"].item() for head in range(4)]
@@ -107,26 +107,26 @@ def test_layers_are_means_of_heads_and_the_whole_of_layers():
     assert 0 < reading["attention.entropy"] < 1 and reading["attention.shift"] > 0
 
 
-def test_a_model_that_did_not_move_has_not_shifted():
+def test_an_unchanged_model_has_no_shift():
     model = stacked()
-    reading = AttentionProbe(model, model.init_params(), TEXT).evaluate_state(a_round(model, [0.0]).before)
+    reading = AttentionProbe(model, model.init_params(), TEXT).evaluate_state(make_round(model, [0.0]).before)
     assert all(value == 0 for key, value in reading.items() if "attention.shift" in key)
 
 
-def test_several_models_are_weighed_by_whom_they_serve():
+def test_several_models_are_weighted_by_their_clients():
     model = stacked()
-    done = a_round(model, [0.0, 0.0, 0.0, 0.0], server=1.0)
+    done = make_round(model, [0.0, 0.0, 0.0, 0.0], server=1.0)
     start, moved = model.init_params(), done.after.server.params
     two = Tree({name: torch.cat([start[name], moved[name]]) for name in start})
     probe = AttentionProbe(model, model.init_params(), TEXT)
     whole = probe.evaluate_state(done.after)["attention.shift"].item()
-    assert probe.evaluate_state(regrouped(done.after, [0, 0, 0, 1], two))["attention.shift"].item() == pytest.approx(whole / 4)
-    assert probe.evaluate_state(regrouped(done.after, [1, 1, 1, 1], two))["attention.shift"].item() == pytest.approx(whole)
+    assert probe.evaluate_state(with_clusters(done.after, [0, 0, 0, 1], two))["attention.shift"].item() == pytest.approx(whole / 4)
+    assert probe.evaluate_state(with_clusters(done.after, [1, 1, 1, 1], two))["attention.shift"].item() == pytest.approx(whole)
 
 
 def test_the_shift_is_from_the_pretrained_model_to_now():
     model = stacked()
-    done = a_round(model, [0.5, 0.5], server=2.0)
+    done = make_round(model, [0.5, 0.5], server=2.0)
     seen = []
     for params in (model.init_params(), done.after.server.params):
         visit_attention(model, params, TEXT.tokens, lambda layer, weights: seen.append(weights[0]))

@@ -1,4 +1,4 @@
-"""Barriers of losses whose shape is known, and of adapters whose products are."""
+"""Test the loss barriers of known loss functions, and of adapters with known products."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedrift.core.tree import Tree
 from fedrift.models.trainable import All
 from fedrift.probes.context import Passages, select_passages
 from fedrift.probes.mode_connectivity import LossBarriers, barrier_height, interpolate
-from tests.probes.rounds import a_round, held_out, noise, stacked
+from tests.probes.rounds import held_out, make_round, noise, stacked
 
 BARRIER_TEXT = select_passages(held_out(), 40)
 
@@ -29,10 +29,10 @@ def double_well(x: torch.Tensor) -> torch.Tensor:
     return (x**2 - 1) ** 2
 
 
-def a_walk(places: list[float], server: float):
-    """Clients at these places on a line, and the server's new model at ``server``."""
+def make_round_on_line(places: list[float], server: float):
+    """Return a round with clients at these places on a line, and the new global model at ``server``."""
     model = stacked()
-    done = a_round(model, [0.0] * len(places))
+    done = make_round(model, [0.0] * len(places))
     state = done.before
     at = lambda *x: Tree(x=torch.tensor(x, dtype=torch.float64).view(-1, 1))  # noqa: E731
     put = lambda state, tree: type(state)(state.round, type(state.server)(tree, Tree(), Tree()), Tree(), state.cluster_ids)  # noqa: E731
@@ -44,45 +44,45 @@ def probe(loss, points: int = 5) -> LossBarriers:
     return LossBarriers(Landscape(loss), BARRIER_TEXT, points)
 
 
-def test_the_rise_over_the_chord():
+def test_the_barrier_is_the_maximum_above_the_chord():
     assert barrier_height(torch.tensor([1.0, 1, 1])) == 0
     assert barrier_height(torch.tensor([0.0, 1, 0])) == 1
     assert barrier_height(torch.tensor([0.0, 1, 2])) == 0
     assert barrier_height(torch.tensor([0.0, 2, 2])) == 1
-    assert barrier_height(torch.tensor([1.0, 0, 1])) == 0  # a valley is no barrier
+    assert barrier_height(torch.tensor([1.0, 0, 1])) == 0  # a minimum between the ends is not a barrier
     assert barrier_height(torch.tensor([0.0, torch.nan, 1])).isnan()
 
 
 def test_identical_models_have_no_barrier():
-    reading = probe(double_well)(a_walk([1.0, 1.0, 1.0], 1.0))
+    reading = probe(double_well)(make_round_on_line([1.0, 1.0, 1.0], 1.0))
     assert reading["barrier.server"].tolist() == [0, 0, 0] and reading["barrier.clients"] == 0
 
 
-def test_the_two_minima_of_a_double_well_are_a_barrier_of_one_apart():
-    reading = probe(double_well)(a_walk([-1.0, 1.0], 1.0))
+def test_the_minima_of_a_double_well_have_a_barrier_of_one():
+    reading = probe(double_well)(make_round_on_line([-1.0, 1.0], 1.0))
     assert reading["barrier.server"].tolist() == pytest.approx([1, 0])
     assert reading["barrier.clients"] == pytest.approx(1)
 
 
 def test_clients_are_compared_in_a_ring():
-    """At -1, 1 and 1: two pairs of three lie across the hill."""
-    assert probe(double_well)(a_walk([-1.0, 1.0, 1.0], 1.0))["barrier.clients"] == pytest.approx(2 / 3)
+    """Clients are at -1, 1 and 1: two of three pairs have the maximum between them."""
+    assert probe(double_well)(make_round_on_line([-1.0, 1.0, 1.0], 1.0))["barrier.clients"] == pytest.approx(2 / 3)
 
 
-def test_a_convex_loss_has_no_barrier_anywhere():
-    reading = probe(lambda x: x**2)(a_walk([-3.0, 1.0, 5.0], 0.5))
+def test_a_convex_loss_has_no_barrier():
+    reading = probe(lambda x: x**2)(make_round_on_line([-3.0, 1.0, 5.0], 0.5))
     assert reading["barrier.server"].tolist() == [0, 0, 0]
 
 
-def test_more_points_find_a_hill_beside_the_middle():
+def test_more_points_find_a_maximum_beside_the_midpoint():
     hill = lambda x: torch.exp(-(((x - 0.1) / 0.03) ** 2))  # noqa: E731
-    walk = a_walk([0.0, 1.0], 1.0)
+    walk = make_round_on_line([0.0, 1.0], 1.0)
     assert probe(hill, points=3)(walk)["barrier.clients"] == pytest.approx(0, abs=1e-4)
     assert probe(hill, points=11)(walk)["barrier.clients"] == pytest.approx(1, abs=1e-3)
 
 
 def test_a_client_that_failed_has_no_barrier():
-    done = a_walk([-1.0, 9.0, 1.0], 1.0)
+    done = make_round_on_line([-1.0, 9.0, 1.0], 1.0)
     update = type(done.update)(**{**done.update.__dict__, "failed": torch.tensor([False, True, False])})
     reading = probe(double_well)(type(done)(done.before, done.after, done.cohort, update))
     assert reading["barrier.server"].isnan().tolist() == [False, True, False]
@@ -90,7 +90,7 @@ def test_a_client_that_failed_has_no_barrier():
 
 
 @pytest.mark.parametrize("x", [0.0, 0.3, 1.0])
-def test_between_two_adapters_lies_the_mix_of_their_products(x):
+def test_interpolation_of_adapters_mixes_their_products(x):
     draw = torch.Generator().manual_seed(0)
     one, two = (
         Tree(
@@ -106,13 +106,13 @@ def test_between_two_adapters_lies_the_mix_of_their_products(x):
     expected = (1 - x) * one["m.B"] @ one["m.A"] + x * two["m.B"] @ two["m.A"]
     assert torch.allclose(mixed["m.B"] @ mixed["m.A"], expected, atol=1e-6)
     assert torch.allclose(mixed["m.base"], (1 - x) * one["m.base"] + x * two["m.base"])
-    if 0 < x < 1:  # the factors' mix is another model
+    if 0 < x < 1:  # interpolated factors are another model
         factors = ((1 - x) * one["m.B"] + x * two["m.B"]) @ ((1 - x) * one["m.A"] + x * two["m.A"])
         assert not torch.allclose(factors, expected, atol=0.1)
 
 
 @pytest.mark.parametrize("tune", [None, All()], ids=repr)
-def test_a_model_between_has_the_loss_of_its_merged_weights(tune):
+def test_an_interpolated_model_has_the_loss_of_its_merged_weights(tune):
     model = stacked("untied", tune)
     one, two = (model.init_params() + noise(model.init_params(), 0.2, seed) for seed in (1, 2))
     found = LossBarriers(model, BARRIER_TEXT).mean_loss(interpolate(one, two, 0.4))
@@ -130,7 +130,7 @@ def test_a_model_between_has_the_loss_of_its_merged_weights(tune):
     assert found == pytest.approx(losses[BARRIER_TEXT.mask[:, 1:].flatten()].mean().item(), rel=1e-9)
 
 
-def test_the_tokens_it_says_are_those_it_sends():
+def test_the_stated_number_of_tokens_is_evaluated():
     sent = []
 
     class Counting(Landscape):
@@ -141,12 +141,12 @@ def test_the_tokens_it_says_are_those_it_sends():
     for places in ([-1.0, 1.0], [-1.0, 1.0, 0.5, 0.2]):
         sent.clear()
         looking = LossBarriers(Counting(double_well), BARRIER_TEXT)
-        looking(a_walk(places, 1.0))
+        looking(make_round_on_line(places, 1.0))
         assert sum(sent) == looking.forward_tokens(len(places))
 
 
 def test_real_clients_have_finite_barriers():
     model = stacked()
-    reading = LossBarriers(model, BARRIER_TEXT)(a_round(model, [0.3, 0.3, 0.3]))
+    reading = LossBarriers(model, BARRIER_TEXT)(make_round(model, [0.3, 0.3, 0.3]))
     assert reading["barrier.server"].isfinite().all() and reading["barrier.clients"] >= 0
     assert isinstance(BARRIER_TEXT, Passages)

@@ -1,4 +1,4 @@
-"""Gradient dissimilarity on quadratics, where every gradient is known, and under noise, which must not count."""
+"""Test gradient dissimilarity on quadratics with known gradients, and that noise does not count."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.quadratics import DOUBLE, Q2, loss
 
 
 def gradients(x: float = 5.0) -> Tree:
-    """g = a (x - b) of Q2: (1 * 5, 4 * 4) at 5."""
+    """Return g = a (x - b) of Q2: (1 * 5, 4 * 4) at 5."""
     group = Q2()
     batch = {"a": group.a, "b": group.b, "slope": group.slope, "weight": group.weight}
     return mean_gradient(loss, Tree(x=torch.full((2, 1), x, dtype=DOUBLE)), [batch])
@@ -28,7 +28,7 @@ def test_gradients_of_quadratics_are_exact():
     assert found["gradient.cosine"].item() == pytest.approx(1)
 
 
-def test_shares_weigh_the_clients():
+def test_clients_are_weighted_by_their_shares():
     found = gradient_dissimilarity(gradients(), gradients(), torch.tensor([3.0, 1.0]))
     mean, square = (3 * 5 + 16) / 4, (3 * 25 + 256) / 4
     assert found["gradient.G2"].item() == pytest.approx(square - mean**2)
@@ -42,7 +42,7 @@ def test_at_the_optimum_of_the_mean_there_is_no_ratio_and_clients_are_opposed():
     assert not found["gradient.B2"] < 1e6
 
 
-def test_batches_count_by_their_weight():
+def test_batches_are_weighted():
     def batch(a, weight):
         return {
             "a": torch.tensor([[a]], dtype=DOUBLE),
@@ -56,7 +56,7 @@ def test_batches_count_by_their_weight():
 
 
 def test_the_noise_of_samples_does_not_count():
-    """Identical clients whose halves are noisy: one half against itself says they differ, the two halves do not."""
+    """Identical clients have two noisy halves: one half alone shows a difference, the two halves together do not."""
     draw = torch.Generator().manual_seed(0)
     truth, found, naive = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(6, 4).double(), [], []
     for _ in range(2000):
@@ -68,6 +68,6 @@ def test_the_noise_of_samples_does_not_count():
     assert sum(naive) / len(naive) == pytest.approx(5 / 6 * 4 * 0.25, rel=0.05)
 
 
-def test_a_client_without_a_measurable_gradient_leaves_the_cosine_of_the_others():
+def test_a_client_without_gradient_does_not_affect_the_cosine_of_the_others():
     one = Tree(x=torch.tensor([[1.0, 0], [1.0, 0], [0, 0]]))
     assert gradient_dissimilarity(one, one, torch.ones(3))["gradient.cosine"].item() == pytest.approx(1)

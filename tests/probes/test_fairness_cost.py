@@ -1,4 +1,4 @@
-"""Fairness on losses and traffic on trees whose numbers are known."""
+"""Test fairness on given losses, and traffic on trees of known size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.laws.federation import data, train
 
 
 @pytest.mark.parametrize(("utility", "index"), [((1, 0, 0, 0), 0.25), ((1, 2, 3, 4), 0.8333), ((3, 3, 3), 1.0)])
-def test_jains_index_is_the_papers(utility, index):
+def test_jains_index_equals_the_values_of_the_paper(utility, index):
     assert jain_index(torch.tensor(utility, dtype=torch.float64)).item() == pytest.approx(index, abs=5e-5)
 
 
@@ -35,12 +35,12 @@ def test_the_worst_tenth_of_twenty_clients_is_two():
     assert fairness_metrics({"loss": torch.arange(20.0)}, MetricHistory())["fair.worst10"] == pytest.approx(18.5)
 
 
-def test_huge_losses_leave_an_index_and_equal_ones_are_fair():
+def test_huge_losses_have_an_index_and_equal_ones_are_fair():
     assert fairness_metrics({"loss": torch.full((3,), 1e4)}, MetricHistory())["fair.jain"] == pytest.approx(1)
     assert fairness_metrics({("loss", ""): 2.0}, MetricHistory()) == {}
 
 
-A, B, H, IDLE, BASE = 2 * 3 * 8, 4 * 2 * 8, 4 * 8, 2 * 2 * 8, 4 * 3 * 8  # bytes of the federation's leaves, float64
+A, B, H, IDLE, BASE = 2 * 3 * 8, 4 * 2 * 8, 4 * 8, 2 * 2 * 8, 4 * 3 * 8  # bytes of the leaves of the federation in float64
 ALL = A + B + H + IDLE
 
 
@@ -49,8 +49,8 @@ ALL = A + B + H + IDLE
     [
         (FedAvg(), ALL, ALL),
         (Scaffold(), 2 * ALL, 2 * ALL),
-        (Ditto(), ALL, ALL),  # its memory stays at home
-        (FedSGD(), ALL, 2 * ALL),  # its server steps along the gradient
+        (Ditto(), ALL, ALL),  # its client state is not sent
+        (FedSGD(), ALL, 2 * ALL),  # its server uses the gradient
         (FedAvg(aggregator=FFALoRA()), ALL - A, ALL - A),
         (FedAvg(aggregator=FedEx()), ALL + BASE, ALL),
     ],
@@ -60,13 +60,13 @@ def test_traffic_is_what_each_algorithm_must_send(algorithm, down, up):
     assert CommunicationCost(algorithm)(train(algorithm, data(), until=1)[0]) == {"cost.down": down, "cost.up": up}
 
 
-def test_leaves_that_rest_in_a_round_do_not_travel_in_it():
+def test_frozen_leaves_of_a_round_are_not_sent():
     algorithm = FedAvg(aggregator=RoLoRA())
     costs = [CommunicationCost(algorithm)(done)["cost.up"] for done in train(algorithm, data(), until=2)]
     assert sorted(costs) == sorted([ALL - A, ALL - B])
 
 
-def test_what_did_travel_is_said_as_it_was():
+def test_measured_traffic_is_recorded_unchanged():
     done = train(FedAvg(), data(), until=1)[0]
     wire = torch.tensor([[100, 10], [200, 30]] + [[150, 20]] * 3)
     assert CommunicationCost(FedAvg())(replace(done, update=replace(done.update, bytes_on_wire=wire))) == {

@@ -1,4 +1,4 @@
-"""General text: which documents it is, and what a model's loss on it is."""
+"""Test which documents are general text, and the losses of models on it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from fedrift.data import DatasetConfig, is_in_pretraining_half, load_corpus
 from fedrift.data.dataset import load_general_corpus
 from fedrift.data.tokenization import Blocks
 from fedrift.probes.forgetting import GeneralTextLoss, count_predicted_bytes, general_text_probes
-from tests.probes.rounds import a_round, held_out, noise, regrouped, stacked
-from tests.worlds import WORDS, byte_tokenizer, corpus_file
+from tests.probes.rounds import held_out, make_round, noise, stacked, with_clusters
+from tests.small_experiment import WORDS, byte_tokenizer, corpus_file
 
 GENERAL_TEXT = held_out().blocks
 
 
 @pytest.fixture
 def data(tmp_path):
-    """A folder of local copies with one corpus that pocket has read, and one that it has not."""
+    """A folder of local copies with one corpus of the pretraining of pocket, and one other."""
     draw = np.random.default_rng(0)
     for name in ("dbpedia", "huffpost"):
         (tmp_path / name).mkdir()
@@ -35,29 +35,29 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def own(tmp_path):
+def own_experiment(tmp_path):
     return load_corpus(DatasetConfig(str(corpus_file(tmp_path / "own.csv"))))
 
 
-def test_pocket_is_asked_about_the_half_that_it_has_read(own, data):
-    found = load_general_corpus(own, is_pocket_model=True, data_dir=data)
+def test_pocket_is_evaluated_on_the_half_of_its_pretraining(own_experiment, data):
+    found = load_general_corpus(own_experiment, is_pocket_model=True, data_dir=data)
     assert found.name == "dbpedia" and len(found) > 10
     assert all(is_in_pretraining_half(text) for text in found.text) and (found.split == 0).all()
 
 
-def test_studies_of_the_same_corpus_never_share_a_document_with_it(data):
+def test_general_text_never_overlaps_with_the_corpus_of_the_experiment(data):
     unseen = load_corpus(DatasetConfig("dbpedia"), data_dir=data, subset="unseen")
     found = load_general_corpus(unseen, is_pocket_model=True, data_dir=data)
     assert len(found) and not set(found.text) & set(unseen.text)
 
 
-def test_other_models_are_asked_about_a_corpus_that_is_not_the_experiments(own, data):
-    assert load_general_corpus(own, data_dir=data).name == "dbpedia"
+def test_other_models_are_evaluated_on_another_corpus_than_the_experiment(own_experiment, data):
+    assert load_general_corpus(own_experiment, data_dir=data).name == "dbpedia"
     assert load_general_corpus(load_corpus(DatasetConfig("dbpedia"), data_dir=data), data_dir=data) is None
 
 
-def test_a_corpus_can_be_named_and_what_the_experiment_has_is_left_out(own, data):
-    assert load_general_corpus(own, "huffpost", data_dir=data).name == "huffpost"
+def test_a_corpus_can_be_configured_and_documents_of_the_experiment_are_omitted(own_experiment, data):
+    assert load_general_corpus(own_experiment, "huffpost", data_dir=data).name == "huffpost"
     theirs = load_corpus(DatasetConfig("huffpost"), data_dir=data)
     some = theirs.take(np.arange(10))
     renamed = replace(some, name="a part of it")
@@ -65,18 +65,18 @@ def test_a_corpus_can_be_named_and_what_the_experiment_has_is_left_out(own, data
     with pytest.raises(UserError, match="name another dataset"):
         load_general_corpus(theirs, "huffpost", data_dir=data)
     with pytest.raises(UserError, match="did you mean 'huffpost'"):
-        load_general_corpus(own, "huffpots", data_dir=data)
+        load_general_corpus(own_experiment, "huffpots", data_dir=data)
 
 
-def test_nothing_is_fetched_that_was_not_asked_for(own, tmp_path, monkeypatch):
+def test_no_unrequested_corpus_is_downloaded(own_experiment, tmp_path, monkeypatch):
     monkeypatch.delenv("FEDRIFT_DATA", raising=False)
-    assert load_general_corpus(own, is_pocket_model=True) is None
-    assert load_general_corpus(own, data_dir=tmp_path / "nowhere") is None
+    assert load_general_corpus(own_experiment, is_pocket_model=True) is None
+    assert load_general_corpus(own_experiment, data_dir=tmp_path / "nowhere") is None
 
 
-def test_its_loss_is_the_mean_over_predicted_tokens_and_its_bits_over_bytes():
+def test_the_loss_is_per_predicted_token_and_the_bits_are_per_byte():
     model = stacked()
-    done = a_round(model, [0.3, 0.3])
+    done = make_round(model, [0.3, 0.3])
     params = done.after.server.params
     reading = GeneralTextLoss(model, GENERAL_TEXT, 500)(done)
     keep = torch.from_numpy(GENERAL_TEXT.mask)
@@ -86,9 +86,9 @@ def test_its_loss_is_the_mean_over_predicted_tokens_and_its_bits_over_bytes():
     assert count.sum() == keep[:, 1:].sum()
 
 
-def test_its_loss_does_not_depend_on_the_chunks():
+def test_the_loss_does_not_depend_on_chunks():
     model = stacked()
-    state = a_round(model, [0.3]).after
+    state = make_round(model, [0.3]).after
     whole, parts = (
         GeneralTextLoss(model, GENERAL_TEXT, 500, tokens_per_pass=chunk).evaluate_state(state)["general.loss"].item()
         for chunk in (10**6, 20)
@@ -96,21 +96,21 @@ def test_its_loss_does_not_depend_on_the_chunks():
     assert whole == pytest.approx(parts, rel=1e-12)
 
 
-def test_several_models_are_weighed_by_whom_they_serve():
+def test_several_models_are_weighted_by_their_clients():
     model = stacked()
-    done = a_round(model, [0.0] * 4)
+    done = make_round(model, [0.0] * 4)
     start, other = model.init_params(), model.init_params() + noise(model.init_params(), 1.0, 3)
     two = Tree({name: torch.cat([start[name], other[name]]) for name in start})
     probe = GeneralTextLoss(model, GENERAL_TEXT, 500)
-    first, second = (probe.evaluate_state(regrouped(done.after, [0] * 4, each))["general.loss"].item() for each in (start, other))
-    shared = probe.evaluate_state(regrouped(done.after, [0, 0, 0, 1], two))["general.loss"].item()
+    first, second = (probe.evaluate_state(with_clusters(done.after, [0] * 4, each))["general.loss"].item() for each in (start, other))
+    shared = probe.evaluate_state(with_clusters(done.after, [0, 0, 0, 1], two))["general.loss"].item()
     assert shared == pytest.approx(0.75 * first + 0.25 * second)
     idle = torch.full_like(two["model.layers.0.self_attn.q_proj.A"][1], torch.nan)
-    two["model.layers.0.self_attn.q_proj.A"][1] = idle  # a model that nobody shares says nothing
-    assert probe.evaluate_state(regrouped(done.after, [0] * 4, two))["general.loss"].item() == pytest.approx(first)
+    two["model.layers.0.self_attn.q_proj.A"][1] = idle  # a model without clients has no effect
+    assert probe.evaluate_state(with_clusters(done.after, [0] * 4, two))["general.loss"].item() == pytest.approx(first)
 
 
-def test_bytes_are_those_that_the_predicted_tokens_spell():
+def test_bytes_are_those_of_the_predicted_tokens():
     tokenizer = byte_tokenizer()
     line = tokenizer("the team won", add_special_tokens=False)["input_ids"]
     first = len(tokenizer.decode(line[:1]))
@@ -122,5 +122,5 @@ def test_bytes_are_those_that_the_predicted_tokens_spell():
     assert count_predicted_bytes(tokenizer, Blocks(tokens, keep)) == len(tokenizer.decode(line[1:-1]))
 
 
-def test_without_such_text_nobody_looks():
+def test_without_general_text_there_is_no_evaluation():
     assert general_text_probes(SimpleNamespace(general_blocks=None)) == []

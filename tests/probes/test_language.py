@@ -1,4 +1,4 @@
-"""Words, bytes, the worst client and forgetting, on text and losses that are known."""
+"""Test metrics of words, bytes, the worst client and forgetting, on known text and losses."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from fedrift.probes.forgetting import WordKindLosses, domain_forgetting, worst_l
 from fedrift.probes.held_out import CONTENT_WORD, FUNCTION_WORD, NOT_A_WORD, HeldOut, bytes_per_token, classify_tokens, token_texts
 from fedrift.probes.losses import HeldOutLosses
 from tests.models.tiny import random_model
-from tests.probes.test_loss import Priced, held_out, state_of
-from tests.worlds import byte_tokenizer
+from tests.probes.test_loss import KnownLossModel, held_out, state_of
+from tests.small_experiment import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 
@@ -32,21 +32,21 @@ def blocks_of(*texts: str, pad: int = 0) -> Blocks:
     return Blocks(tokens, np.array([[True] * len(row) + [False] * (length - len(row)) for row in ids]))
 
 
-def said(blocks: Blocks, kind: int) -> str:
+def tokens_of_kind(blocks: Blocks, kind: int) -> str:
     texts = token_texts(TOKENIZER, blocks.tokens)
     return "".join(
         texts[token] for token, own in zip(blocks.tokens[0].tolist(), classify_tokens(blocks, TOKENIZER)[0], strict=True) if own == kind
     ).replace(" ", "")
 
 
-def test_every_token_is_of_the_kind_of_its_word():
+def test_every_token_has_the_kind_of_its_word():
     blocks = blocks_of("The coach, who doesn't sleep, won it: a 2nd goal for theory.", pad=3)
-    assert said(blocks, FUNCTION_WORD) == "Thewhodoesn'titafor"
-    assert said(blocks, CONTENT_WORD) == "coachsleepwon2ndgoaltheory"  # the "the" in theory is no word
+    assert tokens_of_kind(blocks, FUNCTION_WORD) == "Thewhodoesn'titafor"
+    assert tokens_of_kind(blocks, CONTENT_WORD) == "coachsleepwon2ndgoaltheory"  # "the" within theory is not a word
     assert (classify_tokens(blocks, TOKENIZER)[0][-3:] == NOT_A_WORD).all()
 
 
-def test_an_end_mark_is_no_word():
+def test_an_end_token_is_not_a_word():
     tokens = np.array([[TOKENIZER.eos_token_id, *TOKENIZER("the end")["input_ids"]]])
     assert classify_tokens(Blocks(tokens, np.ones_like(tokens, dtype=bool)), TOKENIZER)[0][0] == NOT_A_WORD
 
@@ -58,9 +58,9 @@ def test_bytes_are_those_of_the_text_after_the_first_token():
     assert bytes_per_token(held, TOKENIZER)[0] == pytest.approx(len("é the warm soup".encode()) / count)
 
 
-def test_bits_are_nats_over_bytes_and_pool_by_tokens():
-    """4 bytes a token in one domain and 2 in the other; losses 2 and 3 nats."""
-    probe = HeldOutLosses(Priced(), held_out(((30, 10), (10, 30), (0, 0))), bytes_per_token=np.array([4.0, 2.0]))
+def test_bits_per_byte_are_nats_over_bytes_pooled_by_tokens():
+    """4 bytes per token in one domain and 2 in the other; losses of 2 and 3 nats."""
+    probe = HeldOutLosses(KnownLossModel(), held_out(((30, 10), (10, 30), (0, 0))), bytes_per_token=np.array([4.0, 2.0]))
     reading = probe.evaluate_state(state_of([2.0]))
     assert reading["bits", "sport"] == pytest.approx(2 / 4 / math.log(2))
     assert reading["bits", "tech"] == pytest.approx(3 / 2 / math.log(2))
@@ -79,15 +79,15 @@ def test_a_uniform_model_has_the_vocabulary_as_its_perplexity():
     assert HeldOutLosses(model, held).evaluate_state(state)["perplexity", ""].item() == pytest.approx(size, rel=1e-5)
 
 
-def kinds_of_priced() -> np.ndarray:
-    """Domain 0: function words alone; domain 1: the second half of each block content."""
+def make_token_kinds() -> np.ndarray:
+    """Return kinds of tokens: domain 0 has function words only, domain 1 content words in the second half of each block."""
     kind = np.full((7, 5), FUNCTION_WORD)
     kind[3:, 3:] = CONTENT_WORD
     return kind
 
 
-class Split(Priced):
-    """Charges 1 for the first two positions and 5 for the last two, times x."""
+class TwoLevelModel(KnownLossModel):
+    """A model whose loss is x at the first two positions and 5 x at the last two."""
 
     def position_losses(self, params, tokens, keep):
         price = params["x"].view(-1, 1, 1) * torch.tensor([1.0, 1.0, 5.0, 5.0]).double()
@@ -95,7 +95,7 @@ class Split(Priced):
 
 
 def test_function_and_content_words_are_counted_apart():
-    probe = WordKindLosses(HeldOutLosses(Split(), held_out(((30, 10), (10, 30), (0, 0)))), kinds_of_priced())
+    probe = WordKindLosses(HeldOutLosses(TwoLevelModel(), held_out(((30, 10), (10, 30), (0, 0)))), make_token_kinds())
     reading = probe.evaluate_state(state_of([2.0]))
     assert reading["loss.function", "sport"] == pytest.approx(6.0)
     assert reading["loss.function", "tech"] == pytest.approx(2.0)
@@ -105,15 +105,15 @@ def test_function_and_content_words_are_counted_apart():
     assert reading["loss.function", ""] == pytest.approx(4.0)
 
 
-def test_kinds_are_judged_by_the_models_that_clients_share():
-    probe = WordKindLosses(HeldOutLosses(Split(), held_out(((30, 0), (0, 30), (0, 0)))), kinds_of_priced())
+def test_kinds_are_measured_with_the_models_of_the_clients():
+    probe = WordKindLosses(HeldOutLosses(TwoLevelModel(), held_out(((30, 0), (0, 30), (0, 0)))), make_token_kinds())
     reading = probe.evaluate_state(state_of([1.0, 3.0, 7.0], LocalOnly()))
     assert reading["loss.function", "sport"] == pytest.approx(3.0)
     assert reading["loss.function", "tech"] == pytest.approx(3.0)
     assert reading["loss.content", "tech"] == pytest.approx(15.0)
 
 
-def test_the_worst_client_and_the_worst_domain():
+def test_the_worst_client_and_the_worst_domain_are_recorded():
     reading = {"loss": torch.tensor([2.0, math.nan, 3.5]), ("loss", ""): 2.4, ("loss", "sport"): 2.1, ("loss", "tech"): 3.0}
     assert worst_losses(reading, MetricHistory()) == {"loss.worst": 3.5, "loss.worst.domain": 3.0}
     assert worst_losses({}, MetricHistory()) == {}
@@ -126,8 +126,8 @@ def test_forgetting_is_the_loss_above_its_lowest_so_far():
     assert domain_forgetting({("loss", "tech"): 4.0}, MetricHistory()) == {("forgetting", "tech"): 0.0, "forgetting": 0.0}
 
 
-def test_own_blocks_of_many_clients_in_one_pass_are_those_of_one_after_the_other():
-    """Clients with different numbers of blocks, several to a pass and one to a pass."""
+def test_own_blocks_of_several_clients_can_share_a_pass():
+    """Clients have different numbers of blocks, and a pass has several clients or one."""
     model = StackedModel(random_model("llama", TOKENIZER).network, Lora(r=2))
     blocks = blocks_of("the team won a match", "cook the onion", "the coach praised", "warm bread with soup")
     held = HeldOut(blocks, np.array([0, 1, 1, 1]), ("a", "b"), np.ones((3, 2)))

@@ -1,4 +1,4 @@
-"""Losses on held-out text, with a model whose loss on every token is known."""
+"""Test losses on held-out text with a model whose loss on every token is known."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from fedrift.probes.losses import HeldOutLosses
 from tests.quadratics import clients, train
 
 
-class Priced:
-    """A "language model" that charges x for a token of domain 0, x + 1 for one of domain 1, and so on; it counts its calls."""
+class KnownLossModel:
+    """A model with loss x on a token of domain 0, x + 1 on one of domain 1, and so on; it counts its calls."""
 
     def __init__(self):
         self.calls = 0
@@ -38,8 +38,8 @@ def held_out(mix=((30, 10), (10, 30), (0, 0))) -> HeldOut:
     return HeldOut(Blocks(tokens, keep), np.array([0] * 3 + [1] * 4), ("sport", "tech"), np.array(mix, dtype=float))
 
 
-def written() -> HeldOut:
-    """As ``held_out``, and behind it what client 1 writes: a price of 2 where it is about sport, of 3 about tech."""
+def held_out_with_rewrites() -> HeldOut:
+    """Return ``held_out`` with the rewritten text of client 1, whose loss is 2 in sport and 3 in tech."""
     plain = held_out()
     tokens = np.concatenate([plain.blocks.tokens, [[200] * 5] * 2, [[300] * 5] * 3])
     keep = np.concatenate([plain.blocks.mask, np.ones((5, 5), dtype=bool)])
@@ -56,7 +56,7 @@ def state_of(x: list[float], algorithm=FedAvg()):
 
 
 def test_losses_are_means_over_tokens_by_domain_client_and_pool():
-    reading = HeldOutLosses(Priced(), held_out()).evaluate_state(state_of([2.0]))
+    reading = HeldOutLosses(KnownLossModel(), held_out()).evaluate_state(state_of([2.0]))
     assert reading["loss", "sport"] == pytest.approx(2.0)
     assert reading["loss", "tech"] == pytest.approx(3.0)
     assert reading["loss"][:2].tolist() == pytest.approx([2.25, 2.75])
@@ -67,25 +67,28 @@ def test_losses_are_means_over_tokens_by_domain_client_and_pool():
 
 
 def test_the_pool_counts_by_tokens_and_the_macro_mean_does_not():
-    reading = HeldOutLosses(Priced(), held_out(((90, 0), (0, 10), (0, 0)))).evaluate_state(state_of([2.0]))
+    reading = HeldOutLosses(KnownLossModel(), held_out(((90, 0), (0, 10), (0, 0)))).evaluate_state(state_of([2.0]))
     assert reading["loss", ""] == pytest.approx(2.1)
     assert reading["loss.macro"] == pytest.approx(2.5)
 
 
-def test_every_client_is_judged_by_the_model_it_shares():
-    reading = HeldOutLosses(Priced(), held_out(((10, 0), (10, 0), (0, 20)))).evaluate_state(state_of([1.0, 5.0, 7.0], LocalOnly()))
+def test_every_client_is_evaluated_with_the_model_of_its_cluster():
+    reading = HeldOutLosses(KnownLossModel(), held_out(((10, 0), (10, 0), (0, 20)))).evaluate_state(state_of([1.0, 5.0, 7.0], LocalOnly()))
     assert reading["loss"].tolist() == pytest.approx([1.0, 5.0, 8.0])
     assert reading["loss", "sport"] == pytest.approx(3.0)
 
 
-def test_a_domain_that_nobody_holds_has_no_number():
-    reading = HeldOutLosses(Priced(), held_out(((10, 0), (10, 0), (5, 0)))).evaluate_state(state_of([1.0]))
+def test_a_domain_without_clients_has_no_value():
+    reading = HeldOutLosses(KnownLossModel(), held_out(((10, 0), (10, 0), (5, 0)))).evaluate_state(state_of([1.0]))
     assert ("loss", "tech") not in reading
     assert reading["loss.macro"] == pytest.approx(1.0)
 
 
-def test_clients_that_rewrite_are_judged_by_text_as_they_write_it_and_everything_else_by_text_as_found():
-    plain, told = (HeldOutLosses(Priced(), held_out(), rewritten=own).evaluate_state(state_of([2.0])) for own in (None, written()))
+def test_rewriting_clients_are_evaluated_on_rewritten_text_and_all_else_on_original_text():
+    plain, told = (
+        HeldOutLosses(KnownLossModel(), held_out(), rewritten=own).evaluate_state(state_of([2.0]))
+        for own in (None, held_out_with_rewrites())
+    )
     assert told["loss"][:2].tolist() == pytest.approx([2.25, (10 * 4 + 30 * 5) / 40])
     assert told["perplexity"][:2].tolist() == pytest.approx(told["loss"][:2].exp().tolist())
     assert told["loss.original_text"][:2].tolist() == pytest.approx(plain["loss"][:2].tolist())
@@ -95,8 +98,8 @@ def test_clients_that_rewrite_are_judged_by_text_as_they_write_it_and_everything
     assert "loss.original_text" not in plain and ("loss.own", "") not in plain
 
 
-def test_before_and_after_are_on_text_as_the_client_writes_it():
-    probe = HeldOutLosses(Priced(), held_out(), blocks_per_client=4, rewritten=written())
+def test_losses_before_and_after_use_the_rewritten_text():
+    probe = HeldOutLosses(KnownLossModel(), held_out(), blocks_per_client=4, rewritten=held_out_with_rewrites())
     assert [set(probe.client_blocks(torch.tensor([client]))[0]) for client in (0, 1)] == [{0, 1, 2, 3}, {8, 9, 10, 11}]
     done = train(FedAvg(), clients((1, 4, 2), (0, 1, 3)), until=1)[0]
     local, after, reading = done.client_params["x"].flatten().tolist(), done.after.server.params["x"].item(), probe(done)
@@ -104,7 +107,7 @@ def test_before_and_after_are_on_text_as_the_client_writes_it():
     assert reading["loss.after"][:2].tolist() == pytest.approx([after + 0.25, after + 2.75])
 
 
-def test_texts_that_shrink_fill_as_many_blocks_with_more_documents():
+def test_shortened_texts_use_more_documents_for_equally_many_blocks():
     read = []
 
     def short(rows):
@@ -117,9 +120,9 @@ def test_texts_that_shrink_fill_as_many_blocks_with_more_documents():
     assert read_first_blocks(short, np.arange(5), block_length=8, max_blocks=20).mask.sum() == 10
 
 
-def test_before_and_after_are_measured_on_the_same_blocks():
+def test_losses_before_and_after_use_the_same_blocks():
     group = clients((1, 4, 2), (0, 1, 3))
-    probe = HeldOutLosses(Priced(), held_out(((10, 0), (0, 10), (5, 5))), blocks_per_client=2)
+    probe = HeldOutLosses(KnownLossModel(), held_out(((10, 0), (0, 10), (5, 5))), blocks_per_client=2)
     done = train(FedAvg(), group, until=1)[0]
     reading = probe(done)
     local, after = done.client_params["x"].flatten().tolist(), done.after.server.params["x"].item()
@@ -127,8 +130,8 @@ def test_before_and_after_are_measured_on_the_same_blocks():
     assert reading["loss.after"].tolist() == pytest.approx([after, after + 1, after + 0.5])
 
 
-def test_a_model_that_has_not_changed_is_not_evaluated_again():
-    judge = Priced()
+def test_an_unchanged_model_is_not_evaluated_again():
+    judge = KnownLossModel()
     probe = HeldOutLosses(judge, held_out(), blocks_per_client=0)
     probe.evaluate_state(state_of([1.0]))
     before = judge.calls
@@ -137,22 +140,22 @@ def test_a_model_that_has_not_changed_is_not_evaluated_again():
     assert probe.evaluate_state(state_of([1.5]))["loss", "sport"] == pytest.approx(1.5)
 
 
-def test_rounds_between_evaluations_say_nothing_but_the_last_always_does():
+def test_only_due_rounds_and_the_last_round_are_evaluated():
     done = train(FedAvg(), clients((1, 4, 2), (0, 1, 3)), until=5)
-    probe = HeldOutLosses(Priced(), held_out(), interval=3, last_round=5)
+    probe = HeldOutLosses(KnownLossModel(), held_out(), interval=3, last_round=5)
     assert [bool(probe(round)) for round in done] == [False, False, True, False, True]
 
 
-def test_a_model_that_diverged_is_nan_and_no_error():
-    assert math.isnan(HeldOutLosses(Priced(), held_out()).evaluate_state(state_of([math.nan]))["loss", ""])
+def test_a_diverged_model_gives_nan_and_no_error():
+    assert math.isnan(HeldOutLosses(KnownLossModel(), held_out()).evaluate_state(state_of([math.nan]))["loss", ""])
 
 
 def test_chunks_change_nothing():
-    whole, parts = HeldOutLosses(Priced(), held_out()), HeldOutLosses(Priced(), held_out(), tokens_per_pass=10)
+    whole, parts = HeldOutLosses(KnownLossModel(), held_out()), HeldOutLosses(KnownLossModel(), held_out(), tokens_per_pass=10)
     assert whole.evaluate_state(state_of([2.0]))["loss", ""] == parts.evaluate_state(state_of([2.0]))["loss", ""]
 
 
-def test_ones_own_blocks_follow_ones_own_mix_and_fewer_blocks_are_a_part_of_more():
+def test_own_blocks_have_the_mix_of_the_client_and_are_nested():
     held = held_out(((30, 10), (0, 1), (1, 1)))
     assert held.domain_ids[held.client_blocks(0, 4)].tolist() == [0, 0, 0, 1]
     assert set(held.domain_ids[held.client_blocks(1, 3)]) == {1}
@@ -160,15 +163,15 @@ def test_ones_own_blocks_follow_ones_own_mix_and_fewer_blocks_are_a_part_of_more
     assert held.head(2).client_blocks(1, 2).tolist() != []
 
 
-def test_two_clients_of_one_domain_are_not_judged_by_the_same_few_blocks():
+def test_two_clients_of_one_domain_have_different_blocks():
     held = held_out(((10, 0), (10, 0), (0, 1)))
     assert held.client_blocks(0, 1).tolist() != held.client_blocks(1, 1).tolist()
 
 
-def test_what_lay_under_the_adapters_when_a_client_trained_is_what_its_model_is_judged_on():
-    """The server may have merged something since: that belongs to the model after aggregation."""
+def test_a_client_model_is_evaluated_with_the_base_it_was_trained_on():
+    """The server may have changed the base since, which belongs to the model after aggregation."""
 
-    class Lifted(Priced):
+    class Lifted(KnownLossModel):
         def position_losses(self, params, tokens, keep):
             losses, counted = super().position_losses(params, tokens, keep)
             return losses + params["m.base"].view(-1, 1, 1) * counted, counted

@@ -1,4 +1,4 @@
-"""The server's way and the changes of products, on steps whose lengths and angles are known."""
+"""Test the path of the server and the updates of products, on steps with known lengths and angles."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fedrift.probes.lora import ProductGeometry, product_gram, product_gram_by_l
 from fedrift.probes.lora import product_efficiency as of_products
 from fedrift.probes.updates import ServerPath, path_efficiency
 from tests.laws.federation import SCALE, data, train
-from tests.probes.test_update import a_round
+from tests.probes.test_update import make_round
 
 
-def walked(before: list[list[float]], now: list[list[float]], last: list[list[float]] | None) -> RoundResult:
-    """A round in which the M models moved from ``before`` to ``now``, after they had moved by ``last``."""
-    done = a_round([[1, 0], [0, 1], [1, 1]])
+def make_path_round(before: list[list[float]], now: list[list[float]], last: list[list[float]] | None) -> RoundResult:
+    """Return a round in which the M models moved from ``before`` to ``now``, after they had moved by ``last``."""
+    done = make_round([[1, 0], [0, 1], [1, 1]])
     start, end = (Tree(x=torch.tensor(rows, dtype=torch.float64)) for rows in (before, now))
     group = torch.arange(3) if len(before) > 1 else torch.zeros(3, dtype=torch.long)
     moved = Tree() if last is None else Tree(x=torch.tensor(last, dtype=torch.float64))
@@ -33,22 +33,22 @@ def walked(before: list[list[float]], now: list[list[float]], last: list[list[fl
 ZERO = Tree(x=torch.zeros(1, 2, dtype=torch.float64))
 
 
-def test_a_step_a_way_and_a_turn():
-    reading = ServerPath(ZERO)(walked([[3, 4]], [[6, 8]], [[4, -3]]))
+def test_step_length_path_length_and_turn_are_recorded():
+    reading = ServerPath(ZERO)(make_path_round([[3, 4]], [[6, 8]], [[4, -3]]))
     assert reading["update.step"].item() == pytest.approx(5)
     assert reading["update.distance_from_start"].item() == pytest.approx(10)
     assert reading["update.turn"].item() == pytest.approx(0)
-    assert ServerPath(ZERO)(walked([[0, 0]], [[1, 1]], [[-1, -1]]))["update.turn"].item() == pytest.approx(-1)
+    assert ServerPath(ZERO)(make_path_round([[0, 0]], [[1, 1]], [[-1, -1]]))["update.turn"].item() == pytest.approx(-1)
 
 
-def test_the_first_round_has_no_turn_and_a_model_that_stood_still_no_direction():
-    assert "update.turn" not in ServerPath(ZERO)(walked([[0, 0]], [[1, 1]], None))
-    reading = ServerPath(ZERO)(walked([[0, 0]] * 3, [[1, 0], [0, 2], [0, 0]], [[1, 0], [0, -1], [1, 1]]))
-    assert reading["update.turn"].item() == pytest.approx(0)  # of 1 and -1; the third has none
+def test_the_first_round_has_no_turn_and_an_unchanged_model_no_direction():
+    assert "update.turn" not in ServerPath(ZERO)(make_path_round([[0, 0]], [[1, 1]], None))
+    reading = ServerPath(ZERO)(make_path_round([[0, 0]] * 3, [[1, 0], [0, 2], [0, 0]], [[1, 0], [0, -1], [1, 1]]))
+    assert reading["update.turn"].item() == pytest.approx(0)  # mean of 1 and -1; the third model has none
     assert reading["update.step"].item() == pytest.approx(1)
 
 
-def test_efficiency_is_one_on_a_straight_line_and_falls_on_a_way_back():
+def test_efficiency_is_one_on_a_straight_line_and_falls_on_return():
     past = MetricHistory(total={("update.step", ""): 3.0})
     assert path_efficiency({"update.step": 1.0, "update.distance_from_start": 4.0}, past) == {"update.efficiency": 1.0}
     assert path_efficiency({"update.step": 1.0, "update.distance_from_start": 2.0}, past) == {"update.efficiency": 0.5}
@@ -56,13 +56,13 @@ def test_efficiency_is_one_on_a_straight_line_and_falls_on_a_way_back():
 
 
 def test_pairs_of_clients_have_a_mean_cosine():
-    assert update_geometry(a_round([[1, 0], [0, 1], [1, 0]]))["update.pairwise"].item() == pytest.approx(1 / 3)
-    assert update_geometry(a_round([[1, 0], [-2, 0]]))["update.pairwise"].item() == pytest.approx(-1)
-    assert "update.pairwise" not in update_geometry(a_round([[1, 0]]))
+    assert update_geometry(make_round([[1, 0], [0, 1], [1, 0]]))["update.pairwise"].item() == pytest.approx(1 / 3)
+    assert update_geometry(make_round([[1, 0], [-2, 0]]))["update.pairwise"].item() == pytest.approx(-1)
+    assert "update.pairwise" not in update_geometry(make_round([[1, 0]]))
 
 
-def test_layers_are_told_apart():
-    done = a_round([[1, 0], [0, 1]])
+def test_layers_are_recorded_separately():
+    done = make_round([[1, 0], [0, 1]])
     delta = Tree(
         {
             "model.layers.3.q.A": torch.tensor([[1.0, 0], [0, 1]]),
@@ -74,17 +74,17 @@ def test_layers_are_told_apart():
     reading = update_geometry(replace(done, update=replace(done.update, delta=delta)))
     assert reading["update.diversity", "layer 03"].item() == pytest.approx(2)
     assert reading["update.consensus", "layer 11"].item() == pytest.approx(1)
-    assert not any("layer 02" in key for key in reading if isinstance(key, tuple))  # nobody moved it
-    assert reading["update.diversity"].item() == pytest.approx(3 / (2 * 0.25 + 1))  # the norm's leaves cancel
+    assert not any("layer 02" in key for key in reading if isinstance(key, tuple))  # no client changed it
+    assert reading["update.diversity"].item() == pytest.approx(3 / (2 * 0.25 + 1))  # the leaves of the norm cancel
 
 
 def dense(start: Tree, moves: Tree) -> torch.Tensor:
-    """s (B_k A_k - B A) as matrices, ``[n, O I]``."""
+    """Return s (B_k A_k - B A) as matrices, ``[n, O I]``."""
     after = start + moves
     return SCALE * (after["m.B"] @ after["m.A"] - start["m.B"] @ start["m.A"]).flatten(1)
 
 
-def test_products_of_thin_factors_are_those_of_the_matrices():
+def test_products_of_factors_equal_those_of_the_matrices():
     draw = torch.Generator().manual_seed(1)
     start, moves = (
         Tree({"m.A": torch.randn(4, 2, 5, generator=draw), "m.B": torch.randn(4, 3, 2, generator=draw)}).to(torch.float64) for _ in range(2)
@@ -93,7 +93,7 @@ def test_products_of_thin_factors_are_those_of_the_matrices():
     assert torch.allclose(SCALE**2 * product_gram(start, moves), full @ full.T, atol=1e-10)
 
 
-def test_tiny_changes_of_large_factors_keep_their_digits():
+def test_tiny_changes_of_large_factors_are_accurate():
     draw = torch.Generator().manual_seed(1)
     start = Tree({"m.A": torch.randn(2, 2, 5, generator=draw), "m.B": torch.randn(2, 3, 2, generator=draw)}).to(torch.float64)
     moves = 1e-9 * start
@@ -119,7 +119,7 @@ def test_clients_and_the_server_are_measured_in_the_space_of_products(algorithm)
     assert reading["product.pairwise"].item() == pytest.approx(torch.stack(pairs).mean().item())
 
 
-def test_the_way_of_the_products_is_that_of_the_matrices():
+def test_the_path_of_the_products_equals_that_of_the_matrices():
     done = train(FedAvg(), data(), until=3)
     start = done[0].before.server.params
     reading = ProductGeometry(SCALE, start)(done[2])
@@ -130,7 +130,7 @@ def test_the_way_of_the_products_is_that_of_the_matrices():
     assert of_products({"product.step": 1.0, "product.distance_from_start": 2.0}, past) == {"product.efficiency": 0.5}
 
 
-def test_layers_of_products_are_told_apart():
+def test_layers_of_products_are_recorded_separately():
     draw = torch.Generator().manual_seed(1)
     start, moves = (
         Tree(
@@ -147,8 +147,8 @@ def test_layers_of_products_are_told_apart():
     assert torch.allclose(grams["layer 00"] + grams["layer 01"], product_gram(start, moves))
 
 
-def test_the_way_of_writing_a_product_does_not_count():
-    """(B Q, Q^-1 A) is the same model as (B, A): product geometry sees no difference, factor geometry does."""
+def test_the_basis_of_a_product_does_not_matter():
+    """(B Q, Q^-1 A) is the same model as (B, A): metrics of products are equal, metrics of factors differ."""
     one = torch.eye(2, dtype=torch.float64)
     turned = torch.tensor([[2.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
     start = Tree({"m.A": torch.stack([one, one]), "m.B": torch.stack([one, one])})
@@ -158,4 +158,4 @@ def test_the_way_of_writing_a_product_does_not_count():
 
 
 def test_without_adapters_there_are_no_products():
-    assert ProductGeometry(1.0)(a_round([[1, 0], [0, 1]])) == {}
+    assert ProductGeometry(1.0)(make_round([[1, 0], [0, 1]])) == {}

@@ -1,4 +1,4 @@
-"""Minimal pairs and their scores: under models whose likings are known."""
+"""Test the minimal pairs and their scores with models of known preferences."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from fedrift.probes.syntax_templates import (
     word_forms,
 )
 from tests.models.tiny import random_model
-from tests.probes.rounds import a_round, regrouped, stacked
-from tests.worlds import byte_tokenizer
+from tests.probes.rounds import make_round, stacked, with_clusters
+from tests.small_experiment import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 
 
-class Liking:
-    """A model that charges each word by its own price; params do not matter unless they are large."""
+class WordCostModel:
+    """A model with a given loss for each word; its parameters have no effect unless they are large."""
 
     def __init__(self, price) -> None:
         self.price = price
@@ -53,7 +53,7 @@ def one(value: float = 1.0) -> Tree:
 
 
 def probe(price, pairs) -> MinimalPairProbe:
-    return build_syntax_probe(Liking(price), TOKENIZER, pairs)
+    return build_syntax_probe(WordCostModel(price), TOKENIZER, pairs)
 
 
 def corpus(texts: dict[str, list[str]]) -> Corpus:
@@ -70,10 +70,10 @@ def corpus(texts: dict[str, list[str]]) -> Corpus:
     )
 
 
-# The sentences.
+# The sentences
 
 
-def test_there_are_the_phenomena_that_were_promised():
+def test_all_documented_phenomena_exist():
     assert len(ENGLISH_PHENOMENA) >= 8
     assert {name for name in SANDBOX_PHENOMENA} - {"agreement in a relative clause"} <= ENGLISH_PHENOMENA.keys()
 
@@ -93,19 +93,19 @@ def test_a_hundred_pairs_differ_in_one_place_or_in_an_order(phenomenon):
 
 
 @pytest.mark.parametrize("phenomenon", ENGLISH_PHENOMENA)
-def test_templates_are_used_alike(phenomenon):
+def test_templates_are_used_equally_often(phenomenon):
     used = Counter(pair.template for pair in generate_english_pairs(phenomenon, 100))
     assert len(used) == 2 * len(ENGLISH_PHENOMENA[phenomenon]) >= 4
     assert max(used.values()) - min(used.values()) <= 1
 
 
-def test_a_right_sentence_is_never_another_pairs_wrong_one():
+def test_a_correct_sentence_is_never_wrong_in_another_pair():
     pairs = [pair for name in ENGLISH_PHENOMENA for pair in generate_english_pairs(name, 100)]
     assert not {pair.good for pair in pairs} & {pair.bad for pair in pairs}
 
 
-def test_no_form_of_a_verb_is_another_verbs():
-    """Otherwise the wrong sentence may be right: ``did not found the club``."""
+def test_no_form_of_a_verb_is_a_form_of_another_verb():
+    """Otherwise the wrong sentence could be correct: ``did not found the club``."""
     forms_of = [set(verb) for verb in ENGLISH_LEXICON.transitive + ENGLISH_LEXICON.intransitive]
     assert sum(map(len, forms_of)) == len(set().union(*forms_of))
 
@@ -117,45 +117,45 @@ def test_with_a_tokenizer_both_sentences_have_equally_many_tokens(phenomenon):
     assert all(count(pair.good) == count(pair.bad) for pair in pairs)
 
 
-def test_a_template_without_such_pairs_is_left_out():
-    """Counted by letters, only himself and herself are alike."""
+def test_a_template_without_such_pairs_is_omitted():
+    """If letters are tokens, only himself and herself have equal lengths."""
     assert {pair.template for pair in generate_english_pairs("anaphor", 30, count_tokens=len)} == {"anaphor_gender, sg"}
     assert generate_english_pairs("determiner and noun", 30, count_tokens=lambda text: sum(map(ord, text))) == []
 
 
-def test_pairs_are_the_same_for_the_same_seed_only():
+def test_pairs_are_equal_for_equal_seeds_only():
     assert generate_english_pairs("agreement", 9) == generate_english_pairs("agreement", 9) == generate_english_pairs("agreement", 20)[:9]
     assert generate_english_pairs("agreement", 9) != generate_english_pairs("agreement", 9, seed=1)
 
 
-def test_a_wrong_name_gets_the_nearest_right_one():
+def test_a_wrong_name_is_refused_with_the_nearest_name():
     with pytest.raises(UserError, match="did you mean 'anaphor'"):
         generate_english_pairs("anafor", 1)
 
 
-# The words.
+# The words
 
 
-def test_only_words_that_every_domain_uses_are_asked():
+def test_only_words_of_every_domain_are_used():
     everywhere = "The teacher made a report. The teachers made reports. " * 2
     texts = {"a": [everywhere, everywhere + "x", "guys and guy", "a guy, guys"], "b": [everywhere, everywhere + "y"]}
     lexicon = build_lexicon(corpus(texts))
     assert lexicon.people[0] == ("teacher", "teachers") and lexicon.things[0] == ("report", "reports")
-    assert len(lexicon.people) == MIN_CLASS_WORDS and lexicon.people[1] == ("guy", "guys")  # filled up with what most domains hold
+    assert len(lexicon.people) == MIN_CLASS_WORDS and lexicon.people[1] == ("guy", "guys")  # filled up with words that most domains contain
 
 
-def test_a_word_of_one_document_is_not_a_domains_word():
+def test_a_word_of_one_document_is_not_a_word_of_its_domain():
     said = ["the teacher and the teachers", "teachers", "teacher"]
     assert build_lexicon(corpus({"a": said, "b": said})).people[0] == ("teacher", "teachers")
     assert build_lexicon(corpus({"a": said[:1], "b": said[:1]})) == select_shared_lexicon(ENGLISH_LEXICON, {}, 2)
 
 
-def test_a_corpus_that_has_them_all_leaves_the_lexicon_as_it_is():
+def test_a_corpus_with_all_words_does_not_change_the_lexicon():
     domain_counts = dict.fromkeys(word_forms(ENGLISH_LEXICON), 3)
     assert select_shared_lexicon(ENGLISH_LEXICON, domain_counts, 3) == ENGLISH_LEXICON
 
 
-def test_forms_are_spelled_as_english_does():
+def test_forms_follow_english_spelling():
     assert parse_nouns("boy man/men") == (("boy", "boys"), ("man", "men"))
     assert parse_verbs("use take/took/taken keep/kept") == (
         ("use", "uses", "used", "used"),
@@ -166,25 +166,25 @@ def test_forms_are_spelled_as_english_does():
 
 
 @pytest.mark.slow
-def test_the_sandbox_is_asked_in_its_own_language():
+def test_the_synthetic_corpus_has_its_own_minimal_pairs():
     pairs = select_pairs(corpus({"a": ["x"]}), TOKENIZER, SyntheticConfig(num_documents=4), 0, pairs_per_phenomenon=8)
     assert {pair.phenomenon for pair in pairs} <= SANDBOX_PHENOMENA.keys() and len({pair.phenomenon for pair in pairs}) >= 8
     assert select_pairs(corpus({"a": ["x"]}), TOKENIZER, SyntheticConfig(num_documents=4, overlap=0.0), 0, pairs_per_phenomenon=8) == []
 
 
-# The scores.
+# The scores
 
 
-def test_a_model_that_dislikes_the_wrong_word_gets_every_pair():
+def test_a_model_with_a_higher_loss_for_the_wrong_word_solves_every_pair():
     pairs = generate_english_pairs("determiner and noun", 12)
-    found = build_syntax_probe(Sentences({pair.bad: 3.0 for pair in pairs}), TOKENIZER, pairs).score_phenomena(one())
+    found = build_syntax_probe(SentenceCostModel({pair.bad: 3.0 for pair in pairs}), TOKENIZER, pairs).score_phenomena(one())
     assert found.tolist() == [[1.0, 3.0]]
-    found = build_syntax_probe(Sentences({pair.good: 3.0 for pair in pairs}), TOKENIZER, pairs).score_phenomena(one())
+    found = build_syntax_probe(SentenceCostModel({pair.good: 3.0 for pair in pairs}), TOKENIZER, pairs).score_phenomena(one())
     assert found.tolist() == [[0.0, -3.0]]
 
 
-class Sentences:
-    """A model that charges whole sentences."""
+class SentenceCostModel:
+    """A model with a given loss for each sentence."""
 
     def __init__(self, price: dict[str, float]) -> None:
         self.price = {tuple(token_ids(TOKENIZER, text)): cost for text, cost in price.items()}
@@ -195,37 +195,37 @@ class Sentences:
         return torch.tensor([[self.price.get(line[1:], 0.0) for line in lines]]), keep[:, :, 1:].sum(2)
 
 
-def test_a_model_that_cannot_tell_is_at_chance():
+def test_a_model_without_preference_is_at_chance():
     pairs = generate_english_pairs("agreement", 10) + generate_english_pairs("word order", 10)
     assert probe(lambda token: 1.5, pairs).score_phenomena(one())[1].tolist() == [0.5, 0.0]
 
 
-def test_a_model_that_blew_up_has_no_score():
+def test_a_diverged_model_has_no_score():
     pairs = generate_english_pairs("agreement", 10)
     assert probe(lambda token: 1.0, pairs).score_phenomena(one(float("nan"))).isnan().all()
 
 
-def test_phenomena_count_the_same_whatever_their_number_of_pairs():
+def test_phenomena_have_equal_weights_for_any_number_of_pairs():
     first, second = generate_english_pairs("agreement", 30), generate_english_pairs("filler and gap", 10)
-    looking = build_syntax_probe(Sentences({pair.bad: 1.0 for pair in first}), TOKENIZER, first + second)
+    looking = build_syntax_probe(SentenceCostModel({pair.bad: 1.0 for pair in first}), TOKENIZER, first + second)
     model = stacked()
-    reading = looking.evaluate_state(a_round(model, [0.0]).before)
+    reading = looking.evaluate_state(make_round(model, [0.0]).before)
     assert reading["syntax.accuracy", "agreement"] == 1 and reading["syntax.accuracy", "filler and gap"] == 0.5
     assert reading["syntax.accuracy"].item() == pytest.approx(0.75)
     assert reading["syntax.margin"].item() == pytest.approx(0.5)
     assert looking.log_prob_margins(one()).tolist() == [1.0] * 30 + [0.0] * 10
 
 
-def test_several_models_are_weighed_by_whom_they_serve():
+def test_several_models_are_weighted_by_their_clients():
     pairs = generate_english_pairs("agreement", 10, count_tokens=lambda text: len(token_ids(TOKENIZER, text)))
     looking = probe(lambda token: float(token), pairs)
-    done = a_round(stacked(), [0.0] * 4)
-    alone = looking.evaluate_state(regrouped(done.after, [0, 0, 0, 0], one(1.0)))["syntax.margin"].item()
+    done = make_round(stacked(), [0.0] * 4)
+    alone = looking.evaluate_state(with_clusters(done.after, [0, 0, 0, 0], one(1.0)))["syntax.margin"].item()
     two = Tree(x=torch.cat([one(1.0)["x"], one(3.0)["x"]]))
-    assert looking.evaluate_state(regrouped(done.after, [0, 0, 0, 1], two))["syntax.margin"].item() == pytest.approx(1.5 * alone)
+    assert looking.evaluate_state(with_clusters(done.after, [0, 0, 0, 1], two))["syntax.margin"].item() == pytest.approx(1.5 * alone)
 
 
-def test_padding_and_company_change_no_score():
+def test_padding_and_other_sentences_change_no_score():
     language = random_model("llama", TOKENIZER)
     model = StackedModel(language.network.double(), Lora(r=2))
     pairs = generate_english_pairs("agreement", 12) + generate_english_pairs("agreement across a relative clause", 12)
@@ -247,7 +247,7 @@ def pocket(tmp_path_factory):
     return StackedModel(language.network, Lora()), language.tokenizer
 
 
-def test_pocket_knows_grammar_and_less_when_its_weights_are_noise(pocket):
+def test_pocket_solves_more_pairs_than_with_random_weights(pocket):
     model, tokenizer = pocket
     count = lambda text: len(token_ids(tokenizer, text))  # noqa: E731
     pairs = [pair for name in ENGLISH_PHENOMENA for pair in generate_english_pairs(name, 12, count_tokens=count)]
@@ -266,7 +266,7 @@ def test_pocket_knows_grammar_and_less_when_its_weights_are_noise(pocket):
     assert margins[across & ~attractor].mean() > margins[across & attractor].mean()
 
 
-def test_a_bench_makes_a_look(pocket):
+def test_the_probe_is_made_from_its_context(pocket):
     from fedrift.probes.syntax import syntax_probes
 
     model, tokenizer = pocket

@@ -1,4 +1,4 @@
-"""Continuations and their scores, on texts whose scores are known and against transformers' own generation."""
+"""Test continuations and their scores on texts with known scores and against the generation of transformers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fedrift.models.stacked_model import NucleusSampler, StackedModel, generate_
 from fedrift.models.trainable import All, Lora
 from fedrift.probes.text import bleu_signature, distinct_ngrams, repetition_rate, score_continuations
 from tests.models.tiny import random_model
-from tests.worlds import byte_tokenizer
+from tests.small_experiment import byte_tokenizer
 
 
-def test_the_text_itself_has_full_marks_and_another_none():
+def test_the_reference_text_has_the_highest_score_and_another_text_zero():
     text = "the coach praised every player after the late goal"
     same = score_continuations([(text, text)] * 3)
     assert same["text.bleu"] == pytest.approx(100)
@@ -26,19 +26,19 @@ def test_the_text_itself_has_full_marks_and_another_none():
     assert other["text.rouge1"] == 0
 
 
-def test_rouge_counts_stems():
+def test_rouge_compares_stems():
     assert score_continuations([("players praising", "player praised")])["text.rouge2"] == 1
 
 
-def test_bleu_is_the_corpuss_and_not_the_mean_of_the_sentences():
+def test_bleu_is_computed_on_the_corpus():
     pairs = [("a b c d e f", "a b c d e f"), ("x y", "p q r s t u v w")]
     alone = [score_continuations([pair])["text.bleu"] for pair in pairs]
     assert score_continuations(pairs)["text.bleu"] != pytest.approx(sum(alone) / 2, abs=1)
     assert bleu_signature().startswith("BLEU nrefs:1|bs:1000|seed:12345|case:mixed|eff:no|tok:13a|smooth:exp|version:")
 
 
-def test_intervals_are_of_the_prompts():
-    """Half of 400 prompts hit, half missed: 1.96 * .5 / 20 = .049 for a mean; for BLEU a bootstrap by hand."""
+def test_intervals_are_over_prompts():
+    """Half of 400 prompts match: the interval of a mean is 1.96 * .5 / 20 = .049; that of BLEU is compared with a bootstrap."""
     hit, missed = ("a b c d e f g", "a b c d e f g"), ("p q r s t u v", "a b c d e f g")
     mixed = [hit, missed] * 200
     found = score_continuations(mixed)
@@ -50,7 +50,7 @@ def test_intervals_are_of_the_prompts():
     low, high = np.quantile(by_hand, [0.025, 0.975])
     assert found["text.bleu.ci"] == pytest.approx((high - low) / 2, rel=0.3)
     assert score_continuations([hit] * 20)["text.bleu.ci"] == score_continuations([hit] * 20)["text.rouge2.ci"] == 0
-    assert score_continuations(mixed) == found  # no draw of its own
+    assert score_continuations(mixed) == found  # no random draw
 
 
 def test_few_prompts_have_no_interval():
@@ -58,7 +58,7 @@ def test_few_prompts_have_no_interval():
     assert math.isnan(few["text.bleu.ci"]) and math.isnan(few["text.rouge1.ci"]) and few["text.bleu"] > 0
 
 
-def test_different_pairs_and_repeated_runs():
+def test_distinct_pairs_and_repetition_are_counted():
     words = "a b a b a b".split()
     assert distinct_ngrams([words], 2) == pytest.approx(2 / 5)
     assert repetition_rate([words], 4) == pytest.approx(1 / 3)  # abab baba abab
@@ -67,7 +67,7 @@ def test_different_pairs_and_repeated_runs():
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_a_continuation_is_that_of_transformers(kind):
+def test_a_continuation_equals_that_of_transformers(kind):
     network = random_model(kind, byte_tokenizer()).network
     prompts = torch.arange(12).view(3, 4)
     theirs = network.generate(
@@ -84,14 +84,14 @@ def test_a_continuation_is_that_of_transformers(kind):
     assert not model.active_params.leaves
 
 
-def test_the_nucleus_is_the_fewest_tokens_that_hold_the_mass():
+def test_the_nucleus_has_the_fewest_tokens_with_the_required_mass():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(4000, 4)
     drawn = NucleusSampler(torch.Generator().manual_seed(0), 0.7)(logits).flatten().bincount(minlength=4) / 4000
     assert drawn[2:].tolist() == [0, 0]
     assert float(drawn[0]) == pytest.approx(0.5 / 0.8, abs=3 * (0.625 * 0.375 / 4000) ** 0.5)
 
 
-def test_a_drawn_continuation_is_that_of_transformers_with_the_same_draws():
+def test_a_sampled_continuation_equals_that_of_transformers_with_equal_draws():
     network = random_model("llama", byte_tokenizer()).network
     prompts = torch.arange(12).view(3, 4)
     with torch.random.fork_rng():
@@ -114,7 +114,7 @@ def test_a_drawn_continuation_is_that_of_transformers_with_the_same_draws():
 
 
 @pytest.mark.parametrize("tune", [Lora(r=2), All()], ids=lambda tune: type(tune).__name__)
-def test_what_is_worn_decides_and_a_cache_changes_nothing(tune):
+def test_continuations_depend_on_the_parameters_and_not_on_the_cache(tune):
     model = StackedModel(random_model("llama", byte_tokenizer()).network, tune)
     draw = torch.Generator().manual_seed(0)
     params = model.init_params().map(lambda leaf: leaf + 0.3 * torch.randn(leaf.shape, generator=draw))
@@ -122,7 +122,7 @@ def test_what_is_worn_decides_and_a_cache_changes_nothing(tune):
     found = generate_tokens(model, params, prompts, 5)
     assert found.tolist() != generate_tokens(model, model.init_params(), prompts, 5).tolist()
     seen = prompts
-    for _ in range(5):  # all anew for every token, by the loss's own head
+    for _ in range(5):  # without a cache, by the head of the loss
         hidden = model.hidden_states(params, seen[None])[0, :, -1]
         head = model.head.weight if model.head_leaf is None else params[model.head_leaf][0]
         seen = torch.cat([seen, (hidden @ head.T).argmax(1, keepdim=True)], 1)

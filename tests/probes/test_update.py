@@ -1,4 +1,4 @@
-"""Update geometry on updates whose angles are known."""
+"""Test the update metrics on updates with known angles."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fedrift.probes.base import to_records
 from tests.quadratics import clients, train
 
 
-def a_round(updates: list[list[float]], failed: tuple[int, ...] = ()):
-    """A round in which the clients sent these updates."""
+def make_round(updates: list[list[float]], failed: tuple[int, ...] = ()):
+    """Return a round in which the clients sent these updates."""
     width = len(updates[0])
     done = train(FedAvg(), clients([[1] * width] * len(updates), [[0] * width] * len(updates)), until=1)[0]
     out = torch.zeros(len(updates), dtype=torch.bool).index_fill(0, torch.tensor(failed, dtype=torch.long), True)
@@ -24,7 +24,7 @@ def a_round(updates: list[list[float]], failed: tuple[int, ...] = ()):
 
 
 def test_identical_updates_agree_fully():
-    reading = update_geometry(a_round([[3, 4]] * 5))
+    reading = update_geometry(make_round([[3, 4]] * 5))
     assert reading["update.norm"].tolist() == pytest.approx([5] * 5)
     assert reading["update.cosine"].tolist() == pytest.approx([1] * 5)
     assert reading["update.consensus"] == pytest.approx(1)
@@ -34,7 +34,7 @@ def test_identical_updates_agree_fully():
 
 @pytest.mark.parametrize("count", [2, 5, 10])
 def test_orthogonal_updates_have_the_cosine_of_chance(count):
-    reading = update_geometry(a_round(torch.eye(count).tolist()))
+    reading = update_geometry(make_round(torch.eye(count).tolist()))
     assert reading["update.cosine"].tolist() == pytest.approx([count**-0.5] * count)
     assert reading["update.consensus"] == pytest.approx(count**-0.5)
     assert reading["update.diversity"] == pytest.approx(count)
@@ -42,19 +42,19 @@ def test_orthogonal_updates_have_the_cosine_of_chance(count):
 
 
 def test_opposite_updates_cancel():
-    reading = update_geometry(a_round([[1, 0], [-1, 0]]))
+    reading = update_geometry(make_round([[1, 0], [-1, 0]]))
     assert reading["update.consensus"] == pytest.approx(0, abs=1e-9)
     assert reading["update.divergence"] == pytest.approx(2)
 
 
 def test_a_failed_client_has_no_number_and_does_not_count():
-    whole = update_geometry(a_round([[1, 0], [0, 1]]))
-    reading = update_geometry(a_round([[1, 0], [9, 9], [0, 1]], failed=(1,)))
+    whole = update_geometry(make_round([[1, 0], [0, 1]]))
+    reading = update_geometry(make_round([[1, 0], [9, 9], [0, 1]], failed=(1,)))
     assert reading["update.norm"][1].isnan()
     assert reading["update.consensus"] == whole["update.consensus"]
 
 
-def test_values_are_recorded_for_those_they_belong_to():
+def test_values_are_recorded_for_their_clients():
     rows = to_records({"a": 1.5, "b": torch.tensor([1.0, 2.0]), ("c", "sport"): torch.tensor(3.0), "d": torch.arange(3.0)}, 7, [0, 2], 3)
     assert [(row.metric, row.domain, row.client, row.value) for row in rows] == [
         ("a", "", -1, 1.5),

@@ -1,4 +1,4 @@
-"""The pretrained model is read once for all runs of a stock, and no number of any run changes by it."""
+"""Test that the pretrained model is evaluated once for all runs with shared resources, and that no value changes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedrift.core.tree import Tree
 from fedrift.engine.run import run_experiment
 from fedrift.models.stacked_model import StackedModel
 from fedrift.probes.losses import PretrainedLossCache
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 TUNES = {
     "lora": [],
@@ -21,7 +21,7 @@ TUNES = {
 
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("tune", TUNES)
-def test_runs_that_share_a_stock_read_the_pretrained_model_once_and_record_the_same(tune, tmp_path, monkeypatch):
+def test_runs_with_shared_resources_evaluate_the_pretrained_model_once(tune, tmp_path, monkeypatch):
     asked = [
         experiment(
             tmp_path,
@@ -54,7 +54,7 @@ def test_runs_that_share_a_stock_read_the_pretrained_model_once_and_record_the_s
     assert count[1] < count[0]
 
 
-def test_only_the_first_model_is_remembered(tmp_path):
+def test_only_the_losses_of_the_pretrained_model_are_cached(tmp_path):
     setting = make_cache(tmp_path).get_stacked_model(experiment(tmp_path).model, experiment(tmp_path).trainable)
     start, known = setting.init_params(0), {}
     judge = PretrainedLossCache(setting, start, "here", known)
@@ -63,7 +63,7 @@ def test_only_the_first_model_is_remembered(tmp_path):
     with torch.no_grad():
         first, counts = judge.sequence_losses(start, tokens, keep)
         assert len(known) == 1 and torch.equal(first, setting.sequence_losses(start, tokens, keep)[0]) and counts.tolist() == [[11, 11]]
-        other = PretrainedLossCache(setting, setting.init_params(1), "here", known)  # adapters of another seed: the same function
+        other = PretrainedLossCache(setting, setting.init_params(1), "here", known)  # adapters of another seed are the same function
         assert torch.equal(other.sequence_losses(setting.init_params(1), tokens, keep)[0], first) and len(known) == 1
         moved = start.map(lambda leaf: leaf + 0.1)
         assert not torch.equal(judge.sequence_losses(moved, tokens, keep)[0], first) and len(known) == 1
@@ -71,5 +71,5 @@ def test_only_the_first_model_is_remembered(tmp_path):
         assert not judge.is_initial(under) and judge.is_initial(Tree({**start, "base/what": torch.zeros(1, 3)}))
         keep[:, :, 6:] = False
         assert not torch.equal(judge.sequence_losses(start, tokens, keep)[0], first) and len(known) == 2
-    judge.sequence_losses(start, tokens, keep)  # what needs gradients is never remembered
+    judge.sequence_losses(start, tokens, keep)  # losses with gradients are never cached
     assert len(known) == 2

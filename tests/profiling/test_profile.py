@@ -1,4 +1,4 @@
-"""A profile tells what it saw and changes nothing."""
+"""Test that a profile reports what it measured and does not change the run."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from fedrift.profiling.hints import find_hints
 from fedrift.profiling.memory import storage_bytes
 from fedrift.profiling.operations import ELEMENTWISE, HEAD, IDLE, OPTIMIZER, sum_by_kind
 from fedrift.storage.tensors import load_tensors
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
-LENGTH, WIDE, INNER, RANK, BLOCKS = 16, 32, 48, 8, 2  # of the world's model
+LENGTH, WIDE, INNER, RANK, BLOCKS = 16, 32, 48, 8, 2  # of the model of the small experiment
 KEYS, VALUES = 16, 16
 
 
@@ -31,8 +31,8 @@ class Killed(Exception):
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory):
-    """A profile of three rounds of SCAFFOLD, where it was kept, and the same run as it is without."""
+def profiled(tmp_path_factory):
+    """Return a profile of three rounds of SCAFFOLD, its folder, and the same run without a profile."""
     folder = tmp_path_factory.mktemp("profile")
     asked = edit_config(experiment(folder), {"algorithm": Scaffold()})
     found = profile_run(asked, make_cache(folder), num_rounds=2, folder=folder / "profiled")
@@ -46,18 +46,18 @@ def seen(tmp_path_factory):
     return found, folder
 
 
-def test_profiled_rounds_end_where_the_same_rounds_end_without(seen):
-    found, folder = seen
+def test_profiled_rounds_equal_rounds_without_profile(profiled):
+    found, folder = profiled
     mine, _ = load_tensors(folder / "profiled" / found.id / "state.safetensors")
     plain, said = load_tensors(folder / "runs" / found.id / "state.safetensors")
     assert said["round"] == 3
     assert mine.keys() == plain.keys()
     differ = {name for name in plain if not torch.equal(mine[name], plain[name])}
-    assert differ <= {"client_states.slot"}  # where in its file a client's memory lies; its digest is compared
+    assert differ <= {"client_states.slot"}  # the position of a client's state in the file; the digests are compared
 
 
-def test_shares_sum_to_one_and_every_second_has_a_place(seen):
-    found, _ = seen
+def test_shares_sum_to_one_and_every_second_is_attributed(profiled):
+    found, _ = profiled
     assert math.isclose(sum(phase["share"] for phase in found.phases), 1)
     assert math.isclose(sum(found.training["shares"].values()), 1)
     assert math.isclose(sum(found.training["seconds"].values()), found.training["total"])
@@ -67,24 +67,24 @@ def test_shares_sum_to_one_and_every_second_has_a_place(seen):
     assert times["load model"] == times["round 0: evaluation"] == 1
 
 
-def test_counted_flops_are_those_of_the_closed_form(seen):
-    found, folder = seen
+def test_counted_flops_equal_the_closed_form(profiled):
+    found, folder = profiled
     words = json.loads((folder / "model-llama" / "config.json").read_text())["vocab_size"]
     read = WIDE + KEYS + VALUES  # outputs of the joint map of queries, keys and values
     maps = WIDE * read + WIDE * WIDE + 3 * WIDE * INNER
-    low, high = WIDE * 2 * RANK, read * 2 * RANK  # adapters on queries and values, as one
-    block = 2 * 2 * maps + 2 * 3 * low + 2 * 3 * high + 3.5 * 4 * LENGTH * WIDE  # both ways; attention 2 and 5 products
-    whole = BLOCKS * block - 2 * WIDE * read - 2 * low  # nothing trained lies below the first block: no gradient there
-    places = LENGTH / (LENGTH - 1) / (1 - found.compute["padding"])  # read for each that is predicted
+    low, high = WIDE * 2 * RANK, read * 2 * RANK  # adapters of queries and values, computed together
+    block = 2 * 2 * maps + 2 * 3 * low + 2 * 3 * high + 3.5 * 4 * LENGTH * WIDE  # forward and backward; attention has 2 and 5 products
+    whole = BLOCKS * block - 2 * WIDE * read - 2 * low  # no trained parameter is below the first block, so it has no gradient
+    places = LENGTH / (LENGTH - 1) / (1 - found.compute["padding"])  # positions read for each predicted one
     assert found.compute["flops_per_token"] == pytest.approx(places * whole + 4 * words * WIDE, rel=0.01)
     assert 0 < found.compute["share_of_peak"] < 1
 
 
-def test_the_bytes_of_adapters_and_memories_are_exact(seen):
-    found, _ = seen
+def test_the_bytes_of_adapters_and_client_states_are_exact(profiled):
+    found, _ = profiled
     adapters = 4 * BLOCKS * (RANK * (WIDE + WIDE) + RANK * (WIDE + VALUES))
     held = found.memory["bytes"]
-    assert held["server models (1)"] == 2 * adapters  # the model, and what the last round changed
+    assert held["server models (1)"] == 2 * adapters  # the model, and the change of the last round
     assert held["states of 3 clients"] == 3 * adapters  # c_i
     assert held["server optimizer state and broadcast"] == adapters  # c
     assert held["models, gradients and states in a pass"] == 2 * 5 * adapters
@@ -93,12 +93,12 @@ def test_the_bytes_of_adapters_and_memories_are_exact(seen):
     assert sum(held.values()) == found.memory["resident_peak"]
 
 
-def test_what_two_tensors_share_is_held_once():
+def test_shared_memory_of_two_tensors_counts_once():
     whole = torch.zeros(10, 4)
     assert storage_bytes([whole, whole[:5], torch.zeros(3)]) == 160 + 12
 
 
-def test_operations_go_where_they_were_called_from():
+def test_operations_are_attributed_to_their_callers():
     def event(number, name, above=None, took=1.0, start=0):
         return SimpleNamespace(
             id=number,
@@ -132,7 +132,7 @@ def phases(**seconds):
     return [{"name": name.replace("_", " "), "seconds": each, "times": 20, "total": 20 * each} for name, each in seconds.items()]
 
 
-def test_hints_are_computed_and_the_dearest_comes_first():
+def test_hints_are_ordered_by_cost():
     told = find_hints(
         phases(training=5.0, probe_losses=4.0),
         plan(),
@@ -159,7 +159,7 @@ def test_an_experiment_without_rounds_is_refused(tmp_path):
         profile_run(experiment(tmp_path, "training.num_rounds=0"), make_cache(tmp_path))
 
 
-def test_the_command_prints_writes_and_traces(tmp_path, monkeypatch):
+def test_the_command_prints_and_writes_a_profile_and_a_trace(tmp_path, monkeypatch):
     import yaml
 
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(experiment(tmp_path).to_dict()))

@@ -1,4 +1,4 @@
-"""Small runs to be shown."""
+"""Small runs for tests of figures and pages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DOMAINS = ("business", "sport")
 
 
 def trajectory(rounds: int = 8, clients: int = 2, lift: float = 0.0, bad: int | None = None) -> Trajectory:
-    """Falling losses; from round ``bad`` on they are not numbers."""
+    """Return a trajectory with falling losses; from round ``bad`` on they are NaN."""
     records = []
     for round in range(rounds):
         loss = math.nan if bad is not None and round >= bad else 5.0 - 0.05 * round + lift
@@ -30,14 +30,14 @@ def trajectory(rounds: int = 8, clients: int = 2, lift: float = 0.0, bad: int | 
     return Trajectory(records)
 
 
-def exhibit(name: str = "FedAvg", **changes) -> RunView:
+def make_view(name: str = "FedAvg", **changes) -> RunView:
     table = {"domains": list(DOMAINS), "tokens": [[900, 0], [0, 1200]]}
     experiment = {"dataset": {"name": "bbc"}, "training": {"num_rounds": 8}, "partition_table": table}
     whole = RunView(name, experiment, trajectory(), trajectory(lift=-0.1), "finished", {"python": "3.11"})
     return whole._replace(**changes)
 
 
-def light(name: str = "FedAvg", **changes) -> RunView:
-    """An exhibit of two charts, for what does not depend on how many there are."""
+def make_small_view(name: str = "FedAvg", **changes) -> RunView:
+    """Return a view of a run with two charts, for tests that do not depend on the number of charts."""
     losses = Trajectory([record for record in trajectory(clients=0).records if not record.domain])
-    return exhibit(name, **({"trajectory": losses, "iid_baseline": None} | changes))
+    return make_view(name, **({"trajectory": losses, "iid_baseline": None} | changes))

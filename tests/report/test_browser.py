@@ -1,7 +1,6 @@
-"""The page of a study in a real browser: it draws, filters, needs no mouse, and fits a phone and paper.
+"""Test the page of a study in a real browser: it draws, filters, works with the keyboard, and fits phones and paper.
 
-Slow, and skipped where there is no Chromium (Debian: `apt install chromium chromium-driver`):
-`pytest -m slow tests/report/test_browser.py`.
+These tests are slow and need Chromium (Debian: `apt install chromium chromium-driver`): `pytest -m slow tests/report/test_browser.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import pytest
 
 from fedrift.report.study_report import write_study_report
 
-from .made import made
+from .stored_study import make_study
 
 DRIVER = shutil.which("chromedriver")
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -28,8 +27,8 @@ MARKS = (
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("browser")
-    book = made(folder / "runs", deep=True, more={"training.client_optimizer.lr": [0.5, 100.0]}, seeds=3)
-    return write_study_report(book, folder / "out")[0].resolve()
+    manifest = make_study(folder / "runs", deep=True, more={"training.client_optimizer.lr": [0.5, 100.0]}, seeds=3)
+    return write_study_report(manifest, folder / "out")[0].resolve()
 
 
 @pytest.fixture(scope="module")
@@ -57,21 +56,21 @@ def driver(page):
 
 @pytest.fixture
 def browser(driver):
-    """The page as it is when it is opened."""
+    """The page in its initial state."""
     driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     driver.execute_script("form.reset(); scrollTo(0, 0); document.activeElement.blur()")
     driver.execute_async_script("setTimeout(arguments[0], 50)")
-    settled(driver)
+    wait_until_drawn(driver)
     return driver
 
 
-def settled(driver) -> None:
+def wait_until_drawn(driver) -> None:
     driver.execute_async_script(
         "const done = arguments[0]; Promise.all([...views.values()].map(view => view.runAsync())).then(() => done())"
     )
 
 
-def test_every_figure_draws_without_a_word_in_the_console(browser):
+def test_every_figure_draws_without_console_messages(browser):
     empty = browser.execute_script(
         "return [...document.querySelectorAll('.chart')].filter(c => !c.querySelector('svg path')).map(c => c.id)"
     )
@@ -79,7 +78,7 @@ def test_every_figure_draws_without_a_word_in_the_console(browser):
     assert not [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
 
 
-def test_nothing_is_fetched(browser):
+def test_the_page_loads_no_other_resource(browser):
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
 
 
@@ -88,29 +87,29 @@ def test_a_filter_acts_on_figures_and_tables_together(browser):
     rows = "return [...document.querySelectorAll('tr[data-condition]')].filter(row => !row.hidden).length"
     every = browser.execute_script(rows)
     browser.find_element("css selector", "input[value=Scaffold]").click()
-    settled(browser)
+    wait_until_drawn(browser)
     assert browser.execute_script("return document.getElementById('shown').textContent") == "4 of 8 conditions"
     assert 0 < browser.execute_script(rows) < every
     assert 0 < browser.execute_script(MARKS) < before
     browser.find_element("css selector", "button[type=reset]").click()
     browser.implicitly_wait(0.2)
     browser.execute_async_script("setTimeout(arguments[0], 50)")
-    settled(browser)
+    wait_until_drawn(browser)
     assert browser.execute_script(MARKS) == before and browser.execute_script(rows) == every
 
 
-def test_one_domain_can_be_looked_at(browser):
-    shape = "return document.querySelector('#figure-loss-main .chart svg').textContent"  # the numbers of its axes
+def test_one_domain_can_be_selected(browser):
+    shape = "return document.querySelector('#figure-loss-main .chart svg').textContent"  # the numbers on its axes
     before = browser.execute_script(shape)
     browser.execute_script(
         "const s = document.querySelector('#figure-loss-main select'); s.value = 'sport'; s.dispatchEvent(new Event('change',"
         " {bubbles: true}))"
     )
-    settled(browser)
+    wait_until_drawn(browser)
     assert browser.execute_script(shape) != before
 
 
-def test_everything_can_be_reached_by_keyboard(browser):
+def test_all_controls_can_be_reached_by_keyboard(browser):
     from selenium.webdriver.common.keys import Keys
 
     reached = set()
@@ -120,14 +119,14 @@ def test_everything_can_be_reached_by_keyboard(browser):
     assert {"INPUT:FedAvg", "INPUT:Scaffold", "BUTTON", "A", "SELECT", "SUMMARY", "DIV"} <= reached
     box = browser.find_element("css selector", "input[value=FedAvg]")
     box.send_keys(Keys.SPACE)
-    settled(browser)
+    wait_until_drawn(browser)
     assert not box.is_selected() and browser.execute_script("return document.getElementById('shown').textContent") == "4 of 8 conditions"
 
 
-def test_it_fits_a_phone(browser):
+def test_the_page_fits_a_phone(browser):
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 375, "height": 700, "deviceScaleFactor": 1, "mobile": True})
     browser.execute_async_script("setTimeout(arguments[0], 300)")
-    settled(browser)
+    wait_until_drawn(browser)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 375
     wide = browser.execute_script(
         "return [...document.querySelectorAll('.chart svg')].filter(s => s.getBoundingClientRect().width > 375).length"
@@ -137,7 +136,7 @@ def test_it_fits_a_phone(browser):
     assert browser.execute_script(captions) == 0  # a caption is read without scrolling, also above a wide table
 
 
-def test_it_prints(browser):
+def test_the_page_can_be_printed(browser):
     browser.execute_script("dispatchEvent(new Event('beforeprint'))")
     pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"])
     assert pdf.startswith(b"%PDF") and len(pdf) > 100_000

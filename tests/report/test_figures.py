@@ -1,4 +1,4 @@
-"""Figures: every chart is a valid specification, and what is drawn is what was recorded."""
+"""Test that every chart is a valid specification of the recorded values."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from fedrift.core.records import Record, Trajectory
 from fedrift.report import figures, save_figure
 from fedrift.report.data import band_rows, client_rows, curve_rows, loss_ceiling, mean_rows, split_off_scale
 
-from .runs import exhibit, trajectory
+from .runs import make_view, trajectory
 
 
-def test_a_saved_figure_is_an_image_with_the_runs_named(tmp_path):
-    chart = figures.loss_figure([exhibit("FedAvg, isolated")])
+def test_a_saved_figure_is_an_image_with_the_names_of_the_runs(tmp_path):
+    chart = figures.loss_figure([make_view("FedAvg, isolated")])
     svg = save_figure(chart, tmp_path / "loss.svg").read_text()
     assert svg.startswith("<svg")
     assert "FedAvg, isolated" in svg and "IID baseline" in svg and "nats per token" in svg
     assert save_figure(chart, tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_figure_of_another_kind_is_refused(tmp_path):
+def test_an_unsupported_file_type_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"\.svg or \.png, not as 'loss.gif'"):
-        save_figure(figures.loss_figure([exhibit()]), tmp_path / "loss.gif")
+        save_figure(figures.loss_figure([make_view()]), tmp_path / "loss.gif")
 
 
 @pytest.mark.parametrize(
     "chart",
     [
-        figures.line_chart(curve_rows([exhibit()], "loss"), {"FedAvg": "#000"}, width=200),
-        figures.line_chart(curve_rows([exhibit(trajectory=trajectory(bad=2))], "loss"), {"FedAvg": "#000"}, width=99),
-        figures.line_chart(mean_rows([exhibit()], "update.norm"), {"FedAvg": "#000"}, loss=False, width=200),
+        figures.line_chart(curve_rows([make_view()], "loss"), {"FedAvg": "#000"}, width=200),
+        figures.line_chart(curve_rows([make_view(trajectory=trajectory(bad=2))], "loss"), {"FedAvg": "#000"}, width=99),
+        figures.line_chart(mean_rows([make_view()], "update.norm"), {"FedAvg": "#000"}, loss=False, width=200),
         figures.before_after_chart(client_rows(trajectory(), 0), width=200),
         figures.client_band_chart(band_rows(trajectory(clients=20)), width=200),
         figures.partition_heatmap(["a", "b"], [[1, 0], [0, 2], [3, 3]], width=200),
@@ -45,12 +45,12 @@ def test_every_chart_can_be_drawn(chart):
 
 def test_rounds_without_an_evaluation_have_no_row():
     run = Trajectory([Record(0, "loss", "", -1, 5.0), Record(3, "update.consensus", "", -1, 0.5)])
-    assert [row["round"] for row in curve_rows([exhibit(trajectory=run, iid_baseline=None)], "loss")] == [0]
+    assert [row["round"] for row in curve_rows([make_view(trajectory=run, iid_baseline=None)], "loss")] == [0]
 
 
-def test_the_mean_is_over_the_clients_that_took_part():
+def test_the_mean_is_over_participating_clients():
     run = Trajectory([Record(1, "update.norm", "", 0, 1.0), Record(1, "update.norm", "", 1, 3.0), Record(2, "update.norm", "", 1, 5.0)])
-    rows = mean_rows([exhibit(trajectory=run, iid_baseline=None)], "update.norm")
+    rows = mean_rows([make_view(trajectory=run, iid_baseline=None)], "update.norm")
     assert [row["value"] for row in rows] == [2.0, 5.0]
 
 
@@ -59,7 +59,7 @@ def test_a_band_reaches_from_the_lowest_to_the_highest_client():
     assert [(row["low"], row["value"], row["high"]) for row in band_rows(run)] == [(1.0, 2.0, 9.0)]
 
 
-def test_a_loss_twice_as_high_as_the_highest_start_leaves_the_scale_and_is_marked_once():
+def test_a_loss_above_twice_the_highest_start_is_outside_the_scale_and_marked_once():
     rows = [{"run": "a", "which": "run", "round": round, "value": value} for round, value in enumerate([5.0, 4.0, 11.0, 1e30, None, 4.0])]
     assert loss_ceiling(rows) == 10.0
     inside, marks = split_off_scale(rows, 10.0)
@@ -71,14 +71,14 @@ def test_losses_within_the_scale_have_no_ceiling():
     assert loss_ceiling([{"run": "a", "which": "run", "round": 0, "value": 5.0}]) is None and loss_ceiling([]) is None
 
 
-def test_updates_that_explode_are_drawn_on_a_logarithmic_scale():
+def test_exploding_updates_are_drawn_on_a_logarithmic_scale():
     rows = [{"run": "a", "which": "run", "round": round, "value": value} for round, value in enumerate([1.0, 1.0, 1.0, 1e6])]
     drawn = figures.line_chart(rows, {"a": "#000"}, loss=False).to_dict()
     assert drawn["layer"][0]["encoding"]["y"]["scale"]["type"] == "log"
 
 
-def test_the_colours_are_told_apart_by_the_colour_blind():
-    """Distances in CIELAB after Viénot et al. (1999) for red and green blindness; 10 is clearly visible."""
+def test_the_colors_are_distinguishable_with_color_blindness():
+    """Distances in CIELAB by Viénot et al. (1999) for red and green blindness; 10 is clearly visible."""
     simulated = {
         "red": np.array([[0.1124, 0.8876, 0], [0.1124, 0.8876, 0], [0.0040, -0.0040, 1]]),
         "green": np.array([[0.2928, 0.7073, 0], [0.2928, 0.7073, 0], [-0.0223, 0.0223, 1]]),
@@ -102,6 +102,6 @@ def lab(rgb: np.ndarray) -> np.ndarray:
 
 
 def test_before_and_after_averaging_are_drawn_from_the_same_blocks():
-    """``loss`` of a client is measured on other blocks than ``loss.before``: a gap between the two says nothing."""
+    """``loss`` of a client is measured on other blocks than ``loss.before``, so a difference of the two has no meaning."""
     run = Trajectory([Record(1, "loss", "", 0, 9.0), Record(1, "loss.before", "", 0, 4.0), Record(1, "loss.after", "", 0, 5.0)])
     assert sorted(row["value"] for row in client_rows(run, 0)) == [4.0, 5.0]

@@ -1,4 +1,4 @@
-"""A study's report: every section from the store, whatever state the study is in."""
+"""Test the report of a study: every section follows from the stored runs, whatever state the study is in."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from fedrift.report.study_report import build_document, render_study, write_stud
 from fedrift.stats import holm, sign_flip_test
 from fedrift.studies import StudyManifest, export_study, import_study
 
-from .made import made
-from .test_page import prose, specs
+from .stored_study import make_study
+from .test_page import specs, visible_text
 
 EVERYTHING = {"deep": True, "more": {"training.client_optimizer.lr": [0.5, 100.0]}, "seeds": 3}
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return made(tmp_path_factory.mktemp("whole"))
+    return make_study(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +38,16 @@ def document(whole):
 
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory):
-    return build_document(load_study_data(made(tmp_path_factory.mktemp("deep"), **EVERYTHING)))
+    return build_document(load_study_data(make_study(tmp_path_factory.mktemp("deep"), **EVERYTHING)))
 
 
 def section(document, key: str) -> Section:
     return next(section for section in document.sections if section.key == key)
 
 
-def test_the_planted_effect_is_supported_and_told_first(document, whole):
+def test_the_injected_effect_is_supported_and_stated_first(document, whole):
     assert [claim.verdict for claim in document.claims] == ["supported", "supported"]
-    text = prose(render_study(document))
+    text = visible_text(render_study(document))
     order = [
         text.index(word)
         for word in ("Does skew cost loss?", "36 of 36 runs finished", "2 are supported", "Partitions", "Failure overview", "Provenance")
@@ -55,10 +55,10 @@ def test_the_planted_effect_is_supported_and_told_first(document, whole):
     assert order == sorted(order)
 
 
-def test_a_null_study_says_that_nothing_was_found_and_what_would_have_been(tmp_path):
+def test_a_study_without_effects_states_the_detectable_effect(tmp_path):
     document = build_document(
         load_study_data(
-            made(
+            make_study(
                 tmp_path,
                 effect=0.0,
                 hypotheses=[
@@ -74,7 +74,7 @@ def test_a_null_study_says_that_nothing_was_found_and_what_would_have_been(tmp_p
     assert 0 < float(smallest) < 0.1
 
 
-def test_every_number_of_the_results_is_that_of_the_store(document, whole):
+def test_every_number_of_the_results_follows_from_the_stored_runs(document, whole):
     frame = load_study_data(whole).frame
     of = frame[(frame.role == "run") & (frame.algorithm == "FedAvg") & (frame["partition.severity"] == 1.0)]
     row = next(row for row in section(document, "results").blocks[1].rows if row[0] == "FedAvg, severity 1")
@@ -82,9 +82,9 @@ def test_every_number_of_the_results_is_that_of_the_store(document, whole):
     assert row[-2:] == ("6/6", "0")
 
 
-def test_what_is_called_is_counted_from_the_p_and_not_from_its_cell(tmp_path):
-    """Scaffold less FedAvg at two severities, on loss and on the gap: each Holm p from the store's differences."""
-    dossier, called = load_study_data(made(tmp_path, seeds=8)), 0
+def test_verdicts_use_the_exact_p_values(tmp_path):
+    """The p-values of Scaffold minus FedAvg at two severities, with Holm's correction, are computed from the stored differences."""
+    dossier, called = load_study_data(make_study(tmp_path, seeds=8)), 0
     frame = dossier.frame
     for contrast in ("loss", "gap"):
         wide = frame[frame.role == "run"].pivot_table(index="seed", columns=["partition.severity", "algorithm"], values=contrast)
@@ -94,8 +94,8 @@ def test_what_is_called_is_counted_from_the_p_and_not_from_its_cell(tmp_path):
 
 
 @pytest.mark.parametrize(("p", "attainable", "called"), [(0.05, 0.03, 1), (0.050001, 0.03, 0), (1e-9, 1e-9, 1), (0.01, 0.0625, 0)])
-def test_the_bar_is_met_by_the_number(p, attainable, called, whole, monkeypatch):
-    """What is printed as 0.05 or as .05 is no matter: .050001 is above the bar, and p of too few seeds is no p."""
+def test_significance_uses_the_number_and_not_its_printed_form(p, attainable, called, whole, monkeypatch):
+    """The printed form 0.05 does not matter: .050001 is above the level, and a p-value that too few seeds cannot reach is not used."""
     row = {
         "partition.severity": 1.0,
         "algorithm": "Scaffold",
@@ -113,9 +113,9 @@ def test_the_bar_is_met_by_the_number(p, attainable, called, whole, monkeypatch)
     assert f"Of 2 comparisons below {2 * called} ha" in study_results.results_section(load_study_data(whole)).text[1]
 
 
-def test_an_arm_of_which_a_run_diverged_has_no_mean(tmp_path):
-    """One seed of six ended as NaN: a mean over the other five would hide it."""
-    dossier = load_study_data(made(tmp_path))
+def test_a_condition_with_a_diverged_run_has_no_mean(tmp_path):
+    """One of six seeds ended with NaN, which a mean over the other five would hide."""
+    dossier = load_study_data(make_study(tmp_path))
     bad = dossier.conditions[0].runs[0]
     struck = dossier.frame["run"] == bad
     frame = dossier.frame.assign(diverged=dossier.frame["diverged"] | struck)
@@ -127,29 +127,29 @@ def test_an_arm_of_which_a_run_diverged_has_no_mean(tmp_path):
     assert study_results.results_section(replace(dossier, frame=fewer)).blocks[1].rows[0][3].endswith("(n = 5)")
 
 
-def test_a_mean_over_rounds_leaves_the_untrained_one_out(tmp_path):
-    """`thin` keeps few rounds for figures; a mean takes all, and round 0 is not trained."""
-    dossier = load_study_data(made(tmp_path, seeds=2, rounds=40, algorithms=("FedAvg",), severities=(1.0,)))
+def test_a_mean_over_rounds_excludes_round_0(tmp_path):
+    """Figures use a subset of the rounds, but a mean uses all except round 0, which is before training."""
+    dossier = load_study_data(make_study(tmp_path, seeds=2, rounds=40, algorithms=("FedAvg",), severities=(1.0,)))
     run = next(iter(dossier.conditions[0].runs.values()))
     seen = dossier.manifest.get_run(run).trajectory()
     assert dossier.metric_by_run("loss")[run] == pytest.approx(seen.curve("loss")[seen.rounds > 0].mean())
     assert dossier.metric_by_run("loss", last=True)[run] == pytest.approx(seen.curve("loss")[-1])
 
 
-def test_the_gap_that_is_drawn_is_paired_by_seed(whole):
+def test_the_drawn_gap_is_paired_by_seed(whole):
     dossier = load_study_data(whole)
-    arm = next(arm for arm in dossier.conditions if arm.name.endswith("FedAvg, partition.severity=1.0"))
+    condition = next(condition for condition in dossier.conditions if condition.name.endswith("FedAvg, partition.severity=1.0"))
     frame = dossier.gap_curves("loss")
-    drawn = frame[(frame["condition"] == arm.index) & (frame["domain"] == "") & (frame["round"] == 6)].iloc[0]
+    drawn = frame[(frame["condition"] == condition.index) & (frame["domain"] == "") & (frame["round"] == 6)].iloc[0]
     pairs = [
-        whole.get_run(run).trajectory().curve("loss")[-1] - whole.get_run(arm.baselines[seed]).trajectory().curve("loss")[-1]
-        for seed, run in arm.runs.items()
+        whole.get_run(run).trajectory().curve("loss")[-1] - whole.get_run(condition.baselines[seed]).trajectory().curve("loss")[-1]
+        for seed, run in condition.runs.items()
     ]
     assert drawn["mean"] == pytest.approx(sum(pairs) / len(pairs)) and drawn["seeds"] == 6
-    assert drawn["high"] - drawn["low"] < 0.1  # seeds differ by .2, pairs by .01
+    assert drawn["high"] - drawn["low"] < 0.1  # seeds differ by .2, paired differences by .01
 
 
-def test_every_chart_draws_and_the_page_is_whole(deep):
+def test_every_chart_draws_and_the_page_is_complete(deep):
     document = deep
     keys = {section.key for section in document.sections}
     assert keys >= {
@@ -178,7 +178,7 @@ def test_every_chart_draws_and_the_page_is_whole(deep):
     assert html.count("window.vegaEmbed=") + html.count("window.vegaEmbed =") == 1
 
 
-def test_diverged_runs_are_kept_and_shown_as_such(deep):
+def test_diverged_runs_are_shown(deep):
     document = deep
     assert any("diverged" in sentence for sentence in document.abstract)
     broke = next(figure for figure in document.figures if figure.key == "stability-diverged-main")
@@ -192,43 +192,43 @@ def test_diverged_runs_are_kept_and_shown_as_such(deep):
     [(lambda place: place % 3 == 0, "The study is not finished"), (lambda place: False, "The study is not finished")],
     ids=["half", "none"],
 )
-def test_an_unfinished_study_gives_a_report_that_says_so(tmp_path, ended, said):
-    text = prose(render_study(build_document(load_study_data(made(tmp_path, ended=ended)))))
+def test_the_report_of_an_unfinished_study_states_this(tmp_path, ended, said):
+    text = visible_text(render_study(build_document(load_study_data(make_study(tmp_path, ended=ended)))))
     assert said in text and "unfinished" in text
 
 
-def test_an_empty_study_gives_a_report_that_says_so(tmp_path):
+def test_the_report_of_an_empty_study_states_this(tmp_path):
     book = StudyManifest(tmp_path, "empty")
-    told = made(tmp_path / "other").read()
+    told = make_study(tmp_path / "other").read()
     book.write({**told, "runs": [], "tuning_results": []})
     html = render_study(build_document(load_study_data(book)))
-    text = prose(html)
+    text = visible_text(html)
     assert "No results are available yet: no runs yet" in text and "no run has been evaluated yet" in text and "inconclusive" in text
     assert not re.findall(r'class="chart"', html)
 
 
-def test_a_study_whose_runs_all_failed_says_why(tmp_path):
-    book = made(tmp_path, ended=lambda place: False, seeds=1)
+def test_the_report_of_a_failed_study_states_the_reason(tmp_path):
+    book = make_study(tmp_path, ended=lambda place: False, seeds=1)
     for entry in book.read()["runs"]:
         book.record_failure(entry.run, "there is no memory left\nat all")
-    text = prose(render_study(build_document(load_study_data(book))))
+    text = visible_text(render_study(build_document(load_study_data(book))))
     assert "failed" in text and "there is no memory left" in text
 
 
-def test_what_is_not_recorded_says_what_to_record(document):
+def test_missing_metrics_are_named_with_the_probes_that_record_them(document):
     needs = {each.title: each.requirement for each in document.missing}
     assert "hidden" in needs["Layers: CKA and attention entropy"] and "clustering" in needs["Clustering"]
 
 
 @pytest.mark.slow
-def test_the_same_study_elsewhere_gives_the_same_report(tmp_path, whole):
+def test_the_report_does_not_depend_on_the_folder(tmp_path, whole):
     there = import_study(export_study(whole, tmp_path / "made.zip"), tmp_path / "there")
     here = build_document(load_study_data(whole))
     again = build_document(load_study_data(there))
     assert latex_files(here) == latex_files(again) and render_study(here) == render_study(again)
 
 
-def test_the_tables_are_latex(document):
+def test_the_tables_are_valid_latex(document):
     for name, text in latex_files(document).items():
         if name != "all.tex":
             assert text.count("\\begin{") == text.count("\\end{") and "\\toprule" in text and "\\bottomrule" in text
@@ -239,22 +239,22 @@ def test_the_tables_are_latex(document):
 
 @pytest.mark.slow
 def test_a_paper_and_its_figures_are_written(tmp_path, whole):
-    made = write_study_report(whole, tmp_path / "out", html=True, pdf=True, latex=True)
+    make_study = write_study_report(whole, tmp_path / "out", html=True, pdf=True, latex=True)
     pdf = (tmp_path / "out" / "report.pdf").read_bytes()
     assert pdf.startswith(b"%PDF") and len(pdf) > 50_000
-    assert {path.suffix for path in made} == {".html", ".pdf", ".svg", ".tex"}
+    assert {path.suffix for path in make_study} == {".html", ".pdf", ".svg", ".tex"}
     again = write_study_report(whole, tmp_path / "again", html=False, pdf=True)
     assert (tmp_path / "again" / "report.pdf").read_bytes() == pdf and again
 
 
-def test_names_from_outside_cannot_become_part_of_the_page(tmp_path):
+def test_names_are_escaped(tmp_path):
     evil = "</script><script>alert(1)</script>"
-    html = render_study(build_document(load_study_data(made(tmp_path, algorithms=(evil, "FedAvg"), seeds=1, hypotheses=[]))))
+    html = render_study(build_document(load_study_data(make_study(tmp_path, algorithms=(evil, "FedAvg"), seeds=1, hypotheses=[]))))
     assert "<script>alert" not in html
 
 
-def test_rows_are_packed_and_thinned(tmp_path):
-    book = made(tmp_path, rounds=200, seeds=1, algorithms=("FedAvg",), severities=(1.0,), hypotheses=[])
+def test_rows_are_compressed_and_reduced(tmp_path):
+    book = make_study(tmp_path, rounds=200, seeds=1, algorithms=("FedAvg",), severities=(1.0,), hypotheses=[])
     dossier = load_study_data(book)
     assert (
         dossier.is_thinned
@@ -266,7 +266,7 @@ def test_rows_are_packed_and_thinned(tmp_path):
 
 
 @pytest.mark.slow
-def test_no_torch_is_needed(whole, tmp_path):
+def test_the_report_needs_no_torch(whole, tmp_path):
     code = (
         "import sys\nfrom pathlib import Path\nfrom fedrift.studies import StudyManifest\nfrom fedrift.report.study_report import"
         f" write_study_report\nwrite_study_report(StudyManifest(Path({str(whole.root)!r}), 'made'), Path({str(tmp_path)!r}))\nassert"
@@ -275,11 +275,11 @@ def test_no_torch_is_needed(whole, tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_figure_has_its_arms_for_the_filters(document):
+def test_figures_contain_their_conditions_for_the_filters(document):
     for figure in document.figures:
         if figure.key.startswith(("loss", "gap", "results", "dose")):
             assert isinstance(figure, Figure)
             data = [row for panel in figure.panels for rows in panel.draw(100).to_dict()["datasets"].values() for row in rows]
             assert {row["condition"] for row in data} - {-1} <= set(range(len(document.conditions)))
             assert len({row["condition"] for row in data} - {-1}) == 4
-    assert json.loads(json.dumps([dict(arm) for arm in document.conditions]))[0]["algorithm"] == "FedAvg"
+    assert json.loads(json.dumps([dict(condition) for condition in document.conditions]))[0]["algorithm"] == "FedAvg"

@@ -1,4 +1,4 @@
-"""The paper of the study says what the verdicts allow, and nothing that was not run."""
+"""Test that the paper of the study states what the verdicts allow, and nothing about studies that were not run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scripts import study_paper
-from tests.report.made import made
+from tests.report.stored_study import make_study
 
 HYPOTHESES = [
     {
@@ -26,7 +26,7 @@ HYPOTHESES = [
 
 def write_paper(root: Path, effect: float) -> str:
     """Write the paper of a study ``recency`` in which FedAvg's loss rises by ``effect``, and return its Markdown."""
-    made(root / "runs", "recency", hypotheses=HYPOTHESES, effect=effect)
+    make_study(root / "runs", "recency", hypotheses=HYPOTHESES, effect=effect)
     study_paper.main(["--runs-dir", str(root / "runs"), "--output", str(root / "paper")])
     return (root / "paper" / "paper.md").read_text()
 
@@ -49,7 +49,7 @@ def test_without_an_effect_the_paper_concludes_nothing(tmp_path):
     assert "0 are supported" in text
 
 
-def test_the_paper_is_the_same_byte_for_byte_when_it_is_built_again(tmp_path):
+def test_a_repeated_build_gives_the_same_paper_byte_for_byte(tmp_path):
     write_paper(tmp_path, effect=0.3)
     files = sorted(path for path in (tmp_path / "paper").rglob("*") if path.is_file())
     before = [path.read_bytes() for path in files]
@@ -58,7 +58,7 @@ def test_the_paper_is_the_same_byte_for_byte_when_it_is_built_again(tmp_path):
     assert [path.read_bytes() for path in files] == before
 
 
-def test_every_conclusion_rests_on_hypotheses_of_its_own_question_that_are_registered():
+def test_every_conclusion_uses_registered_hypotheses_of_its_question():
     registered = study_paper.registered_hypotheses()
     for question in study_paper.QUESTIONS:
         assert set(question.hypotheses) <= registered
@@ -72,7 +72,7 @@ def test_every_conclusion_rests_on_hypotheses_of_its_own_question_that_are_regis
 def test_the_readme_gets_the_findings_between_its_markers(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- findings -->\nold\n<!-- end of findings -->\nafter\n")
-    made(tmp_path / "runs", "recency", hypotheses=HYPOTHESES)
+    make_study(tmp_path / "runs", "recency", hypotheses=HYPOTHESES)
     study_paper.main(["--runs-dir", str(tmp_path / "runs"), "--output", str(tmp_path / "paper"), "--readme", str(readme)])
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text

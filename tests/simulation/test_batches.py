@@ -1,4 +1,4 @@
-"""The order in which clients read their blocks, and what a stacked batch holds."""
+"""Test the order in which clients read their blocks, and the content of a stacked batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.quadratics import clients, loss, params
 
 
 def blocks_of(count: int, client: int, length: int = 4) -> Blocks:
-    """Blocks whose every token says whose they are and which: 100 * client + number."""
+    """Return blocks whose tokens are 100 * client + block number."""
     tokens = np.repeat(100 * client + np.arange(count)[:, None], length, axis=1)
     keep = np.ones_like(tokens, dtype=bool)
     if count:
@@ -37,7 +37,7 @@ def seen(reader: TextBatches, round: int, cohort: list[int], client: int) -> lis
     return read
 
 
-def test_a_client_reads_the_same_whoever_else_takes_part():
+def test_the_batches_of_a_client_do_not_depend_on_the_cohort():
     reader = batches((9, 7, 8), batch_size=2, local_steps=5)
     alone = seen(reader, 4, [1], 1)
     assert alone == seen(reader, 4, [0, 1], 1) == seen(reader, 4, [0, 1, 2], 1) == seen(reader, 4, [1, 2], 1)
@@ -45,17 +45,17 @@ def test_a_client_reads_the_same_whoever_else_takes_part():
     assert all(block // 100 == 1 for block in alone)
 
 
-def test_every_block_is_read_before_any_comes_again():
+def test_every_block_is_read_before_one_is_repeated():
     read = seen(batches((5,), batch_size=2, local_steps=5), 0, [0], 0)
     assert sorted(read[:5]) == sorted(read[5:]) == list(range(5))
 
 
-def test_an_epoch_reads_every_block_once_and_clients_stop_when_they_are_done():
+def test_an_epoch_reads_every_block_once():
     reader = batches((5, 2, 0), batch_size=2, local_epochs=1.0)
     steps = list(reader(0, torch.arange(3)))
     assert [batch["rows"].tolist() for batch in steps] == [[0, 1], [0], [0]]
     assert sorted(seen(reader, 0, [0, 1, 2], 0)) == list(range(5))
-    assert steps[-1]["tokens"].shape[1] == 1  # the last batch holds the one block left
+    assert steps[-1]["tokens"].shape[1] == 1  # the last batch has the one remaining block
 
 
 def test_half_an_epoch_reads_half_the_blocks():
@@ -65,34 +65,34 @@ def test_half_an_epoch_reads_half_the_blocks():
 def test_weight_counts_the_predicted_tokens_only():
     (batch,) = batches((1,), batch_size=1, local_steps=1)(0, torch.tensor([0]))
     assert batch["loss_mask"].tolist() == [[[True, True, False, False]]]
-    assert batch["weight"].tolist() == [1]  # of the two tokens kept the first is context
+    assert batch["weight"].tolist() == [1]  # the first of the two tokens is context
 
 
-def test_what_fills_up_a_batch_teaches_nothing():
+def test_padding_sequences_of_a_batch_have_no_effect():
     (first, *_) = batches((4, 1), batch_size=3, local_epochs=1.0)(0, torch.arange(2))
     assert first["batch_examples"].tolist() == [3, 1]
     assert not first["loss_mask"][1, 1:].any()
 
 
-def test_a_fleet_without_blocks_takes_no_step():
+def test_clients_without_blocks_take_no_step():
     assert list(batches((0, 0), batch_size=2, local_epochs=1.0)(0, torch.arange(2))) == []
     assert list(batches((0, 0), batch_size=2, local_steps=3)(0, torch.arange(2))) == []
 
 
-def test_clients_of_one_size_read_in_orders_of_their_own():
+def test_clients_of_equal_size_read_in_different_orders():
     reader = batches((9, 9), batch_size=3, local_steps=3)
     one, two = ([block % 100 for block in seen(reader, 0, [0, 1], client)] for client in (0, 1))
     assert sorted(one) == sorted(two)
     assert one != two
 
 
-def test_a_batch_that_is_used_again_trains_the_same_clients():
+def test_a_reused_batch_trains_the_same_clients():
     both = clients((1.0, 1.0), (1.0, 1.0), steps=3)
     once = next(iter(both(0, torch.tensor([1]))))
     kept = {**once, "rows": torch.tensor([1])}
-    fleet = ClientSimulator(2, loss, lambda round, cohort: [kept] * 3, Sgd(0.1))
-    (done,) = run_rounds(init_state(FedAvg(), params(0.0), 2), fleet, FedAvg(), num_rounds=1, cohort_size=2, seed=0)
+    client_pool = ClientSimulator(2, loss, lambda round, cohort: [kept] * 3, Sgd(0.1))
+    (done,) = run_rounds(init_state(FedAvg(), params(0.0), 2), client_pool, FedAvg(), num_rounds=1, cohort_size=2, seed=0)
     assert kept.keys() == {*once, "rows"}
-    assert done.update.steps.tolist() == [0, 3]  # the first client is at rest in every step
-    assert client_losses_per_model(fleet, done.after, 2).isnan().flatten().tolist() == [True, False]
+    assert done.update.steps.tolist() == [0, 3]  # the first client is inactive in every step
+    assert client_losses_per_model(client_pool, done.after, 2).isnan().flatten().tolist() == [True, False]
     assert "rows" in kept

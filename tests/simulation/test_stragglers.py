@@ -1,4 +1,4 @@
-"""Stragglers do the first of their steps, the same ones whether their work is kept or dropped."""
+"""Test that stragglers take the first of their steps, which do not depend on whether their work is used."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ def reader(share: float, late="partial", steps: int = 6, seed: int = 3, **option
     return StragglingBatches(blocks, batch_size=2, seed=seed, local_steps=steps, straggler_fraction=share, straggler_policy=late, **options)
 
 
-def taken(batches: StragglingBatches, round: int = 0) -> np.ndarray:
-    """Steps of every client, ``[N]``."""
+def count_steps(batches: StragglingBatches, round: int = 0) -> np.ndarray:
+    """Return the number of steps of every client, ``[N]``."""
     count = np.zeros(CLIENTS, dtype=int)
     for batch in batches(round, torch.arange(CLIENTS)):
         count[batch["rows"].numpy()] += 1
     return count
 
 
-def test_nobody_straggles_at_share_0_and_everybody_at_1():
-    assert (taken(reader(0.0)) == 6).all()
-    assert (taken(reader(1.0)) < 6).all()
+def test_no_client_straggles_at_fraction_0_and_every_client_at_1():
+    assert (count_steps(reader(0.0)) == 6).all()
+    assert (count_steps(reader(1.0)) < 6).all()
 
 
-def test_a_share_of_the_clients_does_one_to_all_but_one_of_the_steps_evenly():
-    steps = np.concatenate([taken(reader(0.9), round) for round in range(50)])
+def test_the_steps_of_stragglers_are_uniformly_distributed():
+    steps = np.concatenate([count_steps(reader(0.9), round) for round in range(50)])
     assert abs((steps < 6).mean() - 0.9) < 0.03
     late = steps[steps < 6]
     assert set(late) == {1, 2, 3, 4, 5}
     assert np.abs(np.bincount(late, minlength=6)[1:] / len(late) - 0.2).max() < 0.04
 
 
-def test_who_straggles_depends_on_seed_client_and_round_only():
-    first = taken(reader(0.5))
-    assert (first == taken(reader(0.5))).all()
-    assert (first != taken(reader(0.5), round=1)).any()
-    assert (first != taken(reader(0.5, seed=4))).any()
+def test_stragglers_depend_on_seed_client_and_round_only():
+    first = count_steps(reader(0.5))
+    assert (first == count_steps(reader(0.5))).all()
+    assert (first != count_steps(reader(0.5), round=1)).any()
+    assert (first != count_steps(reader(0.5, seed=4))).any()
     alone = sum(1 for _ in reader(0.5)(0, torch.tensor([7])))
     assert alone == first[7]
 
 
-def test_dropped_are_just_those_whose_partial_work_would_be_kept():
-    kept, dropped = taken(reader(0.5)), taken(reader(0.5, "drop"))
+def test_the_dropped_clients_are_those_with_partial_work():
+    kept, dropped = count_steps(reader(0.5)), count_steps(reader(0.5, "drop"))
     assert ((kept < 6) == (dropped == 0)).all()
     assert (dropped[kept == 6] == 6).all()
 
 
-def test_a_straggler_does_the_steps_that_it_would_have_done():
+def test_a_straggler_takes_the_first_of_its_steps():
     whole, part = reader(0.0), reader(1.0)
     for client in range(CLIENTS):
         done = part.block_order(client, 2)
@@ -62,15 +62,15 @@ def test_a_straggler_does_the_steps_that_it_would_have_done():
 
 
 def test_epochs_are_cut_short_too():
-    whole, part = taken(reader(0.0, local_epochs=2.0)), taken(reader(1.0, local_epochs=2.0))
+    whole, part = count_steps(reader(0.0, local_epochs=2.0)), count_steps(reader(1.0, local_epochs=2.0))
     assert (whole == 5).all()
     assert ((part >= 1) & (part < 5)).all()
 
 
-def test_a_single_step_is_done_or_dropped():
-    assert (taken(reader(1.0, steps=1)) == 1).all()
-    assert (taken(reader(1.0, "drop", steps=1)) == 0).all()
+def test_a_single_step_is_taken_or_dropped():
+    assert (count_steps(reader(1.0, steps=1)) == 1).all()
+    assert (count_steps(reader(1.0, "drop", steps=1)) == 0).all()
 
 
-def test_a_client_without_data_or_steps_stays_so():
-    assert (taken(reader(1.0, steps=0)) == 0).all()
+def test_a_client_without_data_or_steps_takes_no_steps():
+    assert (count_steps(reader(1.0, steps=0)) == 0).all()

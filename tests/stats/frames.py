@@ -1,4 +1,4 @@
-"""Studies made of numbers: a frame of runs as the study runner makes it, with a known truth."""
+"""Tables of runs as the study runner makes them, with given true effects."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ def study(
     noise: float = 0.01,
     draw: int = 0,
 ) -> pd.DataFrame:
-    """Every arm with its twin; one twin for all severities. ``truth(algorithm, severity, participation)``; a seed moves
-    all its runs."""
+    """Return every condition with its IID baseline, which is shared by all severities. ``truth(algorithm, severity, participation)`` is the
+    true value; a seed shifts all its runs.
+    """
     rng, rows = np.random.default_rng(draw), []
     for seed in range(seeds):
         own = rng.normal(0, 1)
@@ -47,5 +48,5 @@ def study(
 
 
 def diverge(runs: pd.DataFrame, which: pd.Series) -> pd.DataFrame:
-    """The same runs, of which some diverged and left no number."""
+    """Return the same runs, of which some diverged and have no value."""
     return runs.assign(diverged=runs["diverged"] | which, loss=runs["loss"].mask(which))

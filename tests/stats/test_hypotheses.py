@@ -1,4 +1,4 @@
-"""Hypotheses of a study file, on studies whose truth is known."""
+"""Test the hypotheses of a study file on studies of known truth."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ SCAFFOLD = {"metric": "loss", "group": {"algorithm": "Scaffold"}, "reference": {
 GAP = {"metric": "loss", "contrast": "iid_baseline", "group": {"partition.severity": 1.0}}
 
 
-def gap(algorithm, severity, participation):
-    """FedAvg loses .2 nats per severity to the skew, Scaffold half of that, and each has a level of its own."""
+def true_loss(algorithm, severity, participation):
+    """Return the true loss: FedAvg loses .2 nats per severity, Scaffold half of that, and each has its own level."""
     return (0.2 if algorithm == "FedAvg" else 0.1) * severity + (0.0 if algorithm == "FedAvg" else 0.3)
 
 
-def one(said, runs, **more):
+def evaluate_one(said, runs, **more):
     return s.evaluate_hypotheses([said], runs, FACTORS, **more)[0]
 
 
-def test_the_yaml_of_a_study_says_every_kind():
+def test_every_kind_of_hypothesis_is_read_from_yaml():
     said = [
         {
             "type": "Trend",
@@ -79,19 +79,19 @@ def test_the_yaml_of_a_study_says_every_kind():
         parse_value(tuple[Hypothesis, ...], [{"type": "Trends", "name": "x"}], ROOMS, "hypotheses")
 
 
-def test_a_difference_that_is_there_is_supported_and_its_opposite_refuted():
-    runs = study(gap)
+def test_an_existing_difference_is_supported_and_its_opposite_refuted():
+    runs = study(true_loss)
     sides = {**SCAFFOLD, "where": {"partition.severity": 1.0}}
-    up, down = one(Greater(name="up", **sides), runs), one(Less(name="down", **sides), runs)
+    up, down = evaluate_one(Greater(name="up", **sides), runs), evaluate_one(Less(name="down", **sides), runs)
     assert (up.verdict, down.verdict) == ("supported", "refuted")
     assert up.effect == pytest.approx(0.2, abs=0.02) and up.low < 0.2 < up.high
     assert (up.p, up.min_attainable_p, up.seeds, up.test) == (2 / 1024, 2 / 1024, 10, "exact sign-flip")
     assert len(up.points) == 10 and "supported" in up.sentence and "10 seeds" in up.sentence
 
 
-def test_against_the_twins_the_sides_are_a_difference_in_differences():
-    """Scaffold is .3 worse everywhere and half as hurt by the skew: the twin takes the .3 away."""
-    found = one(
+def test_a_contrast_with_baselines_is_a_difference_in_differences():
+    """Scaffold is worse by .3 everywhere and loses half as much to heterogeneity; the baseline removes the .3."""
+    found = evaluate_one(
         Less(
             name="H",
             metric="loss",
@@ -100,26 +100,26 @@ def test_against_the_twins_the_sides_are_a_difference_in_differences():
             reference={"algorithm": "FedAvg"},
             where={"partition.severity": 1.0},
         ),
-        study(gap),
+        study(true_loss),
     )
     assert found.verdict == "supported" and found.effect == pytest.approx(-0.1, abs=0.02)
 
 
-def test_without_an_other_side_the_gap_itself_is_judged():
-    found = one(Greater(name="H", where={"algorithm": "FedAvg"}, margin=0.1, **GAP), study(gap))
+def test_without_a_reference_the_gap_itself_is_tested():
+    found = evaluate_one(Greater(name="H", where={"algorithm": "FedAvg"}, margin=0.1, **GAP), study(true_loss))
     assert found.verdict == "supported" and found.effect == pytest.approx(0.2, abs=0.02)
-    assert one(Greater(name="H", where={"algorithm": "FedAvg"}, margin=0.3, **GAP), study(gap)).verdict == "refuted"
+    assert evaluate_one(Greater(name="H", where={"algorithm": "FedAvg"}, margin=0.3, **GAP), study(true_loss)).verdict == "refuted"
 
 
-def test_five_seeds_are_refused_however_clear_and_the_sentence_says_how_many_it_takes():
-    found = one(Greater(name="H", **GAP), study(gap, seeds=5, noise=1e-6))
+def test_five_seeds_are_inconclusive_and_the_required_number_is_stated():
+    found = evaluate_one(Greater(name="H", **GAP), study(true_loss, seeds=5, noise=1e-6))
     assert found.verdict == "inconclusive" and found.min_attainable_p == 0.0625 and found.detectable == math.inf
     assert "5 seeds cannot give a p below 0.062" in found.sentence and "at least 6 are needed" in found.sentence
 
 
-def test_a_family_costs_and_is_adjusted_by_itself():
-    """Seven seeds: p = 2/128 = .016 is enough alone, not for one of four."""
-    runs = study(gap, seeds=7, noise=1e-4)
+def test_each_family_is_corrected_separately():
+    """With seven seeds p = 2/128 = .016 is sufficient for one hypothesis, but not for one of four."""
+    runs = study(true_loss, seeds=7, noise=1e-4)
     said = [Greater(name=str(k), family=family, **GAP) for k, family in enumerate(["a", "b", "b", "b", "b"])]
     found = s.evaluate_hypotheses(said, runs, FACTORS)
     assert [v.verdict for v in found] == ["supported"] + ["inconclusive"] * 4
@@ -127,17 +127,17 @@ def test_a_family_costs_and_is_adjusted_by_itself():
 
 
 def test_an_effect_too_small_to_matter_is_ruled_out():
-    runs = study(lambda *arm: 0.0)
+    runs = study(lambda *condition: 0.0)
     sides = {"metric": "loss", "group": {"algorithm": "Scaffold"}, "reference": {"algorithm": "FedAvg"}}
-    assert one(Greater(name="H", min_effect=0.05, **sides), runs).verdict == "refuted"
-    loose = one(Greater(name="H", **sides), runs)
+    assert evaluate_one(Greater(name="H", min_effect=0.05, **sides), runs).verdict == "refuted"
+    loose = evaluate_one(Greater(name="H", **sides), runs)
     assert loose.verdict == "inconclusive" and 0 < loose.detectable < 0.05 and "would have been detected" in loose.sentence
 
 
-def test_a_run_that_diverged_counts_as_the_worst_and_is_not_dropped():
-    runs = study(gap, algorithms=("FedAvg", "Scaffold"))
+def test_a_diverged_run_has_the_worst_rank_and_is_not_excluded():
+    runs = study(true_loss, algorithms=("FedAvg", "Scaffold"))
     bad = (runs["algorithm"] == "Scaffold") & (runs["partition.severity"] == 1.0) & (runs["seed"] < 3)
-    found = one(
+    found = evaluate_one(
         Greater(
             name="H", metric="loss", group={"algorithm": "Scaffold"}, reference={"algorithm": "FedAvg"}, where={"partition.severity": 1.0}
         ),
@@ -166,10 +166,10 @@ KINDS = [
 
 
 @pytest.mark.parametrize("said", KINDS, ids=lambda said: type(said).__name__)
-def test_seeds_in_which_both_sides_diverged_are_no_zeros(said):
-    """Without them nothing changes, but they and their runs are counted."""
-    runs = study(gap)
-    found, less = one(said, diverge(runs, runs["seed"] < 2)), one(said, runs[runs["seed"] >= 2])
+def test_seeds_in_which_both_sides_diverged_are_excluded(said):
+    """The result does not change without these seeds, but they and their runs are counted."""
+    runs = study(true_loss)
+    found, less = evaluate_one(said, diverge(runs, runs["seed"] < 2)), evaluate_one(said, runs[runs["seed"] >= 2])
     assert (found.effect, found.low, found.high, found.p, found.seeds) == (less.effect, less.low, less.high, less.p, 8)
     assert found.both_diverged == 2 and found.diverged > 0 and 0 not in dict(found.points)
     assert "In 2 seeds both sides diverged" in found.sentence and "count as the worst" not in found.sentence
@@ -180,30 +180,30 @@ def test_seeds_in_which_both_sides_diverged_are_no_zeros(said):
     [*KINDS, Trend(name="H", predictor="partition.severity", metric="loss", contrast="iid_baseline")],
     ids=lambda said: type(said).__name__,
 )
-def test_where_every_run_diverged_there_is_no_effect_of_zero(said):
-    runs = study(gap, seeds=3)
-    found = one(said, diverge(runs, runs["seed"] >= 0))
+def test_if_every_run_diverged_no_effect_is_reported(said):
+    runs = study(true_loss, seeds=3)
+    found = evaluate_one(said, diverge(runs, runs["seed"] >= 0))
     assert found.verdict == "inconclusive" and math.isnan(found.effect)
     assert (found.seeds, found.both_diverged, found.incomplete) == (0, 3, 0)
     assert "both sides diverged in all of 3 seeds" in found.sentence and "diverged." in found.sentence
     assert "+0" not in found.sentence
 
 
-def test_the_twins_that_diverged_are_counted_too_and_each_run_once():
-    """Six runs of three seeds, as at too high a rate: three and their three twins."""
-    runs = study(gap, seeds=3, algorithms=("FedAvg",), severities=(1.0,))
-    assert one(Greater(name="H", **GAP), diverge(runs, runs["seed"] >= 0)).diverged == 6
-    assert one(Greater(name="H", **GAP), diverge(runs, runs["iid"])).diverged == 3
+def test_diverged_baselines_are_counted_and_each_run_once():
+    """Six runs of three seeds diverged, as at a very high learning rate: three runs and their baselines."""
+    runs = study(true_loss, seeds=3, algorithms=("FedAvg",), severities=(1.0,))
+    assert evaluate_one(Greater(name="H", **GAP), diverge(runs, runs["seed"] >= 0)).diverged == 6
+    assert evaluate_one(Greater(name="H", **GAP), diverge(runs, runs["iid"])).diverged == 3
 
 
-def test_a_diverged_run_is_the_worst_of_accuracies_as_of_losses():
-    """Low is bad there; with the high end a broken model would be the most accurate one."""
-    runs = study(gap, seeds=7).rename(columns={"loss": "syntax.accuracy"}).assign(loss=0.0)
+def test_a_diverged_run_has_the_worst_rank_for_accuracies_and_losses():
+    """A low accuracy is bad; with the opposite order a broken model would be the most accurate one."""
+    runs = study(true_loss, seeds=7).rename(columns={"loss": "syntax.accuracy"}).assign(loss=0.0)
     bad = diverge(runs, (runs["partition.severity"] == 1.0) & (runs["seed"] < 4))
-    arm = {"partition.severity": 1.0, "algorithm": "FedAvg"}
-    found = one(Less(name="H", metric="syntax.accuracy", contrast="iid_baseline", group=arm), bad)
+    condition = {"partition.severity": 1.0, "algorithm": "FedAvg"}
+    found = evaluate_one(Less(name="H", metric="syntax.accuracy", contrast="iid_baseline", group=condition), bad)
     assert [value for _, value in found.points][:4] == [-math.inf] * 4 and found.effect == -math.inf
-    assert one(Less(name="H", metric="syntax.accuracy", worst_end="high", group=arm), bad).points[0][1] == math.inf
+    assert evaluate_one(Less(name="H", metric="syntax.accuracy", worst_end="high", group=condition), bad).points[0][1] == math.inf
     assert (s.default_worst_end("loss"), s.default_worst_end("text.rougeL"), s.default_worst_end("text.repetition")) == (
         "high",
         "low",
@@ -211,34 +211,34 @@ def test_a_diverged_run_is_the_worst_of_accuracies_as_of_losses():
     )
 
 
-def test_seeds_that_do_not_differ_are_told():
-    runs = study(gap, noise=0.0).assign(loss=lambda r: r["loss"].where(r["seed"] > 2, 1.0))
-    found = one(Greater(name="H", **BOTH), runs)
+def test_equal_seeds_are_reported():
+    runs = study(true_loss, noise=0.0).assign(loss=lambda r: r["loss"].where(r["seed"] > 2, 1.0))
+    found = evaluate_one(Greater(name="H", **BOTH), runs)
     assert "3 of 10 seeds do not differ at all" in found.notes and found.seeds == 10 and found.both_diverged == 0
 
 
-def test_an_unfinished_seed_is_left_out_and_told():
-    runs = study(gap)
+def test_an_unfinished_seed_is_excluded_and_reported():
+    runs = study(true_loss)
     lost = runs[~((runs["seed"] == 4) & (runs["partition.severity"] == 0.5) & (runs["algorithm"] == "Scaffold"))]
-    found = one(Greater(name="H", metric="loss", group={"algorithm": "Scaffold"}, reference={"algorithm": "FedAvg"}), lost)
+    found = evaluate_one(Greater(name="H", metric="loss", group={"algorithm": "Scaffold"}, reference={"algorithm": "FedAvg"}), lost)
     assert (found.seeds, found.incomplete) == (9, 1) and 4 not in dict(found.points) and "1 seed is incomplete" in found.sentence
 
 
-def test_an_empty_study_and_a_level_without_runs_are_inconclusive_and_names_are_checked():
+def test_studies_and_levels_without_runs_are_inconclusive():
     said = Greater(name="H", metric="loss", group={"partition.severity": 0.9})
-    for runs in (study(gap), study(gap).iloc[:0]):
-        found = one(said, runs)
+    for runs in (study(true_loss), study(true_loss).iloc[:0]):
+        found = evaluate_one(said, runs)
         assert found.verdict == "inconclusive" and found.seeds == 0 and "There are no results to test" in found.sentence
     with pytest.raises(UserError, match="did you mean 'loss'"):
-        one(Greater(name="H", metric="los"), study(gap))
+        evaluate_one(Greater(name="H", metric="los"), study(true_loss))
     with pytest.raises(UserError, match="no factor 'algoritm'"):
-        one(Greater(name="H", metric="loss", group={"algoritm": "FedAvg"}), study(gap))
+        evaluate_one(Greater(name="H", metric="loss", group={"algoritm": "FedAvg"}), study(true_loss))
     with pytest.raises(UserError, match="two hypotheses are named"):
-        s.evaluate_hypotheses([said, said], study(gap), FACTORS)
+        s.evaluate_hypotheses([said, said], study(true_loss), FACTORS)
 
 
-def test_factors_that_only_one_side_has_do_not_unpair_it():
-    runs = study(gap).assign(**{"algorithm.alpha": lambda r: np.where(r["algorithm"] == "Scaffold", 0.5, np.nan)})
+def test_factors_of_only_one_side_keep_the_pairs():
+    runs = study(true_loss).assign(**{"algorithm.alpha": lambda r: np.where(r["algorithm"] == "Scaffold", 0.5, np.nan)})
     found = s.evaluate_hypotheses(
         [Greater(name="H", metric="loss", group={"algorithm": "Scaffold"}, reference={"algorithm": "FedAvg"})],
         runs,
@@ -248,20 +248,20 @@ def test_factors_that_only_one_side_has_do_not_unpair_it():
 
 
 def test_a_trend_is_found_with_its_slope_and_a_flat_one_is_not():
-    runs = study(gap, severities=(0.25, 0.5, 0.75, 1.0))
+    runs = study(true_loss, severities=(0.25, 0.5, 0.75, 1.0))
     said = Trend(name="H1", metric="loss", contrast="iid_baseline", predictor="partition.severity", where={"algorithm": "FedAvg"})
-    found = one(said, runs)
+    found = evaluate_one(said, runs)
     assert found.verdict == "supported" and found.effect == pytest.approx(0.2, abs=0.02) and found.test == "Page's L"
     down = Trend(name="H1", metric="loss", direction="down", contrast="iid_baseline", predictor="partition.severity")
-    assert one(down, runs).verdict == "refuted"
-    assert one(said, study(lambda *arm: 0.0, severities=(0.25, 0.5, 0.75, 1.0))).verdict == "inconclusive"
+    assert evaluate_one(down, runs).verdict == "refuted"
+    assert evaluate_one(said, study(lambda *condition: 0.0, severities=(0.25, 0.5, 0.75, 1.0))).verdict == "inconclusive"
 
 
 @pytest.mark.parametrize("direction, verdict", [("up", "supported"), ("down", "refuted")])
-def test_two_levels_are_no_trend_but_their_paired_contrast(direction, verdict):
-    """Test, interval and power are those of the upper level less the lower; seven seeds all rise: p = 2/128."""
-    runs = study(gap, seeds=7, severities=(0.5, 1.0), algorithms=("FedAvg",))
-    found = one(Trend(name="H", metric="loss", contrast="iid_baseline", predictor="partition.severity", direction=direction), runs)
+def test_two_levels_are_tested_by_their_paired_contrast(direction, verdict):
+    """Test, interval and power are those of the upper minus the lower level; all seven seeds rise, so p = 2/128."""
+    runs = study(true_loss, seeds=7, severities=(0.5, 1.0), algorithms=("FedAvg",))
+    found = evaluate_one(Trend(name="H", metric="loss", contrast="iid_baseline", predictor="partition.severity", direction=direction), runs)
     gaps = s.outcome_values(runs, "loss", {}, "iid_baseline").pivot(index="seed", columns="partition.severity", values="value")
     d = (gaps[1.0] - gaps[0.5]).to_numpy()
     assert (found.verdict, found.test, found.unit, found.p) == (verdict, "exact sign-flip", "difference", 2 / 128)
@@ -270,61 +270,61 @@ def test_two_levels_are_no_trend_but_their_paired_contrast(direction, verdict):
     assert "1 minus 0.5" in found.sentence and "not a trend" in found.notes[0]
 
 
-def test_a_trend_of_ranks_claims_no_power_of_another_test():
-    runs = study(lambda *arm: 0.0, severities=(0.25, 0.5, 1.0))
-    found = one(Trend(name="H", metric="loss", contrast="iid_baseline", predictor="partition.severity"), runs)
+def test_a_rank_test_of_trend_reports_no_power():
+    runs = study(lambda *condition: 0.0, severities=(0.25, 0.5, 1.0))
+    found = evaluate_one(Trend(name="H", metric="loss", contrast="iid_baseline", predictor="partition.severity"), runs)
     assert found.test == "Page's L" and math.isnan(found.detectable) and "would have been detected with" not in found.sentence
     assert "of the per-seed slopes" in found.sentence and "The p-value comes from a rank test" in found.sentence
     with pytest.raises(UserError, match="levels are numbers; the levels of 'algorithm' are FedAvg, Scaffold"):
-        one(Trend(name="H", metric="loss", predictor="algorithm"), runs)
+        evaluate_one(Trend(name="H", metric="loss", predictor="algorithm"), runs)
 
 
 def test_a_trend_inside_two_seeds_is_not_replicated():
-    found = one(
+    found = evaluate_one(
         Trend(name="H", metric="loss", contrast="iid_baseline", predictor="partition.severity"),
-        study(gap, seeds=2, severities=(0.2, 0.4, 0.6, 0.8, 1.0), noise=1e-6),
+        study(true_loss, seeds=2, severities=(0.2, 0.4, 0.6, 0.8, 1.0), noise=1e-6),
     )
     assert found.verdict == "inconclusive" and "not replicated" in " ".join(found.notes)
 
 
-def test_a_trend_that_turns_back_says_where():
+def test_the_turning_point_of_a_trend_is_reported():
     bend = {0.0: 0.0, 0.25: 0.1, 0.5: 0.3, 0.75: 0.2, 1.0: 0.5}
-    found = one(
+    found = evaluate_one(
         Trend(name="H", metric="loss", contrast="iid_baseline", predictor="partition.severity"),
         study(lambda a, severity, p: bend[severity], severities=(0.25, 0.5, 0.75, 1.0)),
     )
     assert found.verdict == "supported" and any("0.5 to 0.75" in note for note in found.notes)
 
 
-def test_a_measured_dial_is_judged_by_spearman():
-    runs = study(gap, severities=(0.25, 0.5, 0.75, 1.0)).assign(measured=lambda r: r["partition.severity"] ** 2 + r["seed"] / 1e4)
-    found = one(Trend(name="H", metric="loss", contrast="iid_baseline", predictor="measured", where={"algorithm": "FedAvg"}), runs)
+def test_a_measured_factor_is_tested_by_spearman():
+    runs = study(true_loss, severities=(0.25, 0.5, 0.75, 1.0)).assign(measured=lambda r: r["partition.severity"] ** 2 + r["seed"] / 1e4)
+    found = evaluate_one(Trend(name="H", metric="loss", contrast="iid_baseline", predictor="measured", where={"algorithm": "FedAvg"}), runs)
     assert found.verdict == "supported" and found.test.startswith("Spearman") and found.seeds == 10
 
 
 def test_an_interaction_is_a_difference_between_differences():
-    """Lower participation costs .2 on skewed data and nothing on IID data."""
+    """Lower participation costs .2 on non-IID data and nothing on IID data."""
 
     def truth(algorithm, severity, participation):
         return 0.2 * severity * (participation < 1)
 
     runs = study(truth, participations=(0.2, 1.0), severities=(1.0,))
     sides = {"metric": "loss", "group": {"training.participation_rate": 0.2}, "reference": {"training.participation_rate": 1.0}}
-    found = one(Interaction(name="H3", inside={"iid": False}, outside={"iid": True}, **sides), runs)
+    found = evaluate_one(Interaction(name="H3", inside={"iid": False}, outside={"iid": True}, **sides), runs)
     assert found.verdict == "supported" and found.effect == pytest.approx(0.2, abs=0.02)
-    same = one(Interaction(name="H3", inside={"algorithm": "FedAvg"}, outside={"algorithm": "Scaffold"}, **sides), runs)
+    same = evaluate_one(Interaction(name="H3", inside={"algorithm": "FedAvg"}, outside={"algorithm": "Scaffold"}, **sides), runs)
     assert same.verdict == "inconclusive" and abs(same.effect) < 0.02
 
 
 def test_equivalence_is_shown_refuted_or_open():
     sides = {"metric": "loss", "group": {"algorithm": "Scaffold"}, "reference": {"algorithm": "FedAvg"}}
-    assert one(Equivalent(name="H", margin=0.05, **sides), study(lambda *arm: 0.0)).verdict == "supported"
-    assert one(Equivalent(name="H", margin=0.05, **sides), study(gap)).verdict == "refuted"
-    assert one(Equivalent(name="H", margin=0.05, **sides), study(lambda *arm: 0.0, noise=0.3)).verdict == "inconclusive"
+    assert evaluate_one(Equivalent(name="H", margin=0.05, **sides), study(lambda *condition: 0.0)).verdict == "supported"
+    assert evaluate_one(Equivalent(name="H", margin=0.05, **sides), study(true_loss)).verdict == "refuted"
+    assert evaluate_one(Equivalent(name="H", margin=0.05, **sides), study(lambda *condition: 0.0, noise=0.3)).verdict == "inconclusive"
 
 
-def test_a_share_of_the_gap_to_the_twins_and_to_an_oracle():
-    """Scaffold's gap is half of FedAvg's once its own level is taken away; Oracle has none."""
+def test_the_recovered_share_is_relative_to_baselines_and_to_an_oracle():
+    """Scaffold's gap is half of FedAvg's after subtraction of its own level; Oracle has no gap."""
 
     def truth(algorithm, severity, participation):
         return {"FedAvg": 0.2, "Half": 0.1, "Oracle": 0.0}[algorithm] * severity
@@ -332,22 +332,22 @@ def test_a_share_of_the_gap_to_the_twins_and_to_an_oracle():
     runs = study(truth, algorithms=("FedAvg", "Half", "Oracle"), severities=(1.0,), noise=0.005)
     sides = {"metric": "loss", "group": {"algorithm": "Half"}, "reference": {"algorithm": "FedAvg"}}
     for whole in ({}, {"algorithm": "Oracle"}):
-        found = one(RecoveredFraction(name="H", min_fraction=0.3, target=whole, **sides), runs)
+        found = evaluate_one(RecoveredFraction(name="H", min_fraction=0.3, target=whole, **sides), runs)
         assert found.verdict == "supported" and found.effect == pytest.approx(0.5, abs=0.05)
-        assert one(RecoveredFraction(name="H", min_fraction=0.8, target=whole, **sides), runs).verdict == "refuted"
+        assert evaluate_one(RecoveredFraction(name="H", min_fraction=0.8, target=whole, **sides), runs).verdict == "refuted"
 
 
-def test_there_is_no_share_of_nothing():
-    found = one(RecoveredFraction(name="H", **SCAFFOLD), study(lambda *arm: 0.0))
+def test_a_share_of_a_gap_of_zero_is_inconclusive():
+    found = evaluate_one(RecoveredFraction(name="H", **SCAFFOLD), study(lambda *condition: 0.0))
     assert found.verdict == "inconclusive" and "nothing to recover" in " ".join(found.notes)
 
 
-def test_rates_are_compared_with_the_twins_of_the_same_seeds():
-    runs = study(gap, algorithms=("FedAvg",), severities=(1.0,))
+def test_rates_are_compared_with_baselines_of_the_same_seeds():
+    runs = study(true_loss, algorithms=("FedAvg",), severities=(1.0,))
     said = RateGreater(name="H", metric="diverged", group={"partition.severity": 1.0})
-    found = one(said, diverge(runs, ~runs["iid"] & (runs["seed"] < 8)))
+    found = evaluate_one(said, diverge(runs, ~runs["iid"] & (runs["seed"] < 8)))
     assert found.verdict == "supported" and found.effect == pytest.approx(0.8) and found.p == 2 / 256
-    few = one(said, diverge(runs, ~runs["iid"] & (runs["seed"] < 3)))
+    few = evaluate_one(said, diverge(runs, ~runs["iid"] & (runs["seed"] < 3)))
     assert few.verdict == "inconclusive" and few.p == 0.25
 
 
@@ -355,23 +355,25 @@ def test_all_parts_must_hold():
     worse = Greater(name="worse", metric="loss", group={"algorithm": "Scaffold"}, reference={"algorithm": "FedAvg"})
     hurt = Greater(name="hurt", **GAP)
     wrong = Less(name="wrong", **GAP)
-    runs = study(gap)
-    assert one(All(name="H", parts=(worse, hurt)), runs).verdict == "supported"
-    assert one(All(name="H", parts=(worse, wrong)), runs).verdict == "refuted"
-    assert one(All(name="H", parts=(worse, hurt)), study(lambda *arm: 0.0)).verdict == "inconclusive"
+    runs = study(true_loss)
+    assert evaluate_one(All(name="H", parts=(worse, hurt)), runs).verdict == "supported"
+    assert evaluate_one(All(name="H", parts=(worse, wrong)), runs).verdict == "refuted"
+    assert evaluate_one(All(name="H", parts=(worse, hurt)), study(lambda *condition: 0.0)).verdict == "inconclusive"
 
 
 def test_boundaries_are_compared_as_ratios():
     runs = study(lambda a, severity, p: 0.0).assign(boundary=lambda r: np.exp(r["loss"]) * np.where(r["iid"], 0.381, 0.2176))
-    found = one(Less(name="H2", metric="boundary", contrast="iid_baseline", scale="ratio", group={"partition.severity": 1.0}), runs)
+    found = evaluate_one(
+        Less(name="H2", metric="boundary", contrast="iid_baseline", scale="ratio", group={"partition.severity": 1.0}), runs
+    )
     assert found.verdict == "supported" and found.unit == "ratio" and found.effect == pytest.approx(0.2176 / 0.381, rel=0.02)
     assert found.low < 0.2176 / 0.381 < found.high < 1
 
 
-def test_the_table_hides_a_p_that_the_seeds_could_not_give():
+def test_the_table_hides_a_p_value_that_the_seeds_cannot_reach():
     found = s.evaluate_hypotheses(
         [Equivalent(name="H", metric="loss", margin=1.0, group={"algorithm": "Scaffold"}, reference={"algorithm": "FedAvg"})],
-        study(lambda *arm: 0.0, seeds=3),
+        study(lambda *condition: 0.0, seeds=3),
         FACTORS,
     )
     assert found[0].verdict == "inconclusive" and math.isnan(s.verdict_table(found)["p"][0])

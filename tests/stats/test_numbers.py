@@ -1,4 +1,4 @@
-"""The numbers against published examples, R's output and closed forms."""
+"""Test the statistics against published examples, the output of R and closed forms."""
 
 from __future__ import annotations
 
@@ -17,33 +17,34 @@ from fedrift import stats as s
 from fedrift.core.errors import UserError
 
 SLEEP = np.array([-1.2, -2.4, -1.3, -1.3, 0.0, -1.0, -1.8, -0.8, -4.6, -1.4])  # R: sleep, extra[group 1] - extra[group 2]
-DARWIN = np.array([49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48.0])  # eighths of an inch, crossed - self-fertilised
+# eighths of an inch, cross-fertilized minus self-fertilized
+DARWIN = np.array([49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48.0])
 INF = math.inf
 
 
-def test_paired_t_is_that_of_r_on_the_sleep_data():
+def test_the_paired_t_test_equals_that_of_r_on_the_sleep_data():
     """R: t.test(extra ~ group, data = sleep, paired = TRUE): p-value = 0.002833, -2.4598858 -0.7001142."""
     assert s.paired_t_test(SLEEP).value == pytest.approx(0.002833, abs=5e-7)
     found = s.mean_ci(SLEEP)
     assert (found.estimate, found.low, found.high) == pytest.approx((-1.58, -2.4598858, -0.7001142), abs=5e-8)
 
 
-def test_sign_flip_is_fishers_count_of_darwins_plants():
+def test_the_sign_flip_test_equals_fishers_count_for_darwins_plants():
     """Fisher, The Design of Experiments, section 21: 1,726 of 32,768 arrangements, 5.267 per cent."""
     assert s.sign_flip_test(DARWIN).value == 1726 / 32768
     assert s.sign_flip_test(DARWIN, alternative="greater").value == 863 / 32768
 
 
-def test_sign_flip_counts_a_zero_difference_on_both_sides():
-    assert s.sign_flip_test(SLEEP).value == 4 / 1024  # nine of one sign; the tenth seed may have either
+def test_a_zero_difference_counts_on_both_sides():
+    assert s.sign_flip_test(SLEEP).value == 4 / 1024  # nine seeds have one sign; the tenth can have either
 
 
-def test_sign_flip_about_a_margin_moves_the_null():
+def test_a_margin_shifts_the_null_of_the_sign_flip_test():
     assert s.sign_flip_test(np.arange(1.0, 7.0), null_value=3.5).value == 1.0
     assert s.sign_flip_test(np.arange(1.0, 7.0), null_value=0.5).value == 2 / 64
 
 
-def test_many_seeds_are_drawn_and_agree_with_the_exact_count():
+def test_sampled_sign_flips_of_many_seeds_agree_with_the_exact_count():
     d = np.random.default_rng(1).normal(0.3, 1, 21)
     sums = np.zeros(1)
     for value in np.abs(d):
@@ -55,16 +56,16 @@ def test_many_seeds_are_drawn_and_agree_with_the_exact_count():
 
 
 @pytest.mark.parametrize(("seeds", "least"), [(1, 1.0), (3, 0.25), (5, 0.0625), (6, 0.03125), (8, 0.0078125), (10, 0.001953125)])
-def test_the_smallest_p_of_n_seeds(seeds, least):
+def test_the_smallest_p_value_of_n_seeds_is_known(seeds, least):
     found = s.sign_flip_test(np.linspace(1, 2, seeds))
     assert found.value == found.min_attainable_p == s.min_p(seeds) == least
 
 
-def test_seeds_needed_by_a_family():
+def test_the_number_of_seeds_for_a_family_is_known():
     assert [s.min_seeds(), s.min_seeds(family_size=8), s.min_seeds(0.5)] == [6, 9, 2]
 
 
-def test_a_p_that_the_seeds_cannot_reach_is_not_printed():
+def test_a_p_value_that_the_seeds_cannot_reach_is_not_printed():
     sharp = np.array([1.0, 1.01, 0.99, 1.0, 1.0])
     assert s.paired_t_test(sharp).value < 1e-5
     for found in (s.paired_t_test(sharp), s.sign_flip_test(sharp), s.wilcoxon(sharp)):
@@ -72,43 +73,43 @@ def test_a_p_that_the_seeds_cannot_reach_is_not_printed():
     assert str(s.sign_flip_test(np.append(sharp, 1.0))) == "p = 0.031"
 
 
-def test_wilcoxon_without_ties_is_scipys_exact_one():
+def test_the_wilcoxon_test_without_ties_equals_that_of_scipy():
     d = np.array([0.3, -0.1, 0.5, 0.9, -0.2, 1.1, 0.7])
     assert s.wilcoxon(d).value == pytest.approx(stats.wilcoxon(d, mode="exact").pvalue)
 
 
-def test_worst_rank_takes_the_place_of_a_run_that_diverged():
+def test_a_diverged_run_gets_the_worst_rank():
     d = s.paired_differences(np.array([1.0, INF, 2.0, INF]), np.array([0.5, 1.0, INF, INF]))
-    assert d[:3].tolist() == [0.5, INF, -INF] and math.isnan(d[3])  # both diverged: no difference, and not one of zero
+    assert d[:3].tolist() == [0.5, INF, -INF] and math.isnan(d[3])  # both diverged, so the difference is missing and not zero
     assert s.wilcoxon(np.array([0.1, 0.2, 0.3, 0.4, 0.5, INF])).value == 2 / 64
     assert s.assign_worst_rank(np.array([1.0, np.nan]), np.array([False, True]), "low").tolist() == [1.0, -INF]
 
 
-def test_rank_effects_by_hand():
+def test_rank_effects_equal_values_computed_by_hand():
     assert s.rank_biserial(np.array([1.0, 2.0, -3.0, 4.0])) == pytest.approx((1 + 2 + 4 - 3) / 10)
     assert s.cliffs_delta(np.array([1, 2, 3.0]), np.array([2, 2, 0.0])) == pytest.approx((1 + 1 + 3 - 2 - 0 - 0) / 9)
     assert s.rank_biserial(np.array([INF, -1.0])) == pytest.approx(1 / 3)
 
 
-def test_hedges_g_by_its_formula():
+def test_hedges_g_equals_its_formula():
     assert s.hedges_g(SLEEP) == pytest.approx((1 - 3 / (4 * 9 - 1)) * SLEEP.mean() / SLEEP.std(ddof=1), rel=1e-3)
     assert s.hedges_g(np.array([0.0, 2.0, 1.0])) == pytest.approx(math.gamma(1) / math.gamma(0.5))  # J(2) = 1 / sqrt(pi)
     assert math.isnan(s.hedges_g(np.array([1.0])))
 
 
-def test_holm_and_benjamini_hochberg_by_hand():
+def test_holm_and_benjamini_hochberg_equal_values_computed_by_hand():
     p = [0.01, 0.04, 0.03, 0.005]
     assert s.holm(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert s.benjamini_hochberg(p) == pytest.approx([0.02, 0.04, 0.04, 0.02])
-    assert s.holm([0.01, math.nan])[0] == 0.02  # what could not be tested still counts
+    assert s.holm([0.01, math.nan])[0] == 0.02  # hypotheses without a test still count
     assert not len(s.holm([])) and not len(s.benjamini_hochberg([]))
-    for p in np.random.default_rng(0).uniform(0, 0.2, (2, 9)).round(2):  # with ties
+    for p in np.random.default_rng(0).uniform(0, 0.2, (2, 9)).round(2):  # including ties
         assert s.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
         assert s.benjamini_hochberg(p) == pytest.approx(multipletests(p, method="fdr_bh")[1])
 
 
-def test_clopper_pearson_is_that_of_r():
-    """R: binom.test(7, 20)$conf.int is 0.1539092 0.5921885; of none in n the bound is 1 - .025^(1/n)."""
+def test_the_clopper_pearson_interval_equals_that_of_r():
+    """R: binom.test(7, 20)$conf.int is 0.1539092 0.5921885; for none of n the bound is 1 - .025^(1/n)."""
     found = s.clopper_pearson(7, 20)
     assert (found.low, found.high) == pytest.approx((0.1539092, 0.5921885), abs=5e-8)
     assert s.clopper_pearson(0, 20).high == pytest.approx(1 - 0.025 ** (1 / 20))
@@ -121,13 +122,13 @@ def test_mcnemar_counts_only_seeds_that_differ():
     assert s.mcnemar(np.ones(5), np.zeros(5)).value == s.mcnemar(np.ones(5), np.zeros(5)).min_attainable_p == 0.0625
 
 
-def test_fisher_is_the_lady_tasting_tea():
+def test_fishers_exact_test_equals_the_tea_example():
     found = s.fisher_exact(3, 4, 1, 4)
     assert found.value == pytest.approx(34 / 70) and found.min_attainable_p == pytest.approx(2 / 70)
 
 
-def test_page_is_the_exact_permutation_of_the_levels():
-    """By hand: all (3!)^4 orders of four seeds."""
+def test_pages_test_is_the_exact_permutation_test_of_the_levels():
+    """Computed over all (3!)^4 orders of four seeds."""
     table = np.array([[1.0, 2, 3], [2, 1, 3], [1, 2, 3], [1, 3, 2]])
     ranks = np.argsort(np.argsort(table, axis=1), axis=1) + 1
     seen = (ranks * [1, 2, 3]).sum()
@@ -137,26 +138,26 @@ def test_page_is_the_exact_permutation_of_the_levels():
     assert s.page_trend_test(table).value == pytest.approx(s.page_trend_test(-table).value)
 
 
-def test_page_on_the_table_of_scipys_documentation():
-    """Ratings of three ways to teach by ten students: exact one-sided p = 0.0018191."""
+def test_pages_test_equals_the_example_of_scipy():
+    """Ratings of three ways of teaching by ten students: exact one-sided p = 0.0018191."""
     table = [[3, 4, 3], [2, 2, 4], [3, 3, 5], [1, 3, 2], [2, 3, 2], [2, 4, 5], [1, 2, 4], [3, 4, 4], [2, 4, 5], [1, 3, 4]]
     assert s.page_trend_test(np.array(table)).value == pytest.approx(2 * 0.0018191161948127822)
 
 
-def test_spearman_is_permuted_inside_the_seeds():
+def test_spearmans_test_permutes_within_seeds():
     x, y, seed = np.tile([0.1, 0.4, 0.8], 3), np.array([1, 2, 3, 101, 102, 103, 11, 12, 13.0]), np.repeat([0, 1, 2], 3)
     found = s.spearman_within_blocks(x, y, seed)
     assert (found.rho, found.p.value, found.p.seeds) == (pytest.approx(1.0), pytest.approx(2 / 216), 3)
     assert s.spearman_within_blocks(x, np.where(y == 103, INF, y), seed).rho == pytest.approx(1.0)
 
 
-def test_power_of_many_seeds_is_that_of_the_t_test():
+def test_the_power_of_many_seeds_is_that_of_the_t_test():
     assert s.power(20, 2.0, 1.7, 0.01) == pytest.approx(TTestPower().power(2 / 1.7, 20, 0.01), abs=1e-8)
 
 
 @pytest.mark.parametrize("seeds, alpha", [(6, 0.05), (7, 0.025), (8, 0.01)])
-def test_power_of_few_seeds_is_that_of_their_signs(seeds, alpha):
-    """Only seeds of one sign can be called there: P(all above 0) + P(all below). The t test claims 8 to 17 % more."""
+def test_the_power_of_few_seeds_is_that_of_the_sign_test(seeds, alpha):
+    """Only seeds of equal sign can be significant: P(all above 0) + P(all below). The t test claims 8 to 17 % more."""
     for effect in (0.0, 1.0, 1.8):
         exact = stats.norm.cdf(effect) ** seeds + stats.norm.cdf(-effect) ** seeds
         assert s.power(seeds, effect, 1.0, alpha) == pytest.approx(exact, abs=0.01)
@@ -171,17 +172,17 @@ def test_a_trend_over_two_levels_is_a_sign_test_without_the_ties():
 
 
 @pytest.mark.parametrize("seeds", [6, 8, 10, 30])
-def test_the_detectable_effect_has_the_power_that_it_says(seeds):
+def test_the_detectable_effect_has_the_stated_power(seeds):
     effect = s.min_detectable_effect(seeds, 0.2)
     assert s.power(seeds, effect, 0.2) == pytest.approx(0.8, abs=2e-3)
     assert s.required_seeds(effect * 1.0001, 0.2) == seeds
 
 
-def test_five_seeds_detect_nothing_however_large():
+def test_five_seeds_detect_no_effect_of_any_size():
     assert s.min_detectable_effect(5, 0.001) == INF and s.min_detectable_effect(8, 0.001, alpha=0.05 / 8) == INF
 
 
-def test_tost_is_the_narrow_interval_inside_the_margin():
+def test_tost_equals_the_interval_within_the_margin():
     d = np.array([0.002, -0.001, 0.003, 0.0, -0.002, 0.001, 0.0, 0.002])
     edge = s.min_equivalence_margin(d)
     assert s.tost(d, edge * 1.001).is_equivalent and s.tost(d, edge * 1.001).p.value < 0.05
@@ -189,7 +190,7 @@ def test_tost_is_the_narrow_interval_inside_the_margin():
     assert s.tost(d, edge).p.value == pytest.approx(0.05)
 
 
-def test_two_seeds_show_no_equivalence_however_alike():
+def test_two_seeds_never_show_equivalence():
     assert not s.tost(np.array([1e-9, -1e-9]), 0.01).p.is_significant() and s.detectable_margin(4, 1.0) == INF
 
 
@@ -200,23 +201,23 @@ def test_fieller_bounds_are_where_t_reaches_its_quantile():
     found = s.ratio_ci(a, b)
     for bound in (found.low, found.high):
         assert abs(stats.ttest_1samp(a - bound * b, 0).statistic) == pytest.approx(stats.t.ppf(0.975, 7))
-    assert s.ratio_ci(a, b - b.mean() + 0.01).high == INF  # a denominator that may be 0
+    assert s.ratio_ci(a, b - b.mean() + 0.01).high == INF  # the denominator may be 0
 
 
-def test_log_ratio_takes_logarithms_back():
+def test_the_log_ratio_is_converted_back():
     found = s.geometric_mean_ratio(np.array([0.2, 0.4, 0.1]), np.array([0.1, 0.2, 0.05]))
     assert (found.estimate, found.low, found.high) == pytest.approx((2, 2, 2))
     assert math.isnan(s.geometric_mean_ratio(np.array([0.0, 1]), np.array([1.0, 1])).estimate)
 
 
-def test_difference_in_differences_by_hand():
+def test_difference_in_differences_equals_a_value_computed_by_hand():
     assert s.difference_in_differences(np.array([5.0]), np.array([4.0]), np.array([4.5]), np.array([4.2])) == pytest.approx([0.7])
 
 
 def test_bootstrap_draws_whole_clusters_and_refuses_seeds():
     values = np.repeat(np.random.default_rng(0).normal(size=40), 25)
     alone, whole = s.bootstrap_items(values), s.bootstrap_items(values, np.repeat(np.arange(40), 25))
-    assert (whole.high - whole.low) / (alone.high - alone.low) == pytest.approx(5, rel=0.2)  # sqrt of 25 items a cluster
+    assert (whole.high - whole.low) / (alone.high - alone.low) == pytest.approx(5, rel=0.2)  # the square root of 25 items per cluster
     with pytest.raises(UserError, match="paired_t_test or sign_flip_test"):
         s.bootstrap_items(np.arange(10.0))
 
@@ -226,7 +227,7 @@ numbers = st.lists(st.floats(-5, 5, allow_nan=False).map(lambda x: round(x, 2)),
 
 @settings(max_examples=60, deadline=None)
 @given(numbers)
-def test_sign_tests_see_no_difference_between_a_side_and_its_mirror(d):
+def test_sign_tests_are_symmetric(d):
     assert s.sign_flip_test(d).value == pytest.approx(s.sign_flip_test(-d).value)
     assert s.wilcoxon(d).value == pytest.approx(s.wilcoxon(d * 7).value)
     assert s.sign_flip_test(d).value >= s.sign_flip_test(d).min_attainable_p - 1e-12

@@ -1,4 +1,4 @@
-"""The state on disk: every bit comes back, and a failed write leaves the one before."""
+"""Test that a stored checkpoint is read back bit for bit, and that a failed write keeps the previous one."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def test_tensors_and_meta_read_back_bit_for_bit(tmp_path):
     assert torch.signbit(back["nan"][1])
 
 
-def test_the_same_state_is_the_same_file(tmp_path):
+def test_equal_states_give_equal_files(tmp_path):
     state = {"b": torch.arange(3), "a": torch.ones(2)}
     for name in ("one", "two"):
         save_tensors(tmp_path / name, state, {"round": 1, "seed": 2})
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-def test_a_loaded_state_stays_when_its_file_is_replaced(tmp_path):
+def test_a_loaded_state_is_unchanged_when_its_file_is_replaced(tmp_path):
     path = tmp_path / "state.safetensors"
     save_tensors(path, {"a": torch.zeros(1000)}, {})
     first, _ = load_tensors(path)
@@ -57,7 +57,7 @@ def test_a_loaded_state_stays_when_its_file_is_replaced(tmp_path):
     assert first["a"].eq(0).all() and load_tensors(path)[0]["a"].eq(1).all()
 
 
-def test_a_state_of_a_run_lies_in_its_folder(tmp_path):
+def test_the_state_of_a_run_is_in_its_folder(tmp_path):
     run = Run(tmp_path, "r")
     save_tensors(run.state_path, {"a": torch.ones(1)}, {"round": 2})
     assert load_tensors(run.state_path)[1]["round"] == 2
@@ -70,7 +70,7 @@ FULL = [
 
 
 @pytest.mark.parametrize("error", FULL, ids=["system", "safetensors"])
-def test_a_full_disk_leaves_the_state_before(tmp_path, monkeypatch, error):
+def test_a_full_disk_keeps_the_previous_state(tmp_path, monkeypatch, error):
     path = tmp_path / "state.safetensors"
     save_tensors(path, {"a": torch.zeros(3)}, {"round": 1})
 
@@ -85,7 +85,7 @@ def test_a_full_disk_leaves_the_state_before(tmp_path, monkeypatch, error):
     assert load_tensors(path)[1] == {"round": 1}
 
 
-def test_a_process_killed_while_writing_leaves_the_state_before(tmp_path, monkeypatch):
+def test_a_process_killed_while_writing_keeps_the_previous_state(tmp_path, monkeypatch):
     path = tmp_path / "state.safetensors"
     save_tensors(path, {"a": torch.zeros(3)}, {"round": 1})
     (tmp_path / ".state.safetensors.part").write_bytes(b"what the killed one had written")
@@ -94,7 +94,7 @@ def test_a_process_killed_while_writing_leaves_the_state_before(tmp_path, monkey
     assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
 
 
-def test_the_state_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
+def test_the_state_is_flushed_before_it_is_renamed(tmp_path, monkeypatch):
     order = []
     flush, replace = files.fsync_path, files.os.replace
     monkeypatch.setattr(files, "fsync_path", lambda path: (order.append(("flush", path.name)), flush(path)))
@@ -103,18 +103,18 @@ def test_the_state_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch
     assert order == [("flush", ".state.part"), ("replace", "state"), ("flush", tmp_path.name)]
 
 
-def flipped(content: bytes, bit: int) -> bytes:
+def flip_bit(content: bytes, bit: int) -> bytes:
     changed = bytearray(content)
     changed[bit // 8] ^= 1 << bit % 8
     return bytes(changed)
 
 
-def test_no_flipped_bit_of_a_state_gives_other_numbers(tmp_path):
+def test_a_flipped_bit_never_gives_other_numbers(tmp_path):
     path, state = tmp_path / "state.safetensors", {"a/q": torch.tensor([0.5, -2.0, 3.0]), "b": torch.tensor([7])}
     digest, refused = save_tensors(path, state, {"round": 3, "tensor_names": ["a/q", "b"]}), 0
     content = path.read_bytes()
     for bit in range(8 * len(content)):
-        path.write_bytes(flipped(content, bit))
+        path.write_bytes(flip_bit(content, bit))
         try:
             back, meta = load_tensors(path)
         except UserError as error:
@@ -122,8 +122,8 @@ def test_no_flipped_bit_of_a_state_gives_other_numbers(tmp_path):
         else:
             assert meta["round"] == 3 and back.keys() == state.keys()
             assert all(torch.equal(back[name], state[name]) for name in state)
-    assert refused > 7 * len(content)  # of 8 a byte; the rest is blanks, and the name under which the digest is stored
-    path.write_bytes(flipped(content, 8 * len(content) - 3))
+    assert refused > 7 * len(content)  # of 8 bits per byte; the others are spaces and the name of the digest
+    path.write_bytes(flip_bit(content, 8 * len(content) - 3))
     with pytest.raises(UserError, match=r"is damaged: its contents do not match the digest.*--fresh"):
         load_tensors(path)
     path.write_bytes(content)
@@ -132,7 +132,7 @@ def test_no_flipped_bit_of_a_state_gives_other_numbers(tmp_path):
         load_tensors(path, "0" * 64)
 
 
-def test_a_renamed_leaf_is_refused_and_a_state_of_an_older_fedrift_is_read(tmp_path):
+def test_a_renamed_leaf_is_refused_and_a_state_of_an_older_version_is_read(tmp_path):
     path = tmp_path / "state.safetensors"
     save_tensors(path, {"a": torch.ones(2)}, {"round": 3})
     leaves, (meta, digest) = load_file(path), read_metadata(path)
@@ -143,7 +143,7 @@ def test_a_renamed_leaf_is_refused_and_a_state_of_an_older_fedrift_is_read(tmp_p
     assert load_tensors(path)[1] == meta and read_metadata(path)[1] is None
 
 
-def test_a_folder_in_the_place_of_a_state_or_of_its_part_is_told(tmp_path):
+def test_a_folder_instead_of_a_state_file_is_refused(tmp_path):
     (tmp_path / "state").mkdir()
     for ask in (lambda path: load_tensors(path), lambda path: read_metadata(path), lambda path: save_tensors(path, {}, {})):
         with pytest.raises(UserError, match="is a folder"):
@@ -163,14 +163,14 @@ def test_a_folder_that_may_not_be_searched_is_told(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("meta", ["[]", "3", "{", "[" * 100_000], ids=["list", "number", "torn", "deep"])
-def test_a_meta_of_another_shape_is_told(tmp_path, meta):
+def test_invalid_metadata_is_refused(tmp_path, meta):
     save_file({"a": torch.ones(1)}, tmp_path / "state", metadata={"meta": meta})
     for ask in (load_tensors, read_metadata):
         with pytest.raises(UserError, match="is not a state"):
             ask(tmp_path / "state")
 
 
-def test_what_is_no_state_is_named(tmp_path):
+def test_a_file_that_is_not_a_state_is_refused_with_its_name(tmp_path):
     with pytest.raises(UserError, match="there is no state at"):
         load_tensors(tmp_path / "state.safetensors")
     (tmp_path / "state.safetensors").write_bytes(b"\x80\x04no")
@@ -178,7 +178,7 @@ def test_what_is_no_state_is_named(tmp_path):
         load_tensors(tmp_path / "state.safetensors")
 
 
-def test_an_element_without_a_stride_is_stored_like_any_other(tmp_path):
+def test_a_tensor_with_stride_zero_is_stored(tmp_path):
     kept = {"one": torch.tensor([3]).as_strided((1,), (0,)), "wide": torch.tensor([1.5]).expand(4), "none": torch.zeros(0, 2)}
     save_tensors(tmp_path / "state", kept, {"round": 1})
     found = load_tensors(tmp_path / "state")[0]

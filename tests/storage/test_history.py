@@ -1,4 +1,4 @@
-"""A run that lost something that it wrote is refused when it is resumed; what a kill leaves behind is not taken for a loss."""
+"""Test that a run with missing rows or files is not resumed, and that what a kill leaves is not treated as missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedrift.storage.tensors import read_metadata, save_tensors
 
 
 def advance(run: Run, round: int, kept: bool = True, timed: bool = True, recording: bool = True) -> None:
-    """Write what a round of a run writes, in its order."""
+    """Write what one round of a run writes, in the same order."""
     run.log_event(round, "client", "it was slow", 2)
     run.append_records(Record(round, "loss", domain, -1, 4 - 0.1 * round) for domain in ("", "sport", "food"))
     earlier = [said for said in run.cluster_assignments() if said["round"] < round]
@@ -38,7 +38,7 @@ def run(tmp_path) -> Run:
     return run
 
 
-def cut(path, share=0.6):
+def truncate_file(path, share=0.6):
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
 
@@ -55,16 +55,16 @@ def change(path, old=b"3.8", new=b"3.9"):
 
 
 LOST = {
-    "records cut": (lambda run: cut(run.folder / "records.jsonl"), r"records\.jsonl has [\d,]+ of the [\d,]+ bytes"),
+    "records cut": (lambda run: truncate_file(run.folder / "records.jsonl"), r"records\.jsonl has [\d,]+ of the [\d,]+ bytes"),
     "records deleted": (lambda run: (run.folder / "records.jsonl").unlink(), r"records\.jsonl is missing"),
-    "records emptied": (lambda run: cut(run.folder / "records.jsonl", 0), r"records\.jsonl is empty"),
+    "records emptied": (lambda run: truncate_file(run.folder / "records.jsonl", 0), r"records\.jsonl is empty"),
     "record missing": (lambda run: drop_line(run.folder / "records.jsonl"), r"records\.jsonl has"),
     "record changed": (lambda run: change(run.folder / "records.jsonl"), r"records\.jsonl was changed"),
     "record garbled": (lambda run: change(run.folder / "records.jsonl", b'"loss"', b"\x00\xff-~ ;"), r"was changed"),
-    "last line torn": (lambda run: cut(run.folder / "records.jsonl", 0.999), r"records\.jsonl has"),
-    "events cut": (lambda run: cut(run.folder / "events.jsonl"), r"events\.jsonl has"),
+    "last line torn": (lambda run: truncate_file(run.folder / "records.jsonl", 0.999), r"records\.jsonl has"),
+    "events cut": (lambda run: truncate_file(run.folder / "events.jsonl"), r"events\.jsonl has"),
     "events deleted": (lambda run: (run.folder / "events.jsonl").unlink(), r"events\.jsonl is missing"),
-    "timings cut": (lambda run: cut(run.folder / "timings.jsonl"), r"timings\.jsonl has no line for round 3$|for round 3\."),
+    "timings cut": (lambda run: truncate_file(run.folder / "timings.jsonl"), r"timings\.jsonl has no line for round 3$|for round 3\."),
     "timings deleted": (lambda run: (run.folder / "timings.jsonl").unlink(), r"no line for rounds 0, 1, 2, 3\."),
     "decisions deleted": (lambda run: (run.folder / "clustering.json").unlink(), "lacks some of the 5 assignments"),
     "decision missing": (lambda run: run.write_json("clustering", run.cluster_assignments()[1:]), "lacks some of the 5 assignments"),
@@ -73,7 +73,7 @@ LOST = {
 
 
 @pytest.mark.parametrize("lost", LOST)
-def test_a_run_that_lost_something_is_refused_and_the_way_out_told(run, lost):
+def test_a_run_with_missing_parts_is_refused(run, lost):
     spoil, told = LOST[lost]
     check_history(run)
     spoil(run)
@@ -95,12 +95,12 @@ LEFT = {
 
 @pytest.mark.parametrize("torn", [False, True], ids=["whole lines", "torn lines"])
 @pytest.mark.parametrize("left", LEFT)
-def test_what_a_kill_leaves_behind_is_no_loss_and_the_run_goes_on(run, left, torn):
+def test_a_killed_run_is_complete_and_can_be_resumed(run, left, torn):
     LEFT[left](run)
     for name in ("records", "events", "timings") if torn else ():
         with open(run.folder / f"{name}.jsonl", "ab") as file:
             file.write(b'[5, "lo')
-    for _ in range(2):  # and killed again at once
+    for _ in range(2):  # and killed again immediately
         check_history(run)
         run.truncate_after(4)
     for round in (5, 6):
@@ -110,17 +110,17 @@ def test_what_a_kill_leaves_behind_is_no_loss_and_the_run_goes_on(run, left, tor
     assert {row.round for row in run.records()} == set(range(7))
 
 
-def test_the_mark_of_a_file_is_that_of_its_bytes_however_often_it_was_taken(run):
+def test_the_digest_of_a_file_depends_on_its_bytes_only(run):
     noted = read_metadata(run.state_path)[0]["history"]
     for name in ("records.jsonl", "events.jsonl"):
         assert noted[name] == jsonl.compute_checksum(run.folder / name) and noted[name][0] == (run.folder / name).stat().st_size
     assert noted["updates"] == 0
 
 
-def test_a_state_of_an_older_fedrift_goes_on_with_a_word(run):
+def test_a_state_of_an_older_version_is_resumed_with_a_note(run):
     save_tensors(run.state_path, {"a": torch.ones(2)}, {"round": 4})
-    cut(run.folder / "records.jsonl")
-    check_history(run)  # nothing was noted, so nothing can be missed
+    truncate_file(run.folder / "records.jsonl")
+    check_history(run)  # without stored digests nothing can be missing
     from safetensors.torch import load_file, save_file
 
     save_file(load_file(run.state_path), run.state_path, metadata={"meta": json.dumps({"round": 4})})
@@ -128,7 +128,7 @@ def test_a_state_of_an_older_fedrift_goes_on_with_a_word(run):
     assert run.events()[-1]["kind"] == "state without digest"
 
 
-def test_a_state_that_does_not_say_its_round_is_refused(run):
+def test_a_state_without_its_round_is_refused(run):
     save_tensors(run.state_path, {"a": torch.ones(2)}, {"tensor_names": ["a"]})
     with pytest.raises(UserError, match="does not contain its round number"):
         check_history(run)

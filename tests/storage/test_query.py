@@ -1,4 +1,4 @@
-"""Parquet beside the rows, and SQL over all runs."""
+"""Test the Parquet files of runs and SQL queries over all runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROWS = [
 ]
 
 
-def made(root, id: str = "abc", **said) -> Run:
+def store_run(root, id: str = "abc", **said) -> Run:
     run = Run(root, id)
     run.write_json(
         "experiment",
@@ -51,8 +51,8 @@ def same(one, other) -> bool:
     )
 
 
-def test_a_finished_run_has_parquet_that_reads_back_to_the_bit_the_last_word_counting(tmp_path):
-    run = made(tmp_path)
+def test_the_parquet_file_of_a_finished_run_has_its_last_rows_bit_for_bit(tmp_path):
+    run = store_run(tmp_path)
     run.mark_finished({"rounds": 1})
     assert not is_parquet_stale(run.folder)
     (run.folder / "records.jsonl").unlink()
@@ -60,15 +60,15 @@ def test_a_finished_run_has_parquet_that_reads_back_to_the_bit_the_last_word_cou
     assert run.trajectory().curve("loss").tolist() == [4.5, 3.25]
 
 
-def test_the_same_rows_give_the_same_bytes(tmp_path):
-    run = made(tmp_path)
+def test_equal_rows_give_equal_bytes(tmp_path):
+    run = store_run(tmp_path)
     first = write_parquet(run.folder).read_bytes()
     os.remove(parquet_path(run.folder))
     assert write_parquet(run.folder).read_bytes() == first
 
 
-def test_sql_sees_numbers_experiments_and_findings_of_all_runs(tmp_path):
-    one, other = made(tmp_path), made(tmp_path, "def", seed=4)
+def test_sql_reads_records_experiments_and_findings_of_all_runs(tmp_path):
+    one, other = store_run(tmp_path), store_run(tmp_path, "def", seed=4)
     one.mark_finished({"rounds": 1, "loss": 3.25, "final_loss": 3.0, "train_tokens": 10, "seconds": {"train": 2.0, "final": 1.0}})
     other.mark_failed(1, "it broke")
     one.write_json("findings", [{"failure": "drift", "grade": "suspected", "first_round": 3, "clients": [1, 2]}])
@@ -88,15 +88,15 @@ def test_sql_sees_numbers_experiments_and_findings_of_all_runs(tmp_path):
     assert query_frame(tmp_path, "SELECT failure, clients FROM findings").values.tolist() == [["drift", "[1, 2]"]]
 
 
-def test_rows_written_since_are_in_the_next_answer(tmp_path):
-    run = made(tmp_path)
+def test_new_rows_are_in_the_next_result(tmp_path):
+    run = store_run(tmp_path)
     assert query_frame(tmp_path, "SELECT max(round) r FROM records").r[0] == 1
     run.append_records([Record(2, "loss", "", -1, 3.0)])
     os.utime(run.folder / "records.jsonl", ns=(2**62, 2**62))
     assert query_frame(tmp_path, "SELECT max(round) r FROM records").r[0] == 2
 
 
-def test_an_empty_folder_answers_and_a_mistake_is_told(tmp_path):
+def test_an_empty_folder_has_no_rows_and_a_wrong_query_is_refused(tmp_path):
     assert query_frame(tmp_path, "SELECT count(*) n FROM records").n[0] == 0
     assert query_frame(tmp_path, "SELECT count(*) n FROM findings").n[0] == 0
     with pytest.raises(UserError, match="DESCRIBE runs"):
@@ -105,8 +105,8 @@ def test_an_empty_folder_answers_and_a_mistake_is_told(tmp_path):
         assert connection.execute("SELECT count(*) FROM runs").fetchone() == (0,)
 
 
-def test_a_damaged_parquet_file_is_made_again_of_the_rows_or_refused(tmp_path):
-    run = made(tmp_path)
+def test_a_damaged_parquet_file_is_rebuilt_from_the_rows_or_refused(tmp_path):
+    run = store_run(tmp_path)
     run.mark_finished({"rounds": 1})
     path, sound = parquet_path(run.folder), parquet_path(run.folder).read_bytes()
     spoilt = bytearray(sound)
@@ -123,8 +123,8 @@ def test_a_damaged_parquet_file_is_made_again_of_the_rows_or_refused(tmp_path):
         assert query_frame(tmp_path, "SELECT status FROM runs").status.tolist() == ["unreadable"]
 
 
-def test_no_changed_bit_of_a_parquet_file_changes_what_is_read(tmp_path):
-    run = made(tmp_path)
+def test_a_changed_bit_of_a_parquet_file_never_changes_what_is_read(tmp_path):
+    run = store_run(tmp_path)
     run.mark_finished({"rounds": 1})
     path, sound = parquet_path(run.folder), parquet_path(run.folder).read_bytes()
     (run.folder / "records.jsonl").unlink()
@@ -137,11 +137,11 @@ def test_no_changed_bit_of_a_parquet_file_changes_what_is_read(tmp_path):
             assert same(run.records(), expected), place
         except UserError:
             refused += 1
-    assert refused > len(sound) // 6  # most of the other bytes are of no consequence: sizes, names of the writer
+    assert refused > len(sound) // 6  # most other bytes have no effect, such as sizes and the name of the writer
 
 
-def test_rows_that_a_finished_run_lost_are_no_answer(tmp_path):
-    run = made(tmp_path)
+def test_a_finished_run_with_missing_rows_is_refused(tmp_path):
+    run = store_run(tmp_path)
     run.mark_finished({"rounds": 1})
     rows = run.folder / "records.jsonl"
     rows.write_bytes(rows.read_bytes()[:60])
@@ -153,7 +153,7 @@ def test_rows_that_a_finished_run_lost_are_no_answer(tmp_path):
 
 
 def test_rows_of_python_keep_every_digit(tmp_path):
-    made(tmp_path)
+    store_run(tmp_path)
     asked = (
         "SELECT 1.23456789012e-12::DOUBLE a, 'inf'::DOUBLE b, 'nan'::DOUBLE c, NULL d, 9007199254740993 e, 1.10 f, 'x' a, "
         "[1, NULL] g, DATE '2026-01-02' h, 0.1::FLOAT i, true j"
@@ -195,14 +195,14 @@ def test_times_with_a_time_zone_are_refused_as_rows_of_python(tmp_path):
     assert len(query_rows(tmp_path, "SELECT now()::TIMESTAMP AS h")) == 1
 
 
-def test_classes_take_their_parents_place_and_lists_are_json():
+def test_class_names_replace_their_mappings_and_lists_are_json():
     got = flatten({"a": {"type": "X", "b": {"type": "Y", "c": 1}}, "d": [1, 2], "e": None})
     assert got == {"a": "X", "a.b": "Y", "a.b.c": 1, "d": json.dumps([1, 2]), "e": None}
 
 
 def test_nan_is_nan_in_both_tables_and_what_is_missing_is_null(tmp_path):
-    made(tmp_path).mark_finished({"rounds": 1, "loss": math.nan, "final_loss": math.inf})
-    made(tmp_path, "def")
+    store_run(tmp_path).mark_finished({"rounds": 1, "loss": math.nan, "final_loss": math.inf})
+    store_run(tmp_path, "def")
     rows = {row["run"]: row for row in query_rows(tmp_path, "SELECT * FROM runs")}
     assert math.isnan(rows["abc"]["loss"]) and rows["abc"]["final_loss"] == math.inf and rows["def"]["loss"] is None
     assert query_rows(tmp_path, "SELECT count(*) n FROM runs WHERE isnan(loss)")[0]["n"] == 1
@@ -210,8 +210,8 @@ def test_nan_is_nan_in_both_tables_and_what_is_missing_is_null(tmp_path):
 
 @pytest.mark.parametrize("statistics", [False, True], ids=["as written today", "as written before"])
 def test_rows_that_are_nan_are_found(tmp_path, statistics):
-    """DuckDB 2.0.0 skips them where the file has statistics of its values, which ignore NaN."""
-    run = made(tmp_path)
+    """DuckDB 2.0.0 skips these rows if the file has statistics of its values, which ignore NaN."""
+    run = store_run(tmp_path)
     path = write_parquet(run.folder)
     assert not has_value_statistics(path)
     if statistics:
@@ -226,8 +226,8 @@ def test_a_column_of_mixed_types_is_text():
     assert rows == [{"run": None, "seed": seed, "x": None} for seed in ("3", "text", None)]
 
 
-def test_records_of_another_run_are_told_and_hide_no_other(tmp_path):
-    one, other = made(tmp_path), made(tmp_path, "def", seed=4)
+def test_records_of_another_run_are_reported_and_hide_no_other_run(tmp_path):
+    one, other = store_run(tmp_path), store_run(tmp_path, "def", seed=4)
     one.mark_finished({"rounds": 1})
     write_parquet(other.folder)
     parquet_path(other.folder).write_bytes(parquet_path(one.folder).read_bytes())
@@ -238,7 +238,7 @@ def test_records_of_another_run_are_told_and_hide_no_other(tmp_path):
 
 def test_a_file_is_verified_once_until_it_changes(tmp_path, monkeypatch):
     """A report opens several connections; DuckDB does not verify checksums, so that every file is read for it."""
-    run, verified = made(tmp_path), []
+    run, verified = store_run(tmp_path), []
     run.mark_finished({"rounds": 1})
     read = query.read_parquet
     monkeypatch.setattr(query, "read_parquet", lambda folder: verified.append(folder) or read(folder))

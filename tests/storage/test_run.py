@@ -1,4 +1,4 @@
-"""A run's folder: what goes in comes out, whatever happens in between."""
+"""Test the folder of a run: records are read back exactly, and errors of files are refused in one line."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_every_float_reads_back_as_the_same_bits(value):
         assert np.float64(back).tobytes() == np.float64(value).tobytes()
 
 
-ANY = st.recursive(
+ANY_VALUE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
 )
@@ -58,7 +58,7 @@ def missing_as_none(value):
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-@given(ANY, st.sampled_from([0, 1, 2]))
+@given(ANY_VALUE, st.sampled_from([0, 1, 2]))
 def test_any_value_is_plain_json_and_reads_back_whole(value, indent):
     text = jsonl.to_json(value, indent)
     assert json.loads(text, parse_constant=pytest.fail) == missing_as_none(value)
@@ -106,7 +106,7 @@ def test_every_line_is_plain_json_for_other_readers(run):
             json.loads(line, parse_constant=refuse)
 
 
-def test_an_unfinished_last_line_is_dropped_and_what_is_added_next_stands_alone(run):
+def test_an_incomplete_last_line_is_dropped_before_new_lines(run):
     run.append_records([loss(0, 5.0), loss(1, 4.0)])
     path = run.folder / "records.jsonl"
     path.write_bytes(path.read_bytes()[:-5])
@@ -115,14 +115,14 @@ def test_an_unfinished_last_line_is_dropped_and_what_is_added_next_stands_alone(
     assert run.records() == [loss(0, 5.0), loss(1, 4.5)]
 
 
-def test_a_file_of_nothing_but_an_unfinished_line_is_empty(run):
+def test_a_file_with_only_an_incomplete_line_is_empty(run):
     (run.folder / "records.jsonl").write_bytes(b'[0, "lo')
     assert run.records() == []
     run.append_records([loss(0, 1.0)])
     assert run.records() == [loss(0, 1.0)]
 
 
-def test_a_finished_line_that_is_no_record_is_named(run):
+def test_a_complete_line_that_is_not_a_record_is_refused_with_its_number(run):
     run.append_records([loss(0, 5.0)])
     path = run.folder / "records.jsonl"
     path.write_bytes(path.read_bytes() + b"garbage\n")
@@ -133,7 +133,7 @@ def test_a_finished_line_that_is_no_record_is_named(run):
         run.records()
 
 
-def test_rewinding_drops_the_rows_after_a_round_and_leaves_the_others_byte_for_byte(run):
+def test_truncation_drops_the_rows_after_a_round_and_keeps_the_others(run):
     run.append_records([loss(0, 5.0), loss(1, 4.1)])
     kept = (run.folder / "records.jsonl").read_bytes()
     run.append_records([loss(2, 4.0)])
@@ -146,7 +146,7 @@ def test_rewinding_drops_the_rows_after_a_round_and_leaves_the_others_byte_for_b
     assert run.truncate_after(1) == 0
 
 
-def test_rewinding_removes_an_unfinished_line_and_a_run_without_a_state_begins_anew(run):
+def test_truncation_removes_an_incomplete_line_and_a_run_without_state_starts_again(run):
     run.append_records([loss(0, 5.0)])
     path = run.folder / "records.jsonl"
     whole = path.read_bytes()
@@ -194,7 +194,7 @@ def test_the_status_follows_the_run(tmp_path):
     assert run.is_finished and run.status == "finished" and run.read_json("finished") == {"loss": 4.2}
 
 
-def test_a_file_that_is_not_there_or_broken_is_named(run):
+def test_a_missing_or_broken_file_is_refused_with_its_name(run):
     with pytest.raises(UserError, match=r"has no finished\.json"):
         run.read_json("finished")
     (run.folder / "experiment.json").write_text("{")
@@ -210,7 +210,7 @@ def test_numbers_of_numpy_are_written_as_numbers(run):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_leaves_every_row_and_says_what_was_needed(run, monkeypatch, code):
+def test_a_full_disk_keeps_every_row_and_the_error_states_the_required_space(run, monkeypatch, code):
     run.append_records([loss(0, 5.0)])
     before = (run.folder / "records.jsonl").read_bytes()
     write = os.write
@@ -228,7 +228,7 @@ def test_a_full_disk_leaves_every_row_and_says_what_was_needed(run, monkeypatch,
     assert len(run.records()) == 2
 
 
-def test_a_full_disk_leaves_the_file_that_was_to_be_replaced(run, monkeypatch):
+def test_a_full_disk_keeps_the_file_to_be_replaced(run, monkeypatch):
     run.write_json("environment", {"python": "3"})
 
     def full(path: Path) -> None:
@@ -241,7 +241,7 @@ def test_a_full_disk_leaves_the_file_that_was_to_be_replaced(run, monkeypatch):
     assert sorted(path.name for path in run.folder.iterdir()) == ["environment.json", "experiment.json"]
 
 
-def test_other_mistakes_of_the_system_are_not_taken_for_a_full_disk(run, monkeypatch):
+def test_other_system_errors_are_not_reported_as_a_full_disk(run, monkeypatch):
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EACCES, "no")
 
@@ -250,7 +250,7 @@ def test_other_mistakes_of_the_system_are_not_taken_for_a_full_disk(run, monkeyp
         run.write_json("environment", {})
 
 
-HOLD = """
+LOCK_HOLDER = """
 import sys, time
 from pathlib import Path
 from fedrift.storage import Run
@@ -260,8 +260,8 @@ with Run(Path(sys.argv[1]), sys.argv[2]).lock():
 """
 
 
-def test_two_processes_never_write_the_same_run_and_a_killed_one_lets_go(run):
-    other = subprocess.Popen([sys.executable, "-c", HOLD, str(run.root), run.id], stdout=subprocess.PIPE)
+def test_two_processes_never_write_one_run_and_a_kill_releases_the_lock(run):
+    other = subprocess.Popen([sys.executable, "-c", LOCK_HOLDER, str(run.root), run.id], stdout=subprocess.PIPE)
     try:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         assert run.status == "running"
@@ -278,14 +278,14 @@ def test_two_processes_never_write_the_same_run_and_a_killed_one_lets_go(run):
 @pytest.mark.parametrize(
     "content", ["[]", "3", "null", '"text"', "[" * 100_000, "9" * 5000, "{", "\udce4", '{"training": []}', '{"seed": {}}']
 )
-def test_an_experiment_of_another_shape_is_one_line(run, content):
+def test_an_invalid_experiment_file_is_refused_in_one_line(run, content):
     (run.folder / "experiment.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=r"experiment\.json") as caught:
         run.config["training"]["num_rounds"]
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
-def test_a_key_that_a_stored_file_lacks_is_one_line(run):
+def test_a_missing_key_of_a_stored_file_is_refused_in_one_line(run):
     run.write_json("environment", {"engine": {}})
     for ask in (lambda: run.config["training"], lambda: run.environment["engine"]["clients_per_pass"], lambda: run.environment["threads"]):
         with pytest.raises(UserError, match="json has no '"):
@@ -293,7 +293,7 @@ def test_a_key_that_a_stored_file_lacks_is_one_line(run):
 
 
 @pytest.mark.parametrize("line", ["[1, 2]", "3", "null", '{"train": 1.0}', '{"round": "1"}', '{"round": 1, "train": "x"}'])
-def test_a_timing_of_another_shape_is_one_line(run, line):
+def test_an_invalid_timing_is_refused_in_one_line(run, line):
     (run.folder / "timings.jsonl").write_text(line + "\n")
     for ask in (run.timings, lambda: run.truncate_after(3)):
         with pytest.raises(UserError, match="is not a valid row of a round"):
@@ -301,7 +301,7 @@ def test_a_timing_of_another_shape_is_one_line(run, line):
 
 
 @pytest.mark.parametrize("line", ["7", "{}", '["1", "loss", "", -1, 2.0]', "[1, 2, 3, 4, 5]", '[1, "loss", "", -1, "x"]', "[true, 1]"])
-def test_a_record_of_another_shape_is_one_line(run, line):
+def test_an_invalid_record_is_refused_in_one_line(run, line):
     (run.folder / "records.jsonl").write_text(line + "\n")
     for ask in (run.records, lambda: run.truncate_after(3)):
         with pytest.raises(UserError, match="is not a record"):
@@ -321,7 +321,7 @@ def test_a_record_of_another_shape_is_one_line(run, line):
         ("clustering.json", lambda run: run.cluster_assignments()),
     ],
 )
-def test_a_folder_in_the_place_of_a_file_is_one_line(run, name, write):
+def test_a_folder_instead_of_a_file_is_refused_in_one_line(run, name, write):
     shutil.rmtree(run.folder / name, ignore_errors=True)
     (run.folder / name).unlink(missing_ok=True)
     (run.folder / name).mkdir()
@@ -330,7 +330,7 @@ def test_a_folder_in_the_place_of_a_file_is_one_line(run, name, write):
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_that_takes_no_files_is_one_line(tmp_path):
+def test_a_read_only_folder_is_refused_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     run = Run(tmp_path / "file", "abc")
     for write in (lambda: run.write_json("experiment", {}), lambda: run.append_records([loss(0, 1.0)]), lambda: run.lock().__enter__()):
@@ -338,7 +338,7 @@ def test_a_folder_that_takes_no_files_is_one_line(tmp_path):
             write()
 
 
-def test_looking_at_a_run_does_not_take_it_from_who_wants_to_write(run):
+def test_reading_a_run_does_not_lock_it(run):
     with run.lock():
         assert run.status == "running"
     assert run.status == "unfinished"
@@ -354,7 +354,7 @@ def test_the_environment_of_the_first_start_stays_and_later_ones_are_compared(ru
     assert run.environment["threads"] == 2 and run.environment["packages"]["numpy"] == np.__version__
 
 
-def test_another_processor_is_told_and_one_that_was_never_written_down_is_not(run):
+def test_another_processor_is_reported_unless_none_was_stored(run):
     here = collect_environment("cpu", 2, {})
     assert {"name", "capability", "instructions", "limits"} == here["processor"].keys() and here["processor"]["capability"]
     amx = {"name": "Xeon", "capability": "AVX512", "instructions": "amx_tile avx2", "limits": {}}
@@ -368,12 +368,12 @@ def test_another_processor_is_told_and_one_that_was_never_written_down_is_not(ru
         "the processor now has fma3",
     ]
     run.write_json("environment", {name: value for name, value in here.items() if name != "processor"})
-    assert check_environment(run, here) == []  # of a version that did not write it
+    assert check_environment(run, here) == []  # a version that did not store it
     run.write_json("environment", {**here, "processor": {"capability": here["processor"]["capability"]}})
     assert check_environment(run, here) == []
 
 
-def test_limits_that_are_set_on_the_processor_are_written_down(monkeypatch):
+def test_limits_of_the_processor_are_stored(monkeypatch):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
     said = collect_environment("cpu", 1, {})["processor"]
     assert said["limits"]["ONEDNN_MAX_CPU_ISA"] == "SSE41" and said["capability"] == torch.backends.cpu.get_cpu_capability()
@@ -385,7 +385,7 @@ def test_other_engine_choices_refuse_to_resume(run):
         check_environment(run, collect_environment("cpu", 2, {"stack": 8, "dtype": "float32"}))
 
 
-def test_a_line_that_is_nested_too_deep_is_one_line(run):
+def test_a_too_deeply_nested_line_is_refused_in_one_line(run):
     (run.folder / "events.jsonl").write_bytes(b"[" * 100_000 + b"\n")
     with pytest.raises(UserError, match="line 1 is not JSON"):
         run.events()

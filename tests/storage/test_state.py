@@ -1,4 +1,4 @@
-"""The stored state: only what changed is written, a process killed at any moment leaves a whole state, and no other is read."""
+"""Test the stored state: only changes are written, and a process killed at any time leaves a complete state."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ SIZE, COHORT = 40, 3
 PARAMS = Tree({"z.B": torch.zeros(1, 4, 2), "a.A": torch.ones(1, 2, 3)})
 
 
-def first(size: int = SIZE) -> FederatedState:
+def first_state(size: int = SIZE) -> FederatedState:
     return init_state(Scaffold(), PARAMS, size)
 
 
-def after(state: FederatedState) -> FederatedState:
-    """The state a round later: a cohort has other controls, and so has the server."""
+def next_state(state: FederatedState) -> FederatedState:
+    """Return the state after another round: the control variates of a cohort and of the server have changed."""
     draw = torch_stream(state.round, "state")
     who = torch.randperm(len(state.cluster_ids), generator=draw)[:COHORT].sort().values
     rows = PARAMS.map(lambda leaf: torch.randn(COHORT, *leaf.shape[1:], generator=draw))
@@ -58,53 +58,53 @@ def run(tmp_path):
 
 @pytest.fixture
 def written(monkeypatch):
-    """How many records each save wrote."""
+    """The number of records that each save wrote."""
     counts, write = [], SlotFile.write
     monkeypatch.setattr(SlotFile, "write", lambda self, records: (counts.append(len(records)), write(self, records))[1])
     return counts
 
 
-def test_a_save_writes_the_clients_that_changed_and_the_file_does_not_grow_without_end(run, written):
-    checkpoint, state = Checkpoint(run), first()
+def test_a_save_writes_only_changed_clients_and_the_file_size_is_bounded(run, written):
+    checkpoint, state = Checkpoint(run), first_state()
     checkpoint.save(state)
-    assert written == [1]  # all clients share what they begin with
+    assert written == [1]  # all clients share their initial state
     for _ in range(100):
-        state = after(state)
+        state = next_state(state)
         checkpoint.save(state)
-        assert same(load_checkpoint(run, first()), state)
+        assert same(load_checkpoint(run, first_state()), state)
     assert written == [1, *[COHORT] * 100]
     record = len(pack_tree(state.client_states.states[0]))
     assert run.client_state_path.stat().st_size <= (SIZE + COHORT) * record
     assert sorted(path.name for path in run.folder.iterdir()) == ["client_states.rows", "state.safetensors"]
-    checkpoint.save(replace(state, round=state.round + 1))  # nobody's memory changed
+    checkpoint.save(replace(state, round=state.round + 1))  # no client state changed
     assert written == [1, *[COHORT] * 100]
 
 
-def test_a_process_that_resumes_writes_what_changed_only_and_what_clients_share_stays_shared(run, written):
-    state = first()
+def test_a_resumed_process_writes_only_changes_and_shared_states_stay_shared(run, written):
+    state = first_state()
     Checkpoint(run).save(state)
     checkpoint = Checkpoint(run)
-    back = checkpoint.load(first())
+    back = checkpoint.load(first_state())
     assert (
         back.client_states.num_bytes() == state.client_states.num_bytes() and len({id(client) for client in back.client_states.states}) == 1
     )
     state = back
-    for _ in range(3):  # rounds between two saves
-        state = after(state)
+    for _ in range(3):  # rounds between the two saves
+        state = next_state(state)
     checkpoint.save(state)
     assert written == [1, len(find_changed(back.client_states.states, state.client_states.states))] and COHORT < written[1] <= 3 * COHORT
-    assert same(load_checkpoint(run, first()), state)
+    assert same(load_checkpoint(run, first_state()), state)
 
 
 @pytest.mark.parametrize("at", range(8))
-def test_a_process_killed_at_any_write_leaves_the_state_before_or_the_one_after(run, monkeypatch, at):
-    """Nothing runs in the process after the kill, not even what tidies up."""
-    checkpoint, states = Checkpoint(run), [first()]
+def test_a_process_killed_at_any_write_leaves_the_previous_or_the_new_state(run, monkeypatch, at):
+    """After the kill no code of the process runs, not even cleanup."""
+    checkpoint, states = Checkpoint(run), [first_state()]
     checkpoint.save(states[0])
     for _ in range(5):
-        states.append(after(states[-1]))
+        states.append(next_state(states[-1]))
         checkpoint.save(states[-1])
-    states.append(after(states[-1]))
+    states.append(next_state(states[-1]))
     calls = []
 
     def dying(name, do):
@@ -112,7 +112,7 @@ def test_a_process_killed_at_any_write_leaves_the_state_before_or_the_one_after(
             calls.append(name)
             if len(calls) > at:
                 if name == "write" and len(calls) == at + 1:
-                    do(args[0], bytes(args[1])[: len(args[1]) // 2])  # half of it is on the disk
+                    do(args[0], bytes(args[1])[: len(args[1]) // 2])  # half of it has been written
                 raise Killed(name)
             return do(*args, **options)
 
@@ -127,16 +127,16 @@ def test_a_process_killed_at_any_write_leaves_the_state_before_or_the_one_after(
         dead.setattr(Path, "unlink", dying("unlink", Path.unlink))
         with suppress(Killed, UserError):
             checkpoint.save(states[-1])
-        assert len(calls) >= min(at + 1, 7)  # three records and their flush; the state's flush, its name, its folder's flush
+        assert len(calls) >= min(at + 1, 7)  # three records and their flush; flush and rename of the state, and flush of its folder
     again = Checkpoint(run)
-    found = again.load(first())
+    found = again.load(first_state())
     assert same(found, states[-2]) or same(found, states[-1])
-    for expected in [*states[found.round + 1 :], after(states[-1])]:  # the round is repeated, and the run goes on
+    for expected in [*states[found.round + 1 :], next_state(states[-1])]:  # the round is repeated and the run continues
         again.save(expected)
-        assert same(load_checkpoint(run, first()), expected)
+        assert same(load_checkpoint(run, first_state()), expected)
 
 
-def test_what_is_stored_comes_back_bit_for_bit_with_its_types_and_aligned(run):
+def test_the_stored_state_is_read_back_bit_for_bit_with_types_and_alignment(run):
     odd = torch.tensor([0x7FC00001, -0x80000000, 1, 0x3F800001], dtype=torch.int32).view(torch.float32)
     leaves = Tree(
         {
@@ -155,52 +155,52 @@ def test_what_is_stored_comes_back_bit_for_bit_with_its_types_and_aligned(run):
         assert back[name].data_ptr() % 16 == 0 and back[name].untyped_storage().nbytes() == leaf.nbytes
 
 
-def broken_bit(path: Path) -> None:
+def flip_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-def cut(path: Path) -> None:
+def truncate_file(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
 
 
-def folder(path: Path) -> None:
+def replace_by_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
 
 
-@pytest.mark.parametrize("harm", [broken_bit, cut, Path.unlink, folder])
-def test_a_memory_that_is_not_what_was_written_is_refused_in_one_line(run, harm):
+@pytest.mark.parametrize("harm", [flip_bit, truncate_file, Path.unlink, replace_by_folder])
+def test_damaged_client_states_are_refused_in_one_line(run, harm):
     checkpoint = Checkpoint(run)
-    checkpoint.save(after(first(COHORT)))
+    checkpoint.save(next_state(first_state(COHORT)))
     harm(run.client_state_path)
     with pytest.raises(UserError, match=r"client_states\.rows") as error:
-        load_checkpoint(run, first(COHORT))
+        load_checkpoint(run, first_state(COHORT))
     assert "\n" not in str(error.value)
 
 
-def test_a_file_of_another_time_is_never_read(run, tmp_path):
-    """An older state with a later memory is refused; a memory without a state is nobody's."""
-    checkpoint, state = Checkpoint(run), after(first())
+def test_files_of_different_rounds_are_never_combined(run, tmp_path):
+    """An older server state with newer client states is refused, and client states without a server state are ignored."""
+    checkpoint, state = Checkpoint(run), next_state(first_state())
     checkpoint.save(state)
     old = run.state_path.read_bytes()
-    for _ in range(30):  # by then every slot has been written over
-        state = after(state)
+    for _ in range(30):  # all slots have been overwritten by then
+        state = next_state(state)
         checkpoint.save(state)
     run.state_path.write_bytes(old)
     with pytest.raises(UserError, match="is damaged"):
-        load_checkpoint(run, first())
+        load_checkpoint(run, first_state())
     run.state_path.unlink()
-    assert load_checkpoint(run, first()) is None
-    fresh = first()
+    assert load_checkpoint(run, first_state()) is None
+    fresh = first_state()
     Checkpoint(run).save(fresh)
-    assert same(load_checkpoint(run, first()), fresh)
+    assert same(load_checkpoint(run, first_state()), fresh)
     assert run.client_state_path.stat().st_size == len(pack_tree(fresh.client_states.states[0]))
 
 
-def test_a_state_that_the_process_did_not_read_is_not_written_over(run, monkeypatch):
-    state = after(first())
+def test_a_state_of_another_process_is_not_overwritten(run, monkeypatch):
+    state = next_state(first_state())
     Checkpoint(run).save(state)
 
     def killed(*said):
@@ -208,19 +208,19 @@ def test_a_state_that_the_process_did_not_read_is_not_written_over(run, monkeypa
 
     monkeypatch.setattr("fedrift.storage.checkpoint.save_tensors", killed)
     with pytest.raises(KeyboardInterrupt):
-        Checkpoint(run).save(after(state))
-    assert same(load_checkpoint(run, first()), state)
+        Checkpoint(run).save(next_state(state))
+    assert same(load_checkpoint(run, first_state()), state)
 
 
-def test_clients_without_a_memory_need_no_file(run):
+def test_clients_without_state_need_no_file(run):
     state = init_state(FedAvg(), PARAMS, SIZE)
     Checkpoint(run).save(state)
     assert [path.name for path in run.folder.iterdir()] == ["state.safetensors"]
     assert same(load_checkpoint(run, state), state) and not load_checkpoint(run, state).client_states
 
 
-def test_one_element_that_was_broadcast_can_be_packed():
-    """torch 2.13 counts a tensor of one element and stride 0 as contiguous, and cannot view it as bytes."""
+def test_a_broadcast_tensor_of_one_element_can_be_stored():
+    """torch 2.13 treats a tensor of one element and stride 0 as contiguous, but cannot view it as bytes."""
     tree = Tree(gate=torch.empty_strided((1,), (0,), dtype=torch.float64).fill_(3.0), x=torch.arange(4.0).view(2, 2).t())
     back = unpack_tree(pack_tree(tree), get_layout(tree))
     assert all(torch.equal(back[name], leaf) for name, leaf in tree.items())

@@ -1,4 +1,4 @@
-"""What a run keeps of its rounds: bit for bit, resumed without a gap, and never changing the run."""
+"""Test the stored updates of a run: exact, complete after resuming, and without effect on the run."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from fedrift.engine.run import run_experiment
 from fedrift.storage.checkpoint import flatten_state
 from fedrift.storage.fork import UpdateLog, load_checkpoint
 from fedrift.storage.parquet import load_arrays, save_arrays
+from tests.small_experiment import experiment
 from tests.test_run import Killed, assert_equal, killed_at, replace_root
-from tests.worlds import experiment
 
 CPU = torch.device("cpu")
-WAYS = {
+ALGORITHMS = {
     "Scaffold": {"algorithm": Scaffold()},
     "FedAdam": {"algorithm": FedAvg(server_optimizer=Adam(0.05))},
     "FedEx": {"algorithm": FedAvg(aggregator=aggregators.FedEx())},
@@ -39,12 +39,13 @@ def recording(folder, name, **options):
 
 
 @pytest.fixture
-def asked(tmp_path):
+def config(tmp_path):
     return experiment(tmp_path, "evaluation.probes=[]", "evaluation.final_blocks_per_domain=0", "training.client_weighting=uniform")
 
 
-def test_arrays_come_back_bit_for_bit_with_their_types_and_in_their_order(tmp_path):
-    odd = np.array([0x7FC00001, 0x80000000, 0x00000001, 0x3F800001], dtype=np.uint32).view(np.float32)  # NaN, -0, denormal, 1+
+def test_arrays_are_read_back_bit_for_bit_with_types_and_order(tmp_path):
+    # NaN, -0, the smallest denormal, and the number after 1
+    odd = np.array([0x7FC00001, 0x80000000, 0x00000001, 0x3F800001], dtype=np.uint32).view(np.float32)
     said = {
         "z": odd.reshape(2, 2),
         "a": np.array([np.nan, 1e-320, -0.0]),
@@ -73,12 +74,12 @@ def test_arrays_come_back_bit_for_bit_with_their_types_and_in_their_order(tmp_pa
 
 
 @pytest.mark.sample(3)
-@pytest.mark.parametrize("way", WAYS, ids=str)
-def test_every_report_and_state_is_kept_bit_for_bit_and_the_run_is_what_it_was(tmp_path, asked, way, monkeypatch):
-    asked, seen = edit_config(asked, WAYS[way]), []
+@pytest.mark.parametrize("way", ALGORITHMS, ids=str)
+def test_every_update_and_state_is_stored_bit_for_bit_and_the_run_is_unchanged(tmp_path, config, way, monkeypatch):
+    config, seen = edit_config(config, ALGORITHMS[way]), []
     add = UpdateLog.add_round
     monkeypatch.setattr(UpdateLog, "add_round", lambda self, done: (seen.append(done), add(self, done))[1])
-    run = run_experiment(asked, recording(tmp_path, "kept"))
+    run = run_experiment(config, recording(tmp_path, "kept"))
     kept = UpdateLog(run)
     assert kept.rounds == [0, 1, 2, 3, 4] and run.read_json("finished")["updates"] == {"rounds": 4, "bytes": kept.num_bytes}
     for done in seen:
@@ -93,29 +94,29 @@ def test_every_report_and_state_is_kept_bit_for_bit_and_the_run_is_what_it_was(t
         one, two = flatten_state(done.after), flatten_state(kept.load_state(done.after.round, CPU))
         assert list(one) == list(two) and all(torch.equal(one[name], two[name]) for name in one)
     monkeypatch.undo()
-    assert_equal(run, run_experiment(asked, replace_root(tmp_path, "plain")))
+    assert_equal(run, run_experiment(config, replace_root(tmp_path, "plain")))
 
 
-def test_the_record_of_a_run_that_was_killed_is_that_of_an_unbroken_one_and_goes_on_unasked(tmp_path, asked):
-    asked = edit_config(asked, {"algorithm": Scaffold()})
-    unbroken = run_experiment(asked, recording(tmp_path, "unbroken"))
+def test_the_stored_updates_of_a_killed_run_equal_those_of_an_uninterrupted_one(tmp_path, config):
+    config = edit_config(config, {"algorithm": Scaffold()})
+    unbroken = run_experiment(config, recording(tmp_path, "unbroken"))
     for round in (0, 1, 3):
         with pytest.raises(Killed):
-            run_experiment(asked, recording(tmp_path, "broken", checkpoint_interval=2), killed_at(round))
-    broken = run_experiment(asked, replace_root(tmp_path, "broken"))
+            run_experiment(config, recording(tmp_path, "broken", checkpoint_interval=2), killed_at(round))
+    broken = run_experiment(config, replace_root(tmp_path, "broken"))
     assert UpdateLog(broken).rounds == UpdateLog(unbroken).rounds
     for round in UpdateLog(unbroken).rounds:
         assert UpdateLog(broken).path(round).read_bytes() == UpdateLog(unbroken).path(round).read_bytes()
 
 
-def test_recording_may_begin_late_and_says_from_where(tmp_path, asked):
-    asked = edit_config(asked, {"algorithm": Scaffold()})
+def test_recording_can_start_late_and_the_first_round_is_stored(tmp_path, config):
+    config = edit_config(config, {"algorithm": Scaffold()})
     with pytest.raises(Killed):
-        run_experiment(asked, replace_root(tmp_path, "late"), killed_at(2))
+        run_experiment(config, replace_root(tmp_path, "late"), killed_at(2))
     there = recording(tmp_path, "late")
-    run = run_experiment(asked, there)
+    run = run_experiment(config, there)
     assert UpdateLog(run).rounds == [2, 3, 4]
-    last = load_checkpoint(run, build_run(resolve_fingerprints(asked, there), there).initial_state)
+    last = load_checkpoint(run, build_run(resolve_fingerprints(config, there), there).initial_state)
     one, two = flatten_state(last), flatten_state(UpdateLog(run).load_state(4, CPU))
     assert all(torch.equal(one[name], two[name]) for name in one)
     with pytest.raises(UserError, match="begins at round 2"):
@@ -124,8 +125,8 @@ def test_recording_may_begin_late_and_says_from_where(tmp_path, asked):
         UpdateLog(run).load_update(2, CPU)
 
 
-def test_nothing_is_kept_unasked(tmp_path, asked):
-    run = run_experiment(asked, replace_root(tmp_path, "plain"))
+def test_updates_are_stored_on_request_only(tmp_path, config):
+    run = run_experiment(config, replace_root(tmp_path, "plain"))
     assert not UpdateLog(run).folder.exists() and "updates" not in run.read_json("finished")
     with pytest.raises(UserError, match="no updates at all"):
         UpdateLog(run).load_state(1, CPU)

@@ -1,4 +1,4 @@
-"""A study of the small world: seconds for all of it."""
+"""A study of the small experiment, which runs within seconds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrift.studies import Study, parse_study
-from tests.worlds import experiment
+from tests.small_experiment import experiment
 
 
 def study_values(folder: Path, **changes: Any) -> dict[str, Any]:

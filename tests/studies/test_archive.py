@@ -1,4 +1,4 @@
-"""An archive comes from elsewhere: it is taken in whole and unchanged, or refused in one line with nothing written."""
+"""Test that a study archive is imported completely and unchanged, or refused in one line before anything is written."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 from fedrift.core.errors import UserError
 from fedrift.studies import StudyManifest, archive, export_study, find_study, import_study
-from tests.report.made import made
+from tests.report.stored_study import make_study
 
 STUDY = "studies/made/study.json"
 
 
 @pytest.fixture(scope="module")
-def book(tmp_path_factory) -> StudyManifest:
-    found = made(tmp_path_factory.mktemp("archive"), rounds=2, seeds=1, algorithms=("FedAvg",), severities=(1.0,), hypotheses=[])
+def manifest(tmp_path_factory) -> StudyManifest:
+    found = make_study(tmp_path_factory.mktemp("archive"), rounds=2, seeds=1, algorithms=("FedAvg",), severities=(1.0,), hypotheses=[])
     run = found.get_run(found.read()["runs"][0])
     run.log_event(1, "client", "it was slow", 2)
     run.log_timing(0, train=0.5)
@@ -34,8 +34,8 @@ def book(tmp_path_factory) -> StudyManifest:
 
 
 @pytest.fixture(scope="module")
-def sound(book, tmp_path_factory) -> bytes:
-    return export_study(book, tmp_path_factory.mktemp("packed") / "made.zip").read_bytes()
+def sound(manifest, tmp_path_factory) -> bytes:
+    return export_study(manifest, tmp_path_factory.mktemp("packed") / "made.zip").read_bytes()
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -49,7 +49,7 @@ def members(content: bytes, at: Path) -> dict[str, bytes]:
 
 
 def write_zip(path: Path, files: dict[str, bytes], more=(), compression=zipfile.ZIP_DEFLATED) -> Path:
-    """An archive of files, and of members of which everything may be odd."""
+    """Write an archive of files and of arbitrary, possibly invalid, members."""
     with zipfile.ZipFile(path, "w", compression) as file:
         for name, content in files.items():
             file.writestr(name, content)
@@ -59,7 +59,7 @@ def write_zip(path: Path, files: dict[str, bytes], more=(), compression=zipfile.
 
 
 def refusal(path: Path, root: Path) -> str:
-    """What is told of an archive; nothing is written."""
+    """Return the message with which an archive is refused, and check that nothing is written."""
     before = contents(root) if root.exists() else {}
     with pytest.raises(UserError) as caught:
         import_study(path, root)
@@ -68,45 +68,45 @@ def refusal(path: Path, root: Path) -> str:
     return str(caught.value)
 
 
-def test_all_of_a_study_arrives_and_a_second_time_changes_nothing(book, sound, tmp_path):
+def test_an_imported_study_is_complete_and_a_second_import_changes_nothing(manifest, sound, tmp_path):
     (tmp_path / "made.zip").write_bytes(sound)
     there = import_study(tmp_path / "made.zip", tmp_path / "runs")
     before = contents(tmp_path / "runs")
     assert before == members(sound, tmp_path / "made.zip")
-    assert there.read()["runs"] == book.read()["runs"] and find_study(tmp_path / "runs", "made") == there
-    assert there.get_failure(book.read()["runs"][1].run) == "it stopped"
+    assert there.read()["runs"] == manifest.read()["runs"] and find_study(tmp_path / "runs", "made") == there
+    assert there.get_failure(manifest.read()["runs"][1].run) == "it stopped"
     import_study(tmp_path / "made.zip", tmp_path / "runs")
     assert contents(tmp_path / "runs") == before
 
 
-def test_another_study_of_the_name_that_is_here_is_never_replaced(sound, tmp_path):
+def test_an_existing_study_with_the_same_name_is_never_replaced(sound, tmp_path):
     (tmp_path / "made.zip").write_bytes(sound)
-    here = made(tmp_path / "runs", rounds=2, seeds=2, algorithms=("FedAvg",), severities=(1.0,), hypotheses=[])
+    here = make_study(tmp_path / "runs", rounds=2, seeds=2, algorithms=("FedAvg",), severities=(1.0,), hypotheses=[])
     said = here.read()
     assert "already exists and contains another study 'made'" in refusal(tmp_path / "made.zip", tmp_path / "runs")
     assert here.read() == said and len(said["runs"]) == 4
 
 
-def test_a_run_that_is_here_stays_as_it_is_and_one_that_was_only_claimed_is_filled(book, sound, tmp_path):
+def test_an_existing_run_stays_unchanged_and_an_empty_one_is_filled(manifest, sound, tmp_path):
     (tmp_path / "made.zip").write_bytes(sound)
-    first, second = (entry.run for entry in book.read()["runs"])
-    shutil.copytree(book.root / first, tmp_path / "runs" / first)
+    first, second = (entry.run for entry in manifest.read()["runs"])
+    shutil.copytree(manifest.root / first, tmp_path / "runs" / first)
     (tmp_path / "runs" / first / "finished.json").write_text('{"loss": 1.0}')
     (tmp_path / "runs" / second).mkdir()
     there = import_study(tmp_path / "made.zip", tmp_path / "runs")
-    assert there.get_run(first).summary() == {"loss": 1.0} and there.get_run(second).config == book.get_run(second).config
+    assert there.get_run(first).summary() == {"loss": 1.0} and there.get_run(second).config == manifest.get_run(second).config
 
 
-def test_records_of_another_run_are_refused(book, sound, tmp_path):
+def test_records_of_another_run_are_refused(manifest, sound, tmp_path):
     files = members(sound, tmp_path / "made.zip")
-    first, second = (entry.run for entry in book.read()["runs"])
+    first, second = (entry.run for entry in manifest.read()["runs"])
     files[f"{first}/records.parquet"] = files[f"{second}/records.parquet"]
     why = refusal(write_zip(tmp_path / "swapped.zip", files), tmp_path / "runs")
     assert f"holds records of run {second}, not of run {first}" in why
 
 
-def changed(files: dict[str, bytes], name: str, change) -> dict[str, bytes]:
-    """The files, one of which holds another JSON value."""
+def change_json(files: dict[str, bytes], name: str, change) -> dict[str, bytes]:
+    """Return the files with one JSON value changed."""
     found = next(path for path in files if path.endswith(name))
     value = json.loads(files[found])
     return {**files, found: json.dumps(change(value)).encode()}
@@ -140,9 +140,9 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("case", CHANGED)
-def test_a_file_of_another_shape_or_another_experiment_is_refused(sound, tmp_path, case):
+def test_invalid_files_and_other_experiments_are_refused(sound, tmp_path, case):
     name, change, told = CHANGED[case]
-    path = write_zip(tmp_path / "x.zip", changed(members(sound, tmp_path / "s.zip"), name, change))
+    path = write_zip(tmp_path / "x.zip", change_json(members(sound, tmp_path / "s.zip"), name, change))
     assert re.search(told, refusal(path, tmp_path / "runs"))
 
 
@@ -161,7 +161,7 @@ LINES = {
 
 
 @pytest.mark.parametrize("case", LINES)
-def test_a_file_that_cannot_be_read_is_refused(sound, tmp_path, case):
+def test_an_unreadable_file_is_refused(sound, tmp_path, case):
     name, content = LINES[case]
     files = members(sound, tmp_path / "s.zip")
     found = next(path for path in files if path.endswith(name))
@@ -192,7 +192,7 @@ UNKNOWN = [
 
 
 @pytest.mark.parametrize("name", UNKNOWN, ids=repr)
-def test_a_member_that_is_no_file_of_a_study_is_refused_before_anything_is_written(sound, tmp_path, name):
+def test_an_unknown_member_is_refused_before_anything_is_written(sound, tmp_path, name):
     path = write_zip(tmp_path / "x.zip", members(sound, tmp_path / "s.zip"), [(name, b"harmless")])
     assert "is not a file of a study" in refusal(path, tmp_path / "runs")
 
@@ -204,7 +204,7 @@ def special(name: str, **changes) -> zipfile.ZipInfo:
     return member
 
 
-def test_members_of_an_odd_kind_are_refused(sound, tmp_path, monkeypatch):
+def test_special_members_are_refused(sound, tmp_path, monkeypatch):
     files, root = members(sound, tmp_path / "s.zip"), tmp_path / "runs"
     study = files.pop(STUDY)
     link = special(STUDY, external_attr=(stat.S_IFLNK | 0o777) << 16)
@@ -228,18 +228,18 @@ def test_members_of_an_odd_kind_are_refused(sound, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("place, value, told", [(8, 1, "is encrypted"), (10, 99, "is compressed by method 99")])
-def test_encryption_and_unknown_compression_are_told(sound, tmp_path, place, value, told):
+def test_encryption_and_unknown_compression_are_refused(sound, tmp_path, place, value, told):
     content = bytearray(sound)
-    first = content.index(b"PK\x01\x02")  # of the central directory
+    first = content.index(b"PK\x01\x02")  # the start of the central directory
     content[first + place] = value
     (tmp_path / "x.zip").write_bytes(content)
     assert told in refusal(tmp_path / "x.zip", tmp_path / "runs")
 
 
-def test_a_size_that_is_not_the_members_is_refused(sound, tmp_path):
+def test_a_wrong_size_of_a_member_is_refused(sound, tmp_path):
     content = bytearray(sound)
     first = content.index(b"PK\x01\x02")
-    content[first + 24 : first + 28] = (50).to_bytes(4, "little")  # smaller than it is
+    content[first + 24 : first + 28] = (50).to_bytes(4, "little")  # smaller than the member
     (tmp_path / "x.zip").write_bytes(content)
     assert "cannot be read" in refusal(tmp_path / "x.zip", tmp_path / "runs")
 
@@ -250,24 +250,24 @@ def test_a_truncated_archive_is_refused(sound, tmp_path, share):
     assert "cannot be read" in refusal(tmp_path / "x.zip", tmp_path / "runs")
 
 
-def test_what_is_no_file_is_told(tmp_path):
+def test_a_path_that_is_not_a_file_is_refused(tmp_path):
     assert "does not exist" in refusal(tmp_path / "nothing.zip", tmp_path / "runs")
     (tmp_path / "folder.zip").mkdir()
     assert "is not a file" in refusal(tmp_path / "folder.zip", tmp_path / "runs")
 
 
-def test_a_place_that_takes_no_files_is_told(sound, tmp_path, book):
+def test_a_read_only_folder_is_refused(sound, tmp_path, manifest):
     (tmp_path / "made.zip").write_bytes(sound)
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(UserError, match="cannot be written"):
         import_study(tmp_path / "made.zip", tmp_path / "runs")
     with pytest.raises(UserError, match="cannot be written"):
-        export_study(book, tmp_path / "runs" / "made.zip")
+        export_study(manifest, tmp_path / "runs" / "made.zip")
     with pytest.raises(UserError, match="is a folder"):
-        export_study(book, tmp_path)
+        export_study(manifest, tmp_path)
 
 
-def test_the_project_s_own_archives_have_the_ids_of_their_experiments(tmp_path):
+def test_the_archives_of_the_project_have_the_ids_of_their_experiments(tmp_path):
     there = import_study(Path(__file__).parents[2] / "studies" / "results" / "smollm2.zip", tmp_path / "runs")
     assert len(there.read()["runs"]) == 6 and all(there.get_run(entry).is_finished for entry in there.read()["runs"])
 
@@ -282,8 +282,8 @@ VALUES = st.recursive(
 )
 
 
-def take_in(path: Path, root: Path) -> dict[str, bytes] | None:
-    """What was written, None where the archive was refused: in one line, nothing else may be raised."""
+def import_or_refuse(path: Path, root: Path) -> dict[str, bytes] | None:
+    """Return the written files, or None if the archive was refused in one line; nothing else may be raised."""
     shutil.rmtree(root, ignore_errors=True)
     with suppress(UserError):
         import_study(path, root)
@@ -294,11 +294,11 @@ def take_in(path: Path, root: Path) -> dict[str, bytes] | None:
 
 @FUZZ
 @given(data=st.data())
-def test_no_damage_to_an_archive_is_taken_in(sound, tmp_path, data):
+def test_a_damaged_archive_is_never_imported(sound, tmp_path, data):
     content = bytearray(sound)
     for _ in range(data.draw(st.integers(1, 3))):
         end = len(content) - 1
-        place = data.draw(st.integers(0, end) | st.integers(max(0, end - 1300), end))  # as often among the names and sizes
+        place = data.draw(st.integers(0, end) | st.integers(max(0, end - 1300), end))  # half of the places are among names and sizes
         kind = data.draw(st.sampled_from(["bit", "byte", "cut", "repeat", "drop"]))
         if kind == "bit":
             content[place] ^= 1 << data.draw(st.integers(0, 7))
@@ -311,23 +311,23 @@ def test_no_damage_to_an_archive_is_taken_in(sound, tmp_path, data):
         elif len(content) > 30:
             del content[place : place + 10]
     (tmp_path / "x.zip").write_bytes(content)
-    found = take_in(tmp_path / "x.zip", tmp_path / "runs")
+    found = import_or_refuse(tmp_path / "x.zip", tmp_path / "runs")
     whole = members(sound, tmp_path / "s.zip")
     assert found is None or all(whole.get(name) == held for name, held in found.items())
 
 
-def replaced(value, path, new):
-    """The JSON value with another one in the place that a path of keys leads to."""
+def replace_value(value, path, new):
+    """Return the JSON value with another value at a path of keys."""
     if not path:
         return new
     found = dict(value) if isinstance(value, dict) else list(value)
-    found[path[0]] = replaced(value[path[0]], path[1:], new)
+    found[path[0]] = replace_value(value[path[0]], path[1:], new)
     return found
 
 
 @FUZZ
 @given(data=st.data())
-def test_no_other_json_in_an_archive_ends_in_a_traceback(sound, tmp_path, data):
+def test_changed_json_in_an_archive_never_gives_a_traceback(sound, tmp_path, data):
     files = members(sound, tmp_path / "s.zip")
     name = data.draw(st.sampled_from(sorted(name for name in files if name.endswith((".json", ".jsonl")))))
     whole = json.loads(files[name])
@@ -335,5 +335,5 @@ def test_no_other_json_in_an_archive_ends_in_a_traceback(sound, tmp_path, data):
     while isinstance(inside, (dict, list)) and inside and data.draw(st.booleans()):
         path.append(data.draw(st.sampled_from(sorted(inside) if isinstance(inside, dict) else range(len(inside)))))
         inside = inside[path[-1]]
-    content = json.dumps(replaced(whole, path, data.draw(VALUES))).encode() + b"\n"
-    take_in(write_zip(tmp_path / "x.zip", {**files, name: content}), tmp_path / "runs")
+    content = json.dumps(replace_value(whole, path, data.draw(VALUES))).encode() + b"\n"
+    import_or_refuse(write_zip(tmp_path / "x.zip", {**files, name: content}), tmp_path / "runs")

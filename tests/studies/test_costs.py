@@ -1,4 +1,4 @@
-"""Quality under a budget and cost to a target, from what runs record."""
+"""Test the quality at a budget and the cost to a target, computed from the records of runs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fedrift.report.study_costs import cost_protocols_section
 from fedrift.report.study_data import load_study_data
 from fedrift.studies.costs import COST_RECORDS, parse_cost_metric
 from fedrift.studies.outcomes import build_study_table, list_recorded_metrics, summarize_metric
-from tests.worlds import experiment
+from tests.small_experiment import experiment
 
 LOSSES = {0: 5.0, 2: 4.5, 4: 4.1, 6: 4.3}
 TIMINGS = [{"round": number, "train": 2.0, "evaluate": 9.0} for number in range(1, 7)]
 
 
 def trajectory(wire=False):
-    """Two of three clients per round, 100 bytes down and 50 up for each, 10 and 30 tokens."""
+    """Return records of a run with two of three clients per round, 100 bytes down and 50 up for each, and 10 and 30 tokens."""
     rows = [Record(number, "loss", "", -1, loss) for number, loss in LOSSES.items()]
     for number in range(1, 7):
         rows += [Record(number, "cost.down", "", -1, 100.0), Record(number, "cost.up", "", -1, 50.0)]
@@ -34,10 +34,10 @@ def trajectory(wire=False):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("loss.under:bytes=1", 5.0),  # nothing but the untrained model
+        ("loss.under:bytes=1", 5.0),  # only the untrained model
         ("loss.under:bytes=599", 5.0),
         ("loss.under:bytes=600", 4.5),
-        ("loss.under:bytes=1e9", 4.3),  # the last evaluation, not the best
+        ("loss.under:bytes=1e9", 4.3),  # the last evaluation instead of the best
         ("loss.under:tokens=160", 4.1),
         ("loss.under:seconds=4", 4.5),
         ("bytes.to:4.5", 600.0),
@@ -48,15 +48,15 @@ def trajectory(wire=False):
         ("bytes.to:1", math.inf),
     ],
 )
-def test_the_metrics_of_a_run(name, value):
+def test_the_cost_metrics_of_a_run_equal_known_values(name, value):
     assert summarize_metric(name, trajectory(), timings=TIMINGS) == value
 
 
-def test_bytes_that_traveled_count_before_sizes():
+def test_measured_bytes_have_priority_over_computed_sizes():
     assert summarize_metric("bytes.to:4.5", trajectory(wire=True)) == 2 * 2 * 1001
 
 
-def test_what_was_not_recorded_is_nan():
+def test_missing_records_give_nan():
     bare = Trajectory([Record(number, "loss", "", -1, loss) for number, loss in LOSSES.items()])
     for name in ("bytes.to:4.2", "tokens.to:4.2", "seconds.to:4.2", "loss.under:bytes=5"):
         assert math.isnan(summarize_metric(name, bare)), name
@@ -64,17 +64,17 @@ def test_what_was_not_recorded_is_nan():
 
 
 @pytest.mark.parametrize("name", ["loss.under:watts=5", "loss.under:bytes", "loss.under:bytes=-1", "bytes.to:low", "tokens.to:"])
-def test_names_that_mean_nothing_are_refused(name):
+def test_invalid_names_are_refused(name):
     with pytest.raises(UserError, match=r"needs a number above 0|has the cost 'watts'"):
         parse_cost_metric(name)
 
 
-def test_other_names_are_not_about_costs():
+def test_other_metrics_are_not_cost_metrics():
     assert parse_cost_metric("rounds.to:4.2") is parse_cost_metric("loss") is parse_cost_metric("cost.up:max") is None
     assert set(COST_RECORDS) <= set(list_recorded_metrics(["bytes.to:4.2"])) and "weight" not in list_recorded_metrics(["loss"])
 
 
-def test_a_study_has_them_as_columns_and_its_report_a_section(tmp_path):
+def test_a_study_has_cost_columns_and_its_report_a_section(tmp_path):
     base = experiment(tmp_path, "training.num_rounds=3", "evaluation.final_blocks_per_domain=0", 'evaluation.probes=["cost"]')
     names = ["loss", "loss.under:bytes=1e9", "tokens.to:9", "seconds.to:9", "bytes.to:0.1"]
     study = {"name": "costs", "base": base.to_dict(), "metrics": names, "factors": {"training.local_steps": [1, 3]}}

@@ -1,4 +1,4 @@
-"""Designs: every pair of levels equally often, main effects apart, and what is confounded said."""
+"""Test the designs: balanced pairs of levels, separate main effects, and reported confounding."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SEVEN = {name: (0, 1, 2) for name in ("regime", "algorithm", "clients", "partici
 
 
 @pytest.mark.parametrize("name", ARRAY_NAMES)
-def test_in_every_two_columns_every_pair_of_levels_is_there_equally_often(name):
+def test_in_every_two_columns_all_pairs_of_levels_are_equally_frequent(name):
     table = build_array(name)
     assert table.shape == SIZES[name]
     for one, other in combinations(range(table.shape[1]), 2):
@@ -47,26 +47,26 @@ def test_the_interaction_of_two_columns_of_nine_rows_is_the_other_two_columns():
     assert compute_overlap(compute_contrasts(table[:, 0]), both) == pytest.approx(0)
 
 
-def test_a_full_grid_confounds_nothing_and_has_every_cell_once():
+def test_a_full_grid_has_every_cell_once_and_no_confounding():
     cells = FullGrid()({"a": (1, 2), "b": ("x", "y", "z")})
     assert len(cells) == 6
     assert len({tuple(cell.items()) for cell in cells}) == 6
     assert find_aliases(cells) == []
 
 
-def test_27_runs_keep_seven_main_effects_apart_and_a_chosen_interaction_clear():
+def test_27_runs_separate_seven_main_effects_and_a_chosen_interaction():
     cells = Orthogonal("L27", (("regime", "algorithm"),))(SEVEN)
     assert len(cells) == 27
     for one, other in combinations(SEVEN, 2):
         assert set(Counter((cell[one], cell[other]) for cell in cells).values()) == {3}
     mixed = find_aliases(cells)
-    assert mixed  # seven three-level factors in 27 runs cannot be free of confounding
+    assert mixed  # seven three-level factors in 27 runs always have some confounding
     assert not [alias for alias in mixed if set(alias["pair"]) == {"regime", "algorithm"}]
     assert {alias["share"] for alias in mixed} <= {0.5, 1.0}
 
 
-def test_what_two_interacting_factors_do_to_a_third_is_what_the_alias_table_says():
-    """A response that is nothing but one interaction is read as a main effect exactly where the table says so."""
+def test_the_alias_table_predicts_the_confounding_of_an_interaction():
+    """A response that consists of one interaction appears as a main effect exactly where the table states it."""
     levels = {"a": (0, 1, 2), "b": (0, 1, 2), "c": (0, 1, 2)}
     cells = Orthogonal("L9")(levels)
     assert {(alias["factor"], tuple(alias["pair"])) for alias in find_aliases(cells)} == {
@@ -81,7 +81,7 @@ def test_what_two_interacting_factors_do_to_a_third_is_what_the_alias_table_says
     assert max(abs(response[a == level].mean()) for level in range(3)) < 1e-12
 
 
-def test_a_factor_of_two_levels_takes_a_column_of_its_own_kind_or_begins_again():
+def test_a_factor_of_two_levels_uses_a_two_level_column_or_repeats_a_level():
     cells = Orthogonal("L18")({"two": ("x", "y"), "three": (0, 1, 2)})
     assert Counter(cell["two"] for cell in cells) == {"x": 9 if len(cells) == 18 else 3, "y": 9 if len(cells) == 18 else 3}
     dummy = Orthogonal("L9")({"two": ("x", "y"), "three": (0, 1, 2), "other": (0, 1, 2), "last": (0, 1, 2)})
@@ -89,7 +89,7 @@ def test_a_factor_of_two_levels_takes_a_column_of_its_own_kind_or_begins_again()
 
 
 @pytest.mark.parametrize(
-    ("design", "levels", "told"),
+    ("design", "levels", "message"),
     [
         (Orthogonal("L9"), {name: (0, 1, 2) for name in "abcde"}, "L9 has no column left for 'e'"),
         (Orthogonal("L9"), {"a": (0, 1, 2, 3)}, "4 levels"),
@@ -100,13 +100,13 @@ def test_a_factor_of_two_levels_takes_a_column_of_its_own_kind_or_begins_again()
         (ExplicitDesign(), {"a": (0, 1)}, "design.cells is empty"),
     ],
 )
-def test_what_cannot_be_designed_is_told_with_the_way_out(design, levels, told):
-    with pytest.raises(UserError, match=told):
+def test_an_impossible_design_is_refused(design, levels, message):
+    with pytest.raises(UserError, match=message):
         design(levels)
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4))
-def test_one_factor_at_a_time_leaves_the_centre_in_one_factor_only(counts):
+def test_one_factor_at_a_time_changes_one_factor_of_the_center(counts):
     levels = {f"f{number}": tuple(range(count)) for number, count in enumerate(counts)}
     centre = {name: labels[-1] for name, labels in levels.items()}
     cells = OneFactorAtATime(centre)(levels)

@@ -1,4 +1,4 @@
-"""What goes wrong in a study is told: no run is lost, and none hides another."""
+"""Test that failures in a study are reported, that no run is lost, and that no failed run hides another."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from fedrift.storage import Run
 from fedrift.studies import StudyManifest, build_study_table, executors
 from fedrift.studies.executors import Executor, Local, Processes, Ray, Slurm, Stacked
 from fedrift.studies.run import run_phase, run_study
+from tests.small_experiment import experiment, make_cache
 from tests.studies.small import study
-from tests.worlds import experiment, make_cache
 
 SHORT = (
     "training.num_rounds=1",
@@ -41,24 +41,24 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("failures")
 
 
-def asked(folder, there, count=3):
+def make_configs(folder, there, count=3):
     return [resolve_fingerprints(experiment(folder, *SHORT, f"seed={seed}"), there) for seed in range(count)]
 
 
-def elsewhere(folder, root, **runtime) -> ResourceCache:
+def cache_in(folder, root, **runtime) -> ResourceCache:
     return ResourceCache(replace(make_cache(folder, threads=1, **runtime).runtime, runs_dir=root))
 
 
 @pytest.mark.parametrize("executor", [Local(), Stacked(num_concurrent_runs=3)], ids=lambda each: type(each).__name__)
 @pytest.mark.parametrize("place", ["claim", "tell", "note"])
-def test_an_error_outside_a_run_ends_the_study_loudly(folder, tmp_path, monkeypatch, executor, place):
-    there, told = elsewhere(folder, tmp_path / "runs"), []
-    book, every = StudyManifest(there.runtime.runs_dir, "s"), asked(folder, there)
+def test_an_error_outside_a_run_ends_the_study(folder, tmp_path, monkeypatch, executor, place):
+    there, told = cache_in(folder, tmp_path / "runs"), []
+    manifest, every = StudyManifest(there.runtime.runs_dir, "s"), make_configs(folder, there)
 
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    def tell(run, round):
+    def on_progress(run, round):
         told.append(run)
         if place == "tell" and len(told) == 2:
             fail()
@@ -71,32 +71,37 @@ def test_an_error_outside_a_run_ends_the_study_loudly(folder, tmp_path, monkeypa
     if place == "note":
         monkeypatch.setattr(fedrift.studies.worker, "run_experiment", lambda *_: {}["update.norm"])
         monkeypatch.setattr(StudyManifest, "record_failure", fail)
-    error = KeyError if place == "note" else OSError  # the run's own error comes first
+    error = KeyError if place == "note" else OSError  # the error of the run itself is raised
     with pytest.raises(error) as raised:
-        run_phase(every, there, book, executor, lambda what, experiments: tell, "runs")
+        run_phase(every, there, manifest, executor, lambda what, experiments: on_progress, "runs")
     if place == "note":
         assert "No space left" in raised.value.__notes__[0]
-    assert not any(list((there.runtime.runs_dir / each.id).glob("lease.*")) for each in every)  # nothing is held
+    assert not any(list((there.runtime.runs_dir / each.id).glob("lease.*")) for each in every)  # no lease remains
     monkeypatch.undo()
-    run_phase(every, there, book, executor, lambda what, experiments: lambda run, round: None, "runs")
-    assert all(book.get_run(each.id).is_finished for each in every)
+    run_phase(every, there, manifest, executor, lambda what, experiments: lambda run, round: None, "runs")
+    assert all(manifest.get_run(each.id).is_finished for each in every)
 
 
-def test_an_executor_that_leaves_runs_behind_is_no_success(folder, tmp_path):
-    class Lazy(Executor):
-        def __call__(self, experiments, cache, book, tell):
-            Local()(experiments[:1], cache, book, tell)
+def test_an_executor_that_omits_runs_is_an_error(folder, tmp_path):
+    class IdleExecutor(Executor):
+        def __call__(self, experiments, cache, manifest, on_progress):
+            Local()(experiments[:1], cache, manifest, on_progress)
 
-    there = elsewhere(folder, tmp_path / "runs")
-    every = asked(folder, there)
+    there = cache_in(folder, tmp_path / "runs")
+    every = make_configs(folder, there)
     with pytest.raises(UserError, match=f"2 of 3 runs are neither finished nor failed, the first is {every[1].id}"):
         run_phase(
-            every, there, StudyManifest(there.runtime.runs_dir, "s"), Lazy(), lambda what, experiments: lambda run, round: None, "runs"
+            every,
+            there,
+            StudyManifest(there.runtime.runs_dir, "s"),
+            IdleExecutor(),
+            lambda what, experiments: lambda run, round: None,
+            "runs",
         )
 
 
-class Here:
-    """A context of multiprocessing whose processes are done in this one, at once."""
+class SameProcessContext:
+    """A multiprocessing context that runs its processes in this process."""
 
     def __init__(self, **said):
         self.said = said
@@ -113,14 +118,14 @@ class Here:
     terminate = join = is_alive
 
 
-Here.Process = Here
+SameProcessContext.Process = SameProcessContext
 
 
-def test_a_worker_process_hands_over_an_error_outside_a_run(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(executors, "create_worker_context", lambda: Here)
+def test_a_worker_process_reports_an_error_outside_a_run(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(executors, "create_worker_context", lambda: SameProcessContext)
     monkeypatch.setattr(executors, "wait", lambda sentinels, timeout: sentinels)
-    there = elsewhere(folder, tmp_path / "runs")
-    every = asked(folder, there, 1)
+    there = cache_in(folder, tmp_path / "runs")
+    every = make_configs(folder, there, 1)
     there.runtime.runs_dir.mkdir()
     (there.runtime.runs_dir / every[0].id).write_text("a file in the place of a run's folder")
     with pytest.raises(RuntimeError, match=r"FileExistsError|NotADirectoryError") as raised:
@@ -128,7 +133,7 @@ def test_a_worker_process_hands_over_an_error_outside_a_run(folder, tmp_path, mo
     assert "Traceback" in raised.value.__notes__[0]
 
 
-def test_a_task_of_rays_raises_the_error_that_it_had(folder, tmp_path, monkeypatch):
+def test_a_ray_task_raises_its_original_error(folder, tmp_path, monkeypatch):
     class RayError(Exception):
         pass
 
@@ -146,12 +151,12 @@ def test_a_task_of_rays_raises_the_error_that_it_had(folder, tmp_path, monkeypat
         exceptions=types.SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError),
     )
     monkeypatch.setitem(sys.modules, "ray", fake)
-    there = elsewhere(folder, tmp_path / "runs")
+    there = cache_in(folder, tmp_path / "runs")
     with pytest.raises(OSError, match="No space left"):
-        Ray()(asked(folder, there, 1), there, StudyManifest(there.runtime.runs_dir, "s"), lambda run, round: None)
+        Ray()(make_configs(folder, there, 1), there, StudyManifest(there.runtime.runs_dir, "s"), lambda run, round: None)
 
 
-def test_jobs_that_are_over_are_told_with_the_error_of_whichever_had_one(folder, tmp_path, monkeypatch):
+def test_finished_jobs_are_reported_with_their_errors(folder, tmp_path, monkeypatch):
     def job(error):
         return types.SimpleNamespace(done=lambda: True, exception=lambda: error, cancel=lambda check: None)
 
@@ -167,10 +172,10 @@ def test_jobs_that_are_over_are_told_with_the_error_of_whichever_had_one(folder,
             return next(jobs)
 
     monkeypatch.setitem(sys.modules, "submitit", types.SimpleNamespace(AutoExecutor=Submitter))
-    there = elsewhere(folder, tmp_path / "runs")
+    there = cache_in(folder, tmp_path / "runs")
     with pytest.raises(UserError, match="No space left on device"):
         Slurm(num_jobs=2, cluster="local")(
-            asked(folder, there, 2), there, StudyManifest(there.runtime.runs_dir, "s"), lambda run, round: None
+            make_configs(folder, there, 2), there, StudyManifest(there.runtime.runs_dir, "s"), lambda run, round: None
         )
 
 
@@ -178,72 +183,74 @@ BASE = {"factors": {"partition.severity": [1.0]}, "seeds": 2}
 
 
 @pytest.fixture(scope="module")
-def done(folder):
-    """A finished study, and what was told of it."""
+def finished_study(folder):
+    """A finished study and its progress messages."""
     told = []
-    there = elsewhere(folder, folder / "done", on_message=told.append)
-    wanted = study(folder, **BASE)
-    return wanted, run_study(wanted, there), told
+    there = cache_in(folder, folder / "done", on_message=told.append)
+    expected = study(folder, **BASE)
+    return expected, run_study(expected, there), told
 
 
-def copied(folder, tmp_path, done, **runtime):
+def copy_study(folder, tmp_path, finished_study, **runtime):
     shutil.copytree(folder / "done", tmp_path / "runs")
     told = []
-    there = elsewhere(folder, tmp_path / "runs", on_message=told.append, **runtime)
-    return StudyManifest(tmp_path / "runs", done[0].name), there, told
+    there = cache_in(folder, tmp_path / "runs", on_message=told.append, **runtime)
+    return StudyManifest(tmp_path / "runs", finished_study[0].name), there, told
 
 
-def test_runs_that_are_not_run_again_are_counted_and_fresh_runs_them(folder, tmp_path, done):
-    wanted, before, told = done
+def test_reused_runs_are_counted_and_fresh_runs_them_again(folder, tmp_path, finished_study):
+    expected, before, told = finished_study
     assert not any("not run again" in line for line in told)
-    book, there, told = copied(folder, tmp_path, done)
+    manifest, there, told = copy_study(folder, tmp_path, finished_study)
     ids = {entry.run for entry in before.read()["runs"]}
-    run_study(wanted, there)
+    run_study(expected, there)
     (line,) = [line for line in told if "not run again" in line]
     assert line.startswith(f"runs: {len(ids)} of {len(ids)} were finished on ") and "float32 on cpu" in line
     told.clear()
     for id in ids:
         (tmp_path / "runs" / id / "mark").touch()
-    run_study(wanted, there, fresh=True)
+    run_study(expected, there, fresh=True)
     assert not any("not run again" in line for line in told) and f"{len(ids)} stored runs are now in" in told[0]
     assert {path.name for path in (tmp_path / "runs" / "replaced").iterdir()} == {f"{id}.1" for id in ids}
-    assert all(book.get_run(id).is_finished and not (book.get_run(id).folder / "mark").exists() for id in ids)
-    pairs = build_study_table(book), build_study_table(before)
+    assert all(manifest.get_run(id).is_finished and not (manifest.get_run(id).folder / "mark").exists() for id in ids)
+    pairs = build_study_table(manifest), build_study_table(before)
     assert pairs[0].equals(pairs[1])
 
 
-def test_finished_runs_that_a_study_no_longer_has_are_told(folder, tmp_path, done):
-    _, there, told = copied(folder, tmp_path, done)
+def test_finished_runs_that_no_longer_belong_to_a_study_are_reported(folder, tmp_path, finished_study):
+    _, there, told = copy_study(folder, tmp_path, finished_study)
     run_study(study(folder, **{**BASE, "seeds": 1}), there)
     assert sum("2 finished runs are no longer part of study tiny" in line for line in told) == 1
 
 
-def test_finished_runs_in_another_arithmetic_are_refused(folder, tmp_path, done):
-    _, there, _ = copied(folder, tmp_path, done, dtype="bfloat16")
+def test_finished_runs_with_other_engine_options_are_refused(folder, tmp_path, finished_study):
+    _, there, _ = copy_study(folder, tmp_path, finished_study, dtype="bfloat16")
     with pytest.raises(UserError, match="dtype=float32, but dtype=bfloat16 is requested"):
-        run_study(done[0], there)
+        run_study(finished_study[0], there)
 
 
-def test_a_broken_run_of_a_study_has_failed_and_hides_no_other(folder, tmp_path, done, monkeypatch, capsys):
-    book, *_ = copied(folder, tmp_path, done)
-    entries = book.read()["runs"]
-    first, second = (Run(book.root, id) for id in dict.fromkeys(entry.run for entry in entries if entry.role == "run"))
+def test_a_broken_run_counts_as_failed_and_hides_no_other_run(folder, tmp_path, finished_study, monkeypatch, capsys):
+    manifest, *_ = copy_study(folder, tmp_path, finished_study)
+    entries = manifest.read()["runs"]
+    first, second = (Run(manifest.root, id) for id in dict.fromkeys(entry.run for entry in entries if entry.role == "run"))
     (first.folder / "experiment.json").write_text("[")
-    got = build_study_table(book).set_index("run")
+    got = build_study_table(manifest).set_index("run")
     assert got.status[first.id] == "failed" and "it cannot be read: " in got.failure[first.id]
-    assert got.status[second.id] == "finished" and got.loss[second.id] == build_study_table(done[1]).set_index("run").loss[second.id]
+    assert (
+        got.status[second.id] == "finished" and got.loss[second.id] == build_study_table(finished_study[1]).set_index("run").loss[second.id]
+    )
     monkeypatch.setattr(
-        sys, "argv", ["fedrift", "report", book.name, "--latex", "--runs-dir", str(book.root), "--output", str(tmp_path / "page")]
+        sys, "argv", ["fedrift", "report", manifest.name, "--latex", "--runs-dir", str(manifest.root), "--output", str(tmp_path / "page")]
     )
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code, capsys.readouterr().err
 
 
-def test_a_study_with_a_failed_run_exits_with_1_and_its_traceback_is_there(folder, tmp_path, done, monkeypatch, capsys):
-    copied(folder, tmp_path, done)
-    wanted = study(folder, **{**BASE, "name": "more", "seeds": 3})
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump(wanted.to_dict()))
+def test_a_study_with_a_failed_run_exits_with_1_and_stores_the_traceback(folder, tmp_path, finished_study, monkeypatch, capsys):
+    copy_study(folder, tmp_path, finished_study)
+    expected = study(folder, **{**BASE, "name": "more", "seeds": 3})
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(expected.to_dict()))
 
     def fail(*_):
         raise KeyError("update.norm")

@@ -1,4 +1,4 @@
-"""The registered studies: they parse, they name only outcomes and levels that exist, and their seeds are apart from tuning's."""
+"""Test that the registered studies are valid, use existing outcomes and levels only, and have other seeds than their tuning."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_registered_study_compares_what_it_runs(name):
     assert all(list_used_conditions(each, runs) for each in study.hypotheses)
     found = evaluate_gated(study.hypotheses, runs, list_factor_names(study), study.gate)
     empty = [each.name for each in found if not each.seeds]
-    assert not [each for each in empty if not each.startswith("R")], empty  # R1 and R2 need the baselines' rows
+    assert not [each for each in empty if not each.startswith("R")], empty  # R1 and R2 need rows of the baselines
     groups = {(trial.condition, trial.seed) for trial in plan_trials(study)}
     assert len(plan_trials(study)) == study.tuning.trials * len(groups)
 

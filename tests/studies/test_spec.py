@@ -1,4 +1,4 @@
-"""Reading a study: factors, stages, seeds and tuning; mistakes are told where they are."""
+"""Test reading a study file: factors, stages, seeds and tuning, and refused mistakes with their places."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from fedrift.studies.tuning import is_at_boundary, list_tuning_groups, pick_best
 from tests.studies.small import TUNED, study, study_values
 
 
-def test_a_level_is_called_by_its_value_or_its_class_and_its_settings_where_two_share_one():
+def test_a_level_is_named_by_its_value_or_its_class_and_settings():
     assert label_levels([0.5, True, "FedAvg", None]) == [0.5, True, "FedAvg", "none"]
     assert label_levels([{"type": "FedProx", "mu": 0.1}, "FedAvg"]) == ["FedProx", "FedAvg"]
     assert label_levels([{"type": "FedProx", "mu": 0.1}, {"type": "FedProx", "mu": 1}]) == ["FedProx mu=0.1", "FedProx mu=1"]
     assert label_levels([["q_proj", "v_proj"]]) == ["q_proj, v_proj"]
 
 
-def test_a_named_level_makes_many_changes_and_a_path_one():
+def test_a_named_level_changes_several_settings_and_a_path_one():
     found = parse_factors(
         {
             "regime": {"topic": {"partition.type": "TopicMix"}, "style": {"partition.type": "Style", "seed": 3}},
@@ -35,7 +35,7 @@ def test_a_named_level_makes_many_changes_and_a_path_one():
     assert found["regime"].levels["style"] == {"partition.type": "Style", "seed": 3}
 
 
-def test_shorter_paths_are_set_first_and_nothing_is_set_twice():
+def test_shorter_paths_are_set_first_and_no_setting_twice():
     base = {"algorithm": "FedAvg", "partition": {"type": "TopicMix", "num_clients": 4}}
     got = apply_changes(base, [{"algorithm.mu": 0.3, "partition.severity": 1}, {"algorithm": "FedProx", "partition.type": "Style"}])
     assert got == {"algorithm": {"type": "FedProx", "mu": 0.3}, "partition": {"type": "Style", "num_clients": 4, "severity": 1}}
@@ -43,7 +43,7 @@ def test_shorter_paths_are_set_first_and_nothing_is_set_twice():
         apply_changes(base, [{"seed": 1}, {"seed": 2}])
 
 
-def test_cells_come_seed_by_seed_so_that_a_study_cut_short_has_whole_blocks(tmp_path):
+def test_cells_are_ordered_by_seed_so_that_an_interrupted_study_has_complete_seeds(tmp_path):
     every = expand_cells(study(tmp_path, seeds=[7, 3]))
     assert [cell.seed for cell in every] == [7] * 4 + [3] * 4
     assert every[0].factors == {"algorithm": "FedAvg", "partition.severity": 0.5}
@@ -51,7 +51,7 @@ def test_cells_come_seed_by_seed_so_that_a_study_cut_short_has_whole_blocks(tmp_
     assert {tuple(cell.factors.values()) for cell in every[:4]} == {tuple(cell.factors.values()) for cell in every[4:]}
 
 
-def test_stages_differ_from_the_whole_in_what_they_say(tmp_path):
+def test_stages_change_only_their_own_settings(tmp_path):
     every = expand_cells(
         study(
             tmp_path,
@@ -71,7 +71,7 @@ def test_stages_differ_from_the_whole_in_what_they_say(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"factors": {"regime": ["a"], "seed": {"x": 3}}}, "factors.seed: each named level must be"),
         ({"factors": {"algorithm": "FedAvg"}}, "factors.algorithm: must be a list"),
@@ -103,12 +103,12 @@ def test_stages_differ_from_the_whole_in_what_they_say(tmp_path):
         ),
     ],
 )
-def test_a_mistake_is_told_with_its_place(tmp_path, changes, told):
-    with pytest.raises(UserError, match=told.replace("(", r"\(")):
+def test_a_mistake_is_refused_with_its_place(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
         study(tmp_path, **changes)
 
 
-def test_the_base_may_be_a_file_and_any_part_is_changed_on_the_command_line(tmp_path):
+def test_the_base_can_be_a_file_and_overrides_change_any_part(tmp_path):
     whole = study_values(tmp_path)
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(whole["base"]))
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**whole, "base": "e.yaml"}))
@@ -129,7 +129,7 @@ def test_every_algorithm_gets_the_same_number_of_trials_from_its_own_grid(tmp_pa
         plan_trials(wanting)
 
 
-def test_the_lowest_mean_wins_what_diverged_never_does_and_edges_are_told(tmp_path):
+def test_the_lowest_mean_is_selected_and_edges_are_reported(tmp_path):
     tuned = study(tmp_path, tuning={"trials": 3, "seeds": [100, 101], "space": {"training.client_optimizer.lr": [0.1, 0.5, 1.0]}})
     assert len(list_tuning_groups(tuned, parse_factors(tuned.factors))) == 2
     score = {
@@ -149,14 +149,14 @@ def test_the_lowest_mean_wins_what_diverged_never_does_and_edges_are_told(tmp_pa
     assert len(sample_settings(tuned, {"algorithm": "FedAvg"})) == 3
 
 
-def test_a_study_is_read_and_its_tables_opened_without_torch():
+def test_a_study_and_its_tables_are_read_without_torch():
     code = "import sys\nimport fedrift.studies\nassert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "studies").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_study_of_the_project_can_be_begun(path):
+def test_every_study_of_the_project_is_valid(path):
     asked = load_study(path)
     for cell in [*plan_trials(asked), *expand_cells(asked)]:
         parse_config(cell.raw_config)
@@ -170,7 +170,7 @@ def test_a_level_can_be_tuned_on_the_iid_baseline(tmp_path):
         plan_trials(study(tmp_path, tuning={**TUNED["tuning"], "baseline_levels": ["FedAvgg"]}))
 
 
-def test_a_study_says_which_conditions_count(tmp_path):
+def test_a_study_states_which_conditions_count(tmp_path):
     gated = study(tmp_path, gate={"min": 0.2})
     assert gated.gate is not None and (gated.gate.metric, gated.gate.min, gated.gate.action) == ("baseline.gain", 0.2, "void")
     assert parse_study(gated.to_dict()) == gated and study(tmp_path).gate is None

@@ -1,4 +1,4 @@
-"""Runs whose training steps are made in one pass are the runs that they are alone, up to rounding."""
+"""Test that runs which share forward passes equal single runs up to rounding."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from fedrift.studies import StudyManifest, build_study_table, executors
 from fedrift.studies.executors import Stacked
 from fedrift.studies.run import run_study
 from tests.models.networks import batch, network
+from tests.small_experiment import experiment, make_cache
 from tests.studies.small import study
-from tests.worlds import experiment, make_cache
 
 
 @pytest.fixture
-def meetings(monkeypatch):
-    """The meetings that are held, to see what passes they made."""
+def coordinators(monkeypatch):
+    """The coordinators of shared passes, with the sizes of their passes."""
     held, begin = [], BatchCoordinator.__init__
 
     def noted(self, *said):
@@ -41,19 +41,19 @@ def meetings(monkeypatch):
     return held
 
 
-def elsewhere(folder, name: str) -> ResourceCache:
+def cache_in(folder, name: str) -> ResourceCache:
     return ResourceCache(replace(make_cache(folder, clients_per_pass=2).runtime, runs_dir=folder / name))
 
 
 def assert_same(one: Run, other: Run, close: float = 2e-4) -> None:
-    """Every record is there in both, and equal up to rounding."""
+    """Check that both runs have all records, equal up to rounding."""
     ours, theirs = one.records(), other.records()
     assert [row[:4] for row in ours] == [row[:4] for row in theirs]
     for mine, yours in zip(ours, theirs, strict=True):
         assert mine.value == pytest.approx(yours.value, rel=close, abs=close, nan_ok=True), mine
 
 
-VARIED = {
+CONFIGS = {
     "plain": (),
     "another seed": ("seed=3",),
     "scaffold": ("algorithm.type=Scaffold", "training.client_weighting=uniform"),
@@ -66,7 +66,7 @@ VARIED = {
 }
 
 
-def asked(folder, names=tuple(VARIED)):
+def make_configs(folder, names=tuple(CONFIGS)):
     return [
         experiment(
             folder,
@@ -74,31 +74,31 @@ def asked(folder, names=tuple(VARIED)):
             "evaluation.blocks_per_domain=2",
             "evaluation.final_blocks_per_domain=2",
             "training.client_optimizer.lr=0.2",
-            *VARIED[name],
+            *CONFIGS[name],
         )
         for name in names
     ]
 
 
-def together(every, there: ResourceCache, **said) -> StudyManifest:
-    book = StudyManifest(there.runtime.runs_dir, "study")
-    Stacked(**said)(every, there, book, lambda run, round: None)
-    return book
+def run_together(every, there: ResourceCache, **said) -> StudyManifest:
+    manifest = StudyManifest(there.runtime.runs_dir, "study")
+    Stacked(**said)(every, there, manifest, lambda run, round: None)
+    return manifest
 
 
 @pytest.mark.slow
-def test_runs_of_all_kinds_at_one_meeting_are_those_they_are_alone(tmp_path, meetings):
-    every = [resolve_fingerprints(each, make_cache(tmp_path)) for each in asked(tmp_path)]
-    book, alone = together(every, elsewhere(tmp_path, "together"), num_concurrent_runs=len(every)), elsewhere(tmp_path, "alone")
+def test_different_runs_that_share_passes_equal_single_runs(tmp_path, coordinators):
+    every = [resolve_fingerprints(each, make_cache(tmp_path)) for each in make_configs(tmp_path)]
+    manifest, alone = run_together(every, cache_in(tmp_path, "together"), num_concurrent_runs=len(every)), cache_in(tmp_path, "alone")
     for each in every:
-        assert not book.get_failure(each.id), book.get_failure(each.id)
-        assert_same(book.get_run(each.id), run_experiment(each, alone))
-        assert book.get_run(each.id).environment["passes"] == "shared with other runs"
-    assert max(meetings[0].pass_sizes) >= 10  # clients, of at least five runs: they were together
+        assert not manifest.get_failure(each.id), manifest.get_failure(each.id)
+        assert_same(manifest.get_run(each.id), run_experiment(each, alone))
+        assert manifest.get_run(each.id).environment["passes"] == "shared with other runs"
+    assert max(coordinators[0].pass_sizes) >= 10  # clients of at least five runs share a pass
 
 
 @pytest.mark.parametrize("tune", [Lora(r=2, target_modules=("all",)), LastBlocks(), All()], ids=lambda tune: type(tune).__name__)
-def test_a_meeting_gives_every_run_its_own_loss_and_gradient(tune):
+def test_every_run_gets_its_own_loss_and_gradient(tune):
     plain = StackedModel(network("llama"), tune)
     draw = torch.Generator().manual_seed(1)
     params, data, got = [], [], {}
@@ -106,7 +106,7 @@ def test_a_meeting_gives_every_run_its_own_loss_and_gradient(tune):
         rows = plain.init_params().take(torch.zeros(clients, dtype=torch.long))
         params.append(rows.map(lambda leaf: leaf + 0.1 * torch.randn(leaf.shape, generator=draw, dtype=leaf.dtype)))
         data.append(batch(clients, seed=clients))
-    frozen = frozenset({next(iter(params[0]))})  # FFA and its like train a part of the leaves
+    frozen = frozenset({next(iter(params[0]))})  # FFA-LoRA and others train some of the leaves only
     meeting = BatchCoordinator(3, max_clients=5)
 
     def run(number: int) -> None:
@@ -119,75 +119,75 @@ def test_a_meeting_gives_every_run_its_own_loss_and_gradient(tune):
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(meeting.pass_sizes) in ([1, 5], [2, 4], [3, 3])  # no pass of more than five clients
+    assert sorted(meeting.pass_sizes) in ([1, 5], [2, 4], [3, 3])  # no pass has more than five clients
     for number in range(3):
         loss, grad = value_and_gradient(plain, params[number], data[number], torch.arange(len(data[number]["tokens"])), frozen)
         assert torch.allclose(got[number][0], loss, rtol=1e-10)
         assert all(torch.allclose(got[number][1][name], leaf, rtol=1e-8, atol=1e-12) for name, leaf in grad.items())
 
 
-def test_an_error_in_a_shared_pass_is_its_own_runs_only(tmp_path, monkeypatch):
-    every = [resolve_fingerprints(each, make_cache(tmp_path)) for each in asked(tmp_path, ("plain", "another seed", "IID baseline"))]
+def test_an_error_in_a_shared_pass_affects_one_run_only(tmp_path, monkeypatch):
+    every = [resolve_fingerprints(each, make_cache(tmp_path)) for each in make_configs(tmp_path, ("plain", "another seed", "IID baseline"))]
     real, seen = batched_model.compute_gradients, []
 
     def narrow(alike):
         seen.append(len(alike))
-        if len(alike) > 1 or len(seen) == 2:  # no room for two, nor for the first that is then alone
+        if len(alike) > 1 or len(seen) == 2:  # memory is insufficient for two runs, and for the first run alone
             raise MemoryError("no room")
         real(alike)
 
     monkeypatch.setattr(batched_model, "compute_gradients", narrow)
-    book = together(every, elsewhere(tmp_path, "together"))
-    failed = [book.get_failure(each.id) for each in every if book.get_failure(each.id)]
+    manifest = run_together(every, cache_in(tmp_path, "together"))
+    failed = [manifest.get_failure(each.id) for each in every if manifest.get_failure(each.id)]
     assert failed == ["MemoryError: no room"]
-    assert sum(book.get_run(each.id).is_finished for each in every) == 2
+    assert sum(manifest.get_run(each.id).is_finished for each in every) == 2
 
 
 @pytest.fixture
 def interruptible():
-    """Ctrl-C is heard even where the tests run in the background, for which a shell has it ignored."""
+    """Enable Ctrl-C in tests that run in the background, where a shell ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-def test_an_interrupted_study_ends_after_its_threads(tmp_path, meetings, interruptible, monkeypatch):
-    """Thread.join, interrupted, takes a thread that goes on for one that has ended (CPython issue 90882): it kept its lease."""
+def test_an_interrupted_study_waits_for_its_threads(tmp_path, coordinators, interruptible, monkeypatch):
+    """An interrupted Thread.join treats a running thread as ended (CPython issue 90882), which then kept its lease."""
     ended = []
 
     def slow(*_):
-        time.sleep(0.2)  # the main thread waits
+        time.sleep(0.2)  # the main thread waits here
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        meetings[0].condition.wait_for(lambda: meetings[0].is_cancelled)  # as a run waits for the others
-        meetings[0].condition.wait(0.5)  # the others go first
+        coordinators[0].condition.wait_for(lambda: coordinators[0].is_cancelled)  # as a run that waits for the others
+        coordinators[0].condition.wait(0.5)  # the others continue first
         ended.append(True)
         return True
 
     monkeypatch.setattr(executors, "run_one", slow)
     with pytest.raises(KeyboardInterrupt):
-        together([experiment(tmp_path)], elsewhere(tmp_path, "together"), num_concurrent_runs=1)
+        run_together([experiment(tmp_path)], cache_in(tmp_path, "together"), num_concurrent_runs=1)
     assert ended
 
 
-def test_a_study_interrupted_while_runs_wait_for_each_other_goes_on_to_the_same_table(tmp_path, meetings, interruptible):
-    wanted, there, told = study(tmp_path, seeds=1), elsewhere(tmp_path, "together"), []
+def test_a_study_interrupted_during_a_shared_pass_resumes_to_the_same_table(tmp_path, coordinators, interruptible):
+    expected, there, told = study(tmp_path, seeds=1), cache_in(tmp_path, "together"), []
 
     def begin(what, experiments):
         def tell(run, round):
             told.append(run)
             if len(told) == 3:
                 signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-                while not meetings[0].is_cancelled:  # the main thread has heard it
+                while not coordinators[0].is_cancelled:  # the main thread has received the signal
                     time.sleep(0.01)
 
         return tell
 
     with pytest.raises(KeyboardInterrupt):
-        run_study(wanted, there, Stacked(num_concurrent_runs=3), begin)
+        run_study(expected, there, Stacked(num_concurrent_runs=3), begin)
     begun = [Run(there.runtime.runs_dir, path.parent.name) for path in there.runtime.runs_dir.glob("*/experiment.json")]
     assert begun and not any(run.is_finished for run in begun)
-    assert not any(run.status == "running" or list(run.folder.glob("lease.*")) for run in begun)  # nothing is held
-    ours = build_study_table(run_study(wanted, there, Stacked(num_concurrent_runs=3)))
-    theirs = build_study_table(run_study(wanted, elsewhere(tmp_path, "alone")))
+    assert not any(run.status == "running" or list(run.folder.glob("lease.*")) for run in begun)  # no lease remains
+    ours = build_study_table(run_study(expected, there, Stacked(num_concurrent_runs=3)))
+    theirs = build_study_table(run_study(expected, cache_in(tmp_path, "alone")))
     assert (ours.status == "finished").all()
     pd.testing.assert_frame_equal(ours, theirs, rtol=1e-3, atol=1e-3)

@@ -1,4 +1,4 @@
-"""Studies whose truth is known: what was planted is called and nothing else, and a study of nothing calls one in twenty."""
+"""Test studies of known truth: only injected effects are found, up to five per cent of false verdicts."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from fedrift.stats.hypotheses import Equivalent, Greater, Less, Trend
 from fedrift.studies import build_study_table
 from fedrift.studies.run import run_study
 from tests.quadratics import Clients, clients, fixed_point, path, train
+from tests.small_experiment import make_cache
 from tests.studies.small import study
-from tests.worlds import make_cache
 
-ALGORITHMS = {"FedAvg": FedAvg(), "FedProx": FedProx(mu=0.0), "Scaffold": Scaffold()}  # without its pull FedProx is FedAvg
-NOISE = 0.004  # of what is measured
+ALGORITHMS = {"FedAvg": FedAvg(), "FedProx": FedProx(mu=0.0), "Scaffold": Scaffold()}  # with mu = 0 FedProx equals FedAvg
+NOISE = 0.004  # standard deviation of the measurement noise
 A = (1.0, 4.0)
 
 
 def group(severity: float) -> Clients:
-    """Two clients whose minima are ``severity`` apart."""
+    """Return two clients whose minima differ by ``severity``."""
     return clients(A, (0.0, severity), steps=10)
 
 
 def excess(x: float, severity: float) -> float:
-    """The mean loss above its minimum, which lies at 0.8 severity."""
+    """Return the mean loss above its minimum, which is at 0.8 severity."""
     return sum(A) / 4 * (x - A[1] / sum(A) * severity) ** 2
 
 
-def planted(seeds: int = 8) -> pd.DataFrame:
-    """Real federations on quadratics, each beside its IID baseline; what they came to is read with noise, a draw a seed."""
+def run_quadratic_study(seeds: int = 8) -> pd.DataFrame:
+    """Run federations on quadratics with their IID baselines, and add noise to the results, with one draw per seed."""
     draw, rows = np.random.default_rng(5), []
     for name, algorithm in ALGORITHMS.items():
         for severity in (0.0, 0.5, 1.0):
@@ -56,8 +56,8 @@ def planted(seeds: int = 8) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_what_was_planted_is_called_with_its_size_and_nothing_else():
-    """The bias of FedAvg's fixed point is planted, and it is quadratic in the distance of the minima; SCAFFOLD has none."""
+def test_injected_effects_are_found_with_their_sizes_and_no_others():
+    """The bias of FedAvg's fixed point is quadratic in the distance of the minima, and SCAFFOLD has none."""
     bias = excess(fixed_point(FedAvg(), group(1.0), 0.1), 1.0)
     assert bias > 5 * NOISE
     hard = {"partition.severity": 1.0}
@@ -81,7 +81,7 @@ def test_what_was_planted_is_called_with_its_size_and_nothing_else():
         Trend(name="flat", metric="loss", contrast="iid_baseline", predictor="partition.severity", where={"algorithm": "Scaffold"}),
     ]
     said = [replace(one, family=family) for family, every in (("there", there), ("nothing", nothing)) for one in every]
-    found = {one.name: one for one in evaluate_hypotheses(said, planted(), ["algorithm", "partition.severity"])}
+    found = {one.name: one for one in evaluate_hypotheses(said, run_quadratic_study(), ["algorithm", "partition.severity"])}
     assert {name: one.verdict for name, one in found.items()} == {
         **{one.name: "supported" for one in there},
         **{one.name: "inconclusive" for one in nothing},
@@ -91,17 +91,17 @@ def test_what_was_planted_is_called_with_its_size_and_nothing_else():
 
 
 @pytest.fixture(scope="module")
-def ends(tmp_path_factory):
-    """The ends of real IID runs that differ in their seed alone."""
+def final_losses(tmp_path_factory):
+    """The final losses of real IID runs that differ only in their seeds."""
     folder = tmp_path_factory.mktemp("null")
     plain = study(folder, name="null", seeds=16, factors={"partition.severity": [0.0]})
     return build_study_table(run_study(plain, make_cache(folder, threads=1)))["loss"].to_numpy()
 
 
 @pytest.mark.slow
-def test_iid_runs_under_names_that_mean_nothing_are_called_as_often_as_the_test_is_large(ends):
-    """Eight pairs can give 12 / 256 = 4.7 % below .05; both directions count."""
-    assert len(np.unique(ends)) == 16
+def test_iid_runs_with_arbitrary_names_give_verdicts_at_the_level_of_the_test(final_losses):
+    """Eight pairs can give 12 / 256 = 4.7 % below .05, counting both directions."""
+    assert len(np.unique(final_losses)) == 16
     draw, times, said = (
         np.random.default_rng(3),
         300,
@@ -109,7 +109,7 @@ def test_iid_runs_under_names_that_mean_nothing_are_called_as_often_as_the_test_
     )
     called = 0
     for _ in range(times):
-        values = draw.permutation(ends)
+        values = draw.permutation(final_losses)
         rows = [
             {
                 "run": f"{arm}{seed}",

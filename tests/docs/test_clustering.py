@@ -1,4 +1,4 @@
-"""docs/clustering.md: every YAML snippet is a valid experiment, every strategy has one, and the page's own strategy works."""
+"""Test docs/clustering.md: every YAML snippet is a valid experiment, every strategy has one, and the example strategy works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of arms, and the mixed model, against closed forms."""
+"""Test tables of conditions and the mixed model against closed forms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def truth(algorithm, severity, participation):
     return {"FedAvg": 0.2, "FedProx": 0.2, "Scaffold": 0.1}[algorithm] * severity
 
 
-def test_a_summary_is_the_t_interval_of_each_arm_and_a_diverged_one_has_a_median_only():
+def test_a_summary_has_t_intervals_and_only_a_median_for_diverged_conditions():
     runs = study(truth, algorithms=("FedAvg", "Scaffold"), severities=(1.0,))
     runs = diverge(runs, (runs["algorithm"] == "Scaffold") & ~runs["iid"] & (runs["seed"] == 0))
     found = s.summarize_conditions(runs, "loss", ["algorithm"], contrast="iid_baseline").set_index("algorithm")
@@ -29,7 +29,7 @@ def test_a_summary_is_the_t_interval_of_each_arm_and_a_diverged_one_has_a_median
     assert found.loc["Scaffold", "diverged"] == 1 and found["seeds"].tolist() == [10, 10]
 
 
-def test_against_a_reference_every_other_level_in_every_cell_with_holm_over_the_table():
+def test_every_level_is_compared_with_the_reference_with_holm_over_the_table():
     runs = study(truth, algorithms=("FedAvg", "FedProx", "Scaffold"), severities=(0.5, 1.0))
     found = s.compare_to_reference(runs, "loss", "algorithm", "FedAvg", FACTORS, by=["partition.severity"], contrast="iid_baseline")
     assert len(found) == 4 and (found["seeds"] == 10).all()
@@ -39,7 +39,7 @@ def test_against_a_reference_every_other_level_in_every_cell_with_holm_over_the_
     assert found["p_holm"].tolist() == pytest.approx(s.holm(found["p"].to_numpy()))
 
 
-def test_failure_rates_have_exact_intervals_and_twins_beside_them():
+def test_failure_rates_have_exact_intervals_and_those_of_the_baselines():
     runs = study(truth, algorithms=("FedAvg",), severities=(1.0,))
     found = s.failure_rates(diverge(runs, ~runs["iid"] & (runs["seed"] < 7)), ["iid"]).set_index("iid")
     assert found.loc[False, ["failed", "runs"]].tolist() == [7, 10] and found.loc[True, "rate"] == 0
@@ -47,7 +47,7 @@ def test_failure_rates_have_exact_intervals_and_twins_beside_them():
 
 
 def test_a_balanced_mixed_model_is_the_paired_comparison():
-    """One factor inside seeds, balanced: the effect is the mean difference and its error sd(d) / sqrt(n)."""
+    """One balanced factor within seeds: the effect is the mean difference, and its standard error sd(d) / sqrt(n)."""
     runs = study(truth, algorithms=("FedAvg", "Scaffold"), severities=(1.0,), noise=0.05)
     runs = runs[~runs["iid"]]
     wide = runs.pivot(index="seed", columns="algorithm", values="loss")
@@ -61,7 +61,7 @@ def test_a_balanced_mixed_model_is_the_paired_comparison():
 
 
 @pytest.mark.slow
-def test_the_bootstrap_sees_a_term_that_is_there_and_not_one_that_is_not():
+def test_the_bootstrap_detects_only_existing_terms():
     runs = study(truth, algorithms=("FedAvg", "Scaffold"), severities=(0.5, 1.0), noise=0.02, seeds=6)
     terms = ["algorithm", "partition.severity"]
     there = s.bootstrap_term_p(runs[~runs["iid"]], "loss", terms, "partition.severity", num_resamples=19)
@@ -70,7 +70,7 @@ def test_the_bootstrap_sees_a_term_that_is_there_and_not_one_that_is_not():
     assert s.bootstrap_term_p(noise[~noise["iid"]], "loss", [*terms, "coin"], "coin", num_resamples=19).value > 0.05
 
 
-def test_a_mixed_model_tells_what_it_left_out_and_refuses_two_seeds():
+def test_a_mixed_model_reports_excluded_runs_and_refuses_two_seeds():
     runs = study(truth, algorithms=("FedAvg", "Scaffold"), severities=(1.0,))
     found = s.fit_mixed_model(diverge(runs, runs["run"] == runs["run"].iloc[0]), "loss", ["algorithm:partition.severity", "algorithm"])
     assert found.num_excluded == 1 and "algorithm[Scaffold]:partition.severity" in " ".join(found.table["term"])

@@ -1,4 +1,4 @@
-"""Averaging factors beside averaging products, on adapters whose products are known."""
+"""Test the comparison of averaged factors with averaged products, on adapters with known products."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from fedrift.core.tree import Tree
 from fedrift.probes.context import select_passages
 from fedrift.probes.lora import ExactMean, average_params, average_products
-from tests.probes.rounds import a_round, held_out, stacked
+from tests.probes.rounds import held_out, make_round, stacked
 
 TEXT = select_passages(held_out(), 40)
 
@@ -17,15 +17,15 @@ def factor_product(tree: Tree) -> torch.Tensor:
     return tree["m.B"] @ tree["m.A"]
 
 
-def test_the_exact_mean_is_the_mean_of_the_products_and_the_hand_case_loses_all_of_it():
+def test_the_exact_mean_is_the_mean_of_the_products():
     one, two = torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 0.0]])
-    local = Tree({"m.A": torch.stack([one, two]), "m.B": torch.stack([one.T, two.T])})  # B_k A_k is the same for both
+    local = Tree({"m.A": torch.stack([one, two]), "m.B": torch.stack([one.T, two.T])})  # B_k A_k is equal for both clients
     share = torch.tensor([0.5, 0.5])
     assert torch.equal(factor_product(average_products(local, share))[0], one.T @ one)
     assert not factor_product(average_params(local, share)).any()
 
 
-def test_shares_weigh_products_and_other_leaves():
+def test_products_and_other_leaves_are_weighted_by_shares():
     draw = torch.Generator().manual_seed(0)
     local = Tree(
         {
@@ -40,10 +40,10 @@ def test_shares_weigh_products_and_other_leaves():
     assert exact["norm"].item() == average_params(local, share)["norm"].item() == 2.0
 
 
-def test_clients_that_agree_lose_nothing_and_the_loss_is_that_of_both_means():
+def test_equal_clients_have_no_aggregation_error():
     model = stacked()
-    done = a_round(model, [0.6, 0.6, 0.6], failed=(2,))
-    same = a_round(model, [0.0, 0.0])
+    done = make_round(model, [0.6, 0.6, 0.6], failed=(2,))
+    same = make_round(model, [0.0, 0.0])
     probe = ExactMean(model, TEXT)
     assert probe(same)["adapters.error.loss"] == pytest.approx(0, abs=1e-9)
     local, share = done.client_params.take(torch.tensor([0, 1])), torch.tensor([0.5, 0.5])
@@ -55,6 +55,6 @@ def test_clients_that_agree_lose_nothing_and_the_loss_is_that_of_both_means():
     assert probe(done)["adapters.error.loss"] == pytest.approx((apart - exact).item(), abs=1e-9) and apart != exact
 
 
-def test_where_nobody_trained_nothing_is_said():
+def test_a_round_without_participants_has_no_values():
     model = stacked()
-    assert ExactMean(model, TEXT)(a_round(model, [0.1, 0.1], failed=(0, 1))) == {}
+    assert ExactMean(model, TEXT)(make_round(model, [0.1, 0.1], failed=(0, 1))) == {}

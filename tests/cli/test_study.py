@@ -1,4 +1,4 @@
-"""Studies, queries and comparisons as a person uses them."""
+"""Test the commands for studies, queries and comparisons of runs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import json
 import pytest
 import yaml
 
-from tests.cli.test_cli import fedrift
+from tests.cli.test_cli import run_command
 from tests.studies.small import TUNED, study_values
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a study in it."""
+def study_folder(tmp_path_factory):
+    """A folder with a study."""
     folder = tmp_path_factory.mktemp("studying")
     whole = study_values(
         folder,
@@ -27,55 +27,55 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def here(place, monkeypatch):
-    monkeypatch.chdir(place)
-    monkeypatch.setenv("FEDRIFT_CACHE", str(place / "cache"))
-    return place
+def in_study_folder(study_folder, monkeypatch):
+    monkeypatch.chdir(study_folder)
+    monkeypatch.setenv("FEDRIFT_CACHE", str(study_folder / "cache"))
+    return study_folder
 
 
-def test_a_dry_run_lists_designs_and_cost_and_runs_nothing(here, capsys, monkeypatch):
-    code, out, _ = fedrift(capsys, monkeypatch, "study", "s.yaml", "--dry-run", "--no-probe", "design={type: OneFactorAtATime}")
+def test_a_dry_run_lists_designs_and_cost_and_runs_nothing(in_study_folder, capsys, monkeypatch):
+    code, out, _ = run_command(capsys, monkeypatch, "study", "s.yaml", "--dry-run", "--no-probe", "design={type: OneFactorAtATime}")
     assert code == 0
     assert "main: 3 cells" in out
     assert "tuning is not done" in out
     assert "training tokens" in out
-    code, out, _ = fedrift(capsys, monkeypatch, "study", "s.yaml", "--dry-run", "--no-probe", "--json")
+    code, out, _ = run_command(capsys, monkeypatch, "study", "s.yaml", "--dry-run", "--no-probe", "--json")
     got = json.loads(out)
     assert not got["ids_final"]
     assert got["cost"]["num_runs"] == 4 + 4 + 2
     assert not any("one client per round" in each["warning"] for each in got["warnings"])
     alone = ("study", "s.yaml", "--dry-run", "--no-probe", "base.training.participation_rate=0.34")
-    code, out, _ = fedrift(capsys, monkeypatch, *alone)
+    code, out, _ = run_command(capsys, monkeypatch, *alone)
     assert "warning, 10 of 10 runs: one client per round: nothing is averaged, so update.divergence" in out
-    code, out, _ = fedrift(capsys, monkeypatch, *alone, "--json")
+    code, out, _ = run_command(capsys, monkeypatch, *alone, "--json")
     assert [each["runs"] for each in json.loads(out)["warnings"] if "one client per round" in each["warning"]] == [10]
-    assert not list((here / "runs").glob("*/experiment.json"))
+    assert not list((in_study_folder / "runs").glob("*/experiment.json"))
 
 
-def test_from_a_study_to_an_answer(here, capsys, monkeypatch):
-    code, out, err = fedrift(capsys, monkeypatch, "study", "s.yaml", "--device", "cpu", "--threads", "1", "executor=local")
+def test_a_study_is_run_queried_compared_and_exported(in_study_folder, capsys, monkeypatch):
+    code, out, err = run_command(capsys, monkeypatch, "study", "s.yaml", "--device", "cpu", "--threads", "1", "executor=local")
     assert code == 0, err
     assert "6 finished, 0 failed" in out
     assert "tuned algorithm=FedAvg" in out
-    code, out, _ = fedrift(capsys, monkeypatch, "query", "SELECT algorithm, count(*) n FROM runs GROUP BY 1 ORDER BY 1", "--json")
+    code, out, _ = run_command(capsys, monkeypatch, "query", "SELECT algorithm, count(*) n FROM runs GROUP BY 1 ORDER BY 1", "--json")
     assert json.loads(out) == [{"algorithm": "FedAvg", "n": 5}, {"algorithm": "FedProx", "n": 5}]
     query = 'SELECT run FROM runs WHERE "partition.severity" = 1 ORDER BY run'
-    code, out, _ = fedrift(capsys, monkeypatch, "query", query, "--json")
+    code, out, _ = run_command(capsys, monkeypatch, "query", query, "--json")
     one, other = (row["run"] for row in json.loads(out)[:2])
-    code, out, _ = fedrift(capsys, monkeypatch, "compare", one, other, "--json")
+    code, out, _ = run_command(capsys, monkeypatch, "compare", one, other, "--json")
     got = json.loads(out)
     assert "algorithm" in got["config"] or "training.client_optimizer.lr" in got["config"] or "seed" in got["config"]
     assert "loss" in {each["metric"] for each in got["metrics"]}
-    code, out, _ = fedrift(capsys, monkeypatch, "compare", one, one)
+    code, out, _ = run_command(capsys, monkeypatch, "compare", one, one)
     assert "configuration: identical" in out
-    code, out, _ = fedrift(capsys, monkeypatch, "export", "tiny", "--output", "t.zip")
+    code, out, _ = run_command(capsys, monkeypatch, "export", "tiny", "--output", "t.zip")
     assert code == 0
-    code, out, _ = fedrift(capsys, monkeypatch, "import", "t.zip", "--runs-dir", "there")
+    code, out, _ = run_command(capsys, monkeypatch, "import", "t.zip", "--runs-dir", "there")
     assert "study tiny" in out
 
 
-def test_mistakes_are_told(here, capsys, monkeypatch):
-    for words, told in [
+def test_mistakes_are_refused(in_study_folder, capsys, monkeypatch):
+    for words, message in [
         (("study", "s.yaml", "executor=locl"), "did you mean 'Local'"),
         (("study", "s.yaml", "executor=processes", "executor.num_workers=-1"), "executor.num_workers"),
         (("study", "s.yaml", "seeds=0"), "seeds"),
@@ -83,6 +83,6 @@ def test_mistakes_are_told(here, capsys, monkeypatch):
         (("query", "SELEC 1"), "records, runs and findings"),
         (("export", "nothing"), "nothing"),
     ]:
-        code, _, err = fedrift(capsys, monkeypatch, *words)
+        code, _, err = run_command(capsys, monkeypatch, *words)
         assert code == 2, words
-        assert told in err, (words, err)
+        assert message in err, (words, err)

@@ -1,4 +1,4 @@
-"""Flower's own parts fit ours: its strategies drive our clients, our server drives clients written as its documentation shows."""
+"""Test that Flower's strategies can use fedrift's clients, and that fedrift's server can use plain Flower clients."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fedrift.algorithms import FedAvg, FedProx, Scaffold
 from fedrift.core.errors import UserError
 from fedrift.core.optimizers import Adam
 from fedrift.core.tree import Tree
-from tests.flower.loopback import NODE, Loopback, nodes, over_flower
+from tests.flower.loopback import NODE, Loopback, make_nodes, run_over_flower
 from tests.laws.federation import data, loss, params, train
 
 
 class Net(torch.nn.Module):
-    """The federation's model as a user of Flower would write it."""
+    """The model of the test federation as a torch module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,8 +30,8 @@ class Net(torch.nn.Module):
             self.register_parameter(name.replace(".", "_"), torch.nn.Parameter(leaf[0]))
 
 
-def plain_client(deal) -> ClientApp:
-    """As Flower's documentation writes a ClientApp: load the arrays, train, answer with arrays and metrics."""
+def make_plain_client(deal) -> ClientApp:
+    """Return a ClientApp as in Flower's documentation: it loads the arrays, trains, and answers with arrays and metrics."""
     app = ClientApp()
 
     @app.train()
@@ -56,8 +56,8 @@ def plain_client(deal) -> ClientApp:
     return app
 
 
-def plain_nodes(deal):
-    app = plain_client(deal)
+def make_plain_nodes(deal):
+    app = make_plain_client(deal)
     return {NODE + k: (app, Context(1, NODE + k, {"partition-id": k, "num-partitions": 5}, RecordDict(), {})) for k in range(5)}
 
 
@@ -66,76 +66,76 @@ def plain_nodes(deal):
     [(FlowerAvg, FedAvg()), (FlowerAvg, FedProx(mu=0.1)), (FlowerAdam, FedAvg(server_optimizer=Adam(0.05, (0.9, 0.99), 1e-3)))],
     ids=str,
 )
-def test_an_unmodified_strategy_drives_our_clients(strategy, ours, tmp_path):
+def test_an_unmodified_strategy_works_with_fedrift_clients(strategy, ours, tmp_path):
     deal = data(dtype=torch.float32)
     known = {"eta": 0.05, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3} if strategy is FlowerAdam else {}
-    grid = Loopback(nodes(deal, ours, tmp_path))
+    grid = Loopback(make_nodes(deal, ours, tmp_path))
     first = ArrayRecord({name: Array(leaf[0].numpy()) for name, leaf in params(torch.float32).items()})
     result = strategy(fraction_evaluate=0.0, min_available_nodes=5, **known).start(grid, first, num_rounds=3)
     here = train(ours, deal, until=3)[-1].after.server.params
-    for name, leaf in here.items() if strategy is FlowerAvg else ():  # Flower's FedAdam begins at v = 0 and corrects its bias
+    for name, leaf in here.items() if strategy is FlowerAvg else ():  # Flower's FedAdam starts at v = 0 and corrects its bias
         found = torch.from_numpy(result.arrays[name].numpy()).to(leaf)
         assert torch.allclose(found, leaf[0], atol=1e-5), name
     assert result.train_metrics_clientapp[3]["train_loss"] < result.train_metrics_clientapp[1]["train_loss"]
 
 
-def test_a_strategy_that_sends_a_model_only_cannot_drive_scaffold(tmp_path):
-    grid = Loopback(nodes(data(dtype=torch.float32), Scaffold(), tmp_path))
+def test_a_strategy_that_sends_only_a_model_is_refused_by_scaffold_clients(tmp_path):
+    grid = Loopback(make_nodes(data(dtype=torch.float32), Scaffold(), tmp_path))
     first = ArrayRecord({name: Array(leaf[0].numpy()) for name, leaf in params(torch.float32).items()})
     result = FlowerAvg(fraction_evaluate=0.0, min_available_nodes=5).start(grid, first, num_rounds=1)
     assert not result.arrays
 
 
-def test_our_server_drives_a_plain_flower_client(tmp_path):
+def test_the_fedrift_server_works_with_plain_flower_clients(tmp_path):
     deal = data(dtype=torch.float32)
-    over = over_flower(FedAvg(), deal, tmp_path, grid=Loopback(plain_nodes(deal)), plain_clients=True, lr_at=lambda round: 0.05)
+    over = run_over_flower(FedAvg(), deal, tmp_path, grid=Loopback(make_plain_nodes(deal)), plain_clients=True, lr_at=lambda round: 0.05)
     here = train(FedAvg(), deal)
     for name, leaf in here[-1].after.server.params.items():
         assert torch.allclose(over[-1].after.server.params[name], leaf, atol=1e-5)
     assert torch.equal(over[-1].update.weight, here[-1].update.weight)
-    assert torch.allclose(over[-1].update.loss[:, 1], here[-1].update.loss.mean(1), atol=1)  # its own mean loss is told
+    assert torch.allclose(over[-1].update.loss[:, 1], here[-1].update.loss.mean(1), atol=1)  # the client reports its own mean loss
 
 
-def test_our_server_with_plain_clients_has_the_servers_optimisers(tmp_path):
+def test_server_optimizers_work_with_plain_flower_clients(tmp_path):
     deal, algorithm = data(dtype=torch.float32), FedAvg(server_optimizer=Adam(0.05))
-    over = over_flower(algorithm, deal, tmp_path, grid=Loopback(plain_nodes(deal)), plain_clients=True, lr_at=lambda round: 0.05)
+    over = run_over_flower(algorithm, deal, tmp_path, grid=Loopback(make_plain_nodes(deal)), plain_clients=True, lr_at=lambda round: 0.05)
     here = train(algorithm, deal)
     for name, leaf in here[-1].after.server.params.items():
         assert torch.allclose(over[-1].after.server.params[name], leaf, atol=1e-5)
 
 
-def test_plain_clients_cannot_run_scaffold(tmp_path):
+def test_scaffold_is_refused_with_plain_flower_clients(tmp_path):
     deal = data(dtype=torch.float32)
     with pytest.raises(UserError, match="Scaffold needs more"):
-        over_flower(Scaffold(), deal, tmp_path, grid=Loopback(plain_nodes(deal)), plain_clients=True)
+        run_over_flower(Scaffold(), deal, tmp_path, grid=Loopback(make_plain_nodes(deal)), plain_clients=True)
 
 
-def promising(shape: tuple[int, ...]) -> bytes:
-    """Numpy's header for a shape, and nearly nothing behind it."""
+def numpy_header(shape: tuple[int, ...]) -> bytes:
+    """Return numpy's header for a shape, without the data."""
     stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": shape})
     return stream.getvalue() + b"0" * 16
 
 
-LIES = {
-    "8 TB": lambda data: promising((2 * 10**12,)),
+FALSE_ARRAYS = {
+    "8 TB": lambda data: numpy_header((2 * 10**12,)),
     "truncated": lambda data: data[:-3],
     "too large": lambda data: data + b"0" * 10**6,
     "no array": lambda data: b"x" * len(data),
 }
 
 
-@pytest.mark.parametrize("lie", LIES)
-def test_what_a_plain_client_sends_is_measured_before_it_is_believed(lie, tmp_path):
+@pytest.mark.parametrize("lie", FALSE_ARRAYS)
+def test_false_array_headers_of_a_plain_client_are_refused(lie, tmp_path):
     deal = data(dtype=torch.float32)
 
     def meddle(sent, answer):
         if sent.metadata.dst_node_id == NODE + 1:
             arrays = answer.content["arrays"]
             old = arrays["h"]
-            arrays["h"] = Array(dtype=old.dtype, shape=old.shape, stype=old.stype, data=LIES[lie](old.data))
+            arrays["h"] = Array(dtype=old.dtype, shape=old.shape, stype=old.stype, data=FALSE_ARRAYS[lie](old.data))
         return [answer]
 
-    done = over_flower(FedAvg(), deal, tmp_path, grid=Loopback(plain_nodes(deal), meddle), plain_clients=True, until=1)[0]
+    done = run_over_flower(FedAvg(), deal, tmp_path, grid=Loopback(make_plain_nodes(deal), meddle), plain_clients=True, until=1)[0]
     assert done.update.failed.tolist() == [False, True, False, False, False]
     assert done.update.notes[1].startswith("its result is not usable: h ")

@@ -1,4 +1,4 @@
-"""The odd corpora of ../shared/cases: each gives its right value or one line of refusal."""
+"""Test that each unusual corpus in the folder of real corpora gives its correct content or one line of refusal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from fedrift.data import DatasetConfig, load_corpus
 
 CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
 TOPICS = ("food", "space", "sport")
-pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the cases lie beside the project, and are not here")
+pytestmark = pytest.mark.skipif(
+    not CASES.is_dir(), reason="the test needs the unusual corpora, but their folder does not exist beside the project"
+)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +29,7 @@ pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the cases lie beside
         ("c31_unsup_folder", 20, 20, ("food", "sport"), "ignored unsup/"),
     ],
 )
-def test_the_case_is_read_rightly(name, train, test, domains, words):
+def test_the_corpus_is_read_correctly(name, train, test, domains, words):
     corpus = load_corpus(DatasetConfig(str(CASES / name), validation_fraction=0.0, test_fraction=0.0))
     assert np.bincount(corpus.split, minlength=3).tolist() == [train, 0, test]
     assert corpus.domains == domains
@@ -42,7 +44,7 @@ def test_the_case_is_read_rightly(name, train, test, domains, words):
         ("c32_id_label.csv", "does not hold topics"),
     ],
 )
-def test_the_case_is_refused_in_one_line(name, words):
+def test_the_corpus_is_refused_in_one_line(name, words):
     with pytest.raises(UserError, match=words) as caught:
         load_corpus(DatasetConfig(str(CASES / name)))
     assert len(str(caught.value).splitlines()) == 1

@@ -1,4 +1,4 @@
-"""The floors: exact where a hand can work them out, and what sampling says elsewhere."""
+"""Test the lowest losses of the synthetic corpus: exact for cases computed by hand, and equal to samples otherwise."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ MIXED = SyntheticConfig(num_domains=4, overlap=0.9, concept_shift=0.05, styles=S
 SHORT = SyntheticConfig(num_domains=3, overlap=0.95, concept_shift=0.1, styles=("plain", "slang"), words_per_class=20, mean_sentences=1)
 
 
-def near(values: list[float], truth: float) -> bool:
-    """Whether the mean is within three standard errors of the truth."""
+def is_near(values: list[float], truth: float) -> bool:
+    """Return whether the mean is within three standard errors of the truth."""
     return abs(np.mean(values) - truth) < 3 * np.std(values) / math.sqrt(len(values))
 
 
 @pytest.mark.parametrize("domain", [0, 1, 3])
-def test_the_entropy_of_a_domain_is_what_its_documents_lose_on_average(domain):
+def test_the_entropy_of_a_domain_is_the_mean_loss_of_its_documents(domain):
     made = get_language(MIXED)
     texts = [generate_document(MIXED, domain, n) for n in range(1200)]
     floor = domain_floor(made, domain)
-    assert near([document_nats(made, text, domain) for text in texts], floor.nats)
-    assert near([sum(map(len, split_sentences(text))) for text in texts], floor.words)
+    assert is_near([document_nats(made, text, domain) for text in texts], floor.nats)
+    assert is_near([sum(map(len, split_sentences(text))) for text in texts], floor.words)
 
 
 @pytest.mark.sample(2)
 @pytest.mark.parametrize("config", [SHORT, MIXED])
 @pytest.mark.parametrize("weights", [None, (0.6, 0.3, 0.1, 0.0)])
-def test_the_conflict_of_domains_is_what_not_knowing_the_domain_costs_on_average(config, weights):
+def test_the_conflict_of_domains_is_the_mean_loss_of_not_knowing_the_domain(config, weights):
     made = get_language(config)
     weights = weights and weights[: config.num_domains]
     share = np.full(config.num_domains, 1 / config.num_domains) if weights is None else np.array(weights)
     domains = numpy_stream(0, "test", "domains").choice(config.num_domains, size=500, p=share)
     texts = [generate_document(config, int(d), n) for n, d in enumerate(domains)]
     cost = [document_nats(made, t, weights=weights) - document_nats(made, t, int(d)) for t, d in zip(texts, domains)]
-    assert near(cost, domain_information(made, weights))
+    assert is_near(cost, domain_information(made, weights))
     known = float(share @ [domain_floor(made, d).nats for d in range(config.num_domains)])
     assert mixture_floor(made, weights).nats == pytest.approx(known + domain_information(made, weights))
 
@@ -65,7 +65,7 @@ def test_no_sentence_of_any_style_has_two_derivations():
             assert count_derivations(grammar, START_SYMBOL, grammar.sample(START_SYMBOL, rng)) == 1
 
 
-def test_words_that_are_all_alike_add_the_logarithm_of_their_number():
+def test_equally_likely_words_add_the_logarithm_of_their_number():
     few, many = (get_language(SyntheticConfig(num_domains=1, words_per_class=n, zipf_exponent=0.0, overlap=1.0)) for n in (4, 12))
     words = few.grammars[0]
     counted = {"N": 0.0, "V": 0.0}
@@ -82,31 +82,31 @@ def test_words_that_are_all_alike_add_the_logarithm_of_their_number():
 
 
 @pytest.mark.parametrize(
-    ("dials", "wanted"),
+    ("parameters", "expected"),
     [
         ({"overlap": 1.0}, 0.0),
         ({"overlap": 1.0, "concept_shift": 1.0}, math.log(4)),
         ({"overlap": 1.0, "concept_shift": 1.0, "num_domains": 1}, 0.0),
     ],
 )
-def test_domains_that_are_alike_or_told_by_every_sentence_are_the_extremes(dials, wanted):
-    assert domain_information(get_language(SyntheticConfig(**dials))) == pytest.approx(wanted, abs=1e-12)
+def test_equal_domains_and_domains_recognizable_from_every_sentence_are_the_extremes(parameters, expected):
+    assert domain_information(get_language(SyntheticConfig(**parameters))) == pytest.approx(expected, abs=1e-12)
 
 
-def test_without_overlap_the_domain_is_told_by_the_first_noun():
+def test_without_overlap_the_first_noun_identifies_the_domain():
     assert domain_information(get_language(SyntheticConfig(overlap=0.0))) == pytest.approx(math.log(4), abs=1e-12)
 
 
 def test_conflict_grows_with_each_kind_of_difference():
-    def of(**dials):
-        return domain_information(get_language(SyntheticConfig(mean_sentences=1.0, words_per_class=10, **dials)))
+    def of(**parameters):
+        return domain_information(get_language(SyntheticConfig(mean_sentences=1.0, words_per_class=10, **parameters)))
 
     assert of(overlap=1.0) < of(overlap=0.95) < of(overlap=0.8) < of(overlap=0.0)
     assert of(overlap=1.0) < of(overlap=1.0, concept_shift=0.2) < of(overlap=1.0, concept_shift=0.6)
     assert of(overlap=1.0) < of(overlap=1.0, styles=("plain", "slang")) < math.log(2)
 
 
-def test_the_floor_of_given_documents_is_the_sum_of_their_own():
+def test_the_lowest_loss_of_documents_is_the_sum_over_the_documents():
     corpus = load_corpus(DatasetConfig("synthetic", synthetic=SHORT))
     made = get_language(SHORT)
     lost = corpus_nats(made, corpus)
@@ -120,7 +120,7 @@ def test_a_text_outside_the_language_is_infinitely_unlikely():
         assert document_nats(made, text, 0) == math.inf and document_nats(made, text) == math.inf
 
 
-def test_documents_of_another_corpus_have_no_floor_here(tmp_path):
+def test_documents_of_another_corpus_are_refused(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\nhello there,news\nand again,news\nonce more,news\n")
     with pytest.raises(UserError, match="no domain of the synthetic corpus 'news'"):
         corpus_nats(get_language(SHORT), load_corpus(DatasetConfig(str(tmp_path / "a.csv"))))

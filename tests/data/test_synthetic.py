@@ -1,4 +1,4 @@
-"""The synthetic language as a corpus: the same everywhere, and its dials do what they say."""
+"""Test the synthetic corpus: it is reproducible, and its parameters have the documented effects."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def words_of(corpus, domain: str) -> set[str]:
     return {word for text in corpus.text[rows] for word in re.findall(r"[a-z]+", text)}
 
 
-def test_it_is_a_corpus_like_any_other():
+def test_the_synthetic_corpus_has_all_fields_of_a_corpus():
     made = corpus()
     assert made.domains == ("domain0", "domain1", "domain2")
     assert len(made) + sum(made.drop_counts.values()) == 90
@@ -35,21 +35,21 @@ def test_it_is_a_corpus_like_any_other():
     assert len(made.train) and len(made.validation) and len(made.test)
 
 
-def test_the_same_dials_make_the_same_corpus_and_another_seed_another():
+def test_equal_parameters_give_equal_corpora_and_another_seed_another_corpus():
     assert corpus().fingerprint == corpus().fingerprint
     assert corpus().fingerprint != corpus(seed=1).fingerprint
-    # a golden text: what a seed means must not change
+    # the text that a seed gives must never change
     assert generate_document(SMALL, 0, 0) == GOLDEN
 
 
 GOLDEN = "every ligota beside a zikata zopales. these vipeki will disaken."
 
 
-def test_more_documents_keep_the_earlier_ones():
+def test_more_documents_keep_the_first_ones():
     assert set(corpus(num_documents=60).text) < set(corpus(num_documents=90).text)
 
 
-def test_its_dials_are_written_with_it_and_with_no_other_corpus():
+def test_parameters_are_written_with_the_synthetic_corpus_only():
     assert "synthetic" not in DatasetConfig("bbc").to_dict()
     assert DatasetConfig("synthetic", synthetic=SMALL).to_dict()["synthetic"] == {
         "num_domains": 3,
@@ -65,15 +65,15 @@ def test_its_dials_are_written_with_it_and_with_no_other_corpus():
     }
 
 
-def test_its_dials_are_turned_in_yaml_and_on_the_command_line_and_checked_at_the_door():
+def test_parameters_are_set_in_yaml_and_by_overrides_and_are_validated():
     said = {"dataset": "synthetic"}
     assert parse_config(said, ["dataset.synthetic.overlap=0.25"]).dataset.synthetic == SyntheticConfig(overlap=0.25)
-    for wrong, told in (("overlp=1", "did you mean 'overlap'"), ("overlap=2", "from 0 to 1"), ("styles=[posh]", "posh")):
-        with pytest.raises(UserError, match=told):
+    for wrong, message in (("overlp=1", "did you mean 'overlap'"), ("overlap=2", "from 0 to 1"), ("styles=[posh]", "posh")):
+        with pytest.raises(UserError, match=message):
             parse_config(said, [f"dataset.synthetic.{wrong}"])
 
 
-def test_dials_on_another_corpus_are_refused():
+def test_parameters_for_another_corpus_are_refused():
     with pytest.raises(UserError, match=r"dataset\.name is 'bbc'"):
         load_corpus(DatasetConfig("bbc", synthetic=SMALL))
 
@@ -96,12 +96,12 @@ CLOSED = {"itself", "themselves", "behind", "beside"}
 @pytest.mark.parametrize(
     ("style", "has", "not_"), [("plain", "the", "da"), ("formal", "said", "da"), ("slang", "da", "the"), ("short", "some", "the")]
 )
-def test_a_style_is_its_own_closed_class_words(style, has, not_):
+def test_a_style_has_its_own_closed_class_words(style, has, not_):
     words = words_of(corpus(styles=(style,)), "domain0")
     assert has in words and not_ not in words
 
 
-def test_concept_shift_leaves_the_frequency_of_words_alone():
+def test_concept_shift_does_not_change_word_frequencies():
     made = get_language(SyntheticConfig(num_domains=3, concept_shift=1.0, overlap=1.0, words_per_class=5))
     rng = numpy_stream(0, "test", "concept")
     seen = []
@@ -114,20 +114,20 @@ def test_concept_shift_leaves_the_frequency_of_words_alone():
             ]
             + [{tuple(s[-3:-1]) for s in sentences}]
         )
-    for place in (0, 1):  # noun, verb: the same words, as often
+    for place in (0, 1):  # nouns and verbs: the same words, equally often
         assert seen[0][place].keys() == seen[1][place].keys()
         assert max(abs(seen[0][place][w] - seen[1][place][w]) for w in seen[0][place]) < 0.02
-    assert not seen[0][2] & seen[1][2]  # and no pair of them in both
+    assert not seen[0][2] & seen[1][2]  # the domains share no pair
 
 
-def test_text_and_words_are_two_spellings_of_one_thing():
+def test_text_and_words_are_equivalent():
     grammar = get_language(SMALL).grammars[0]
     rng = numpy_stream(1, "test", "spelling")
     sentences = [grammar.sample(START_SYMBOL, rng) for _ in range(50)]
     assert split_sentences(" ".join(map(join_words, sentences))) == sentences
 
 
-def test_documents_are_as_long_as_was_said():
+def test_documents_have_the_configured_length():
     count = [len(split_sentences(generate_document(SMALL, 0, n))) for n in range(800)]
     assert np.mean(count) == pytest.approx(SMALL.mean_sentences, abs=3 * np.std(count) / np.sqrt(800))
     assert {len(split_sentences(generate_document(replace(SMALL, mean_sentences=1.0), 0, n))) for n in range(20)} == {1}

@@ -1,4 +1,4 @@
-"""Runs under a clustering in the tests' small world."""
+"""Runs of the small experiment with a clustering strategy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 from fedrift.config.schema import edit_config
-from tests.worlds import experiment
+from tests.small_experiment import experiment
 
 SIX = ("partition.num_clients=6", "training.participation_rate=0.67", "evaluation.probes=[]", "evaluation.final_blocks_per_domain=3")
 
@@ -23,12 +23,12 @@ def killed_at(round: int):
     return watch
 
 
-def at(world, folder):
-    return replace(world, runtime=replace(world.runtime, runs_dir=folder))
+def with_runs_dir(cache, folder):
+    return replace(cache, runtime=replace(cache.runtime, runs_dir=folder))
 
 
-def make_config(world, clustering, *overrides):
-    return edit_config(experiment(world.runtime.cache_dir.parent, *SIX, *overrides), {"clustering": clustering})
+def make_config(cache, clustering, *overrides):
+    return edit_config(experiment(cache.runtime.cache_dir.parent, *SIX, *overrides), {"clustering": clustering})
 
 
 def outcome(run):

@@ -1,4 +1,4 @@
-"""`fedrift diagnose` and `fedrift find-boundary`, as a user has them."""
+"""Test the commands `fedrift diagnose` and `fedrift find-boundary`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fedrift.core.records import Record
 from fedrift.diagnosis.cases import group_runs
 from fedrift.engine.run import run_experiment
 from fedrift.storage import Run, list_runs
-from tests import worlds
+from tests import small_experiment
 
 
-def stored(root, identity, losses, **changes):
-    """A run on disk with nothing in it but a loss."""
+def store_run(root, identity, losses, **changes):
+    """Store a run that contains only losses."""
     made = Run(root, identity)
     asked = {
         "dataset": {"name": "c"},
@@ -41,83 +41,83 @@ def stored(root, identity, losses, **changes):
 
 
 @pytest.fixture
-def shelf(tmp_path):
+def runs_dir(tmp_path):
     down = [5.0, 4.5, 4.2, 4.1, 4.05, 4.0, 4.0, 4.0, 4.0, 4.0]
     for seed in range(3):
-        stored(tmp_path, f"a{seed}", [value + 0.2 + seed / 100 for value in down], seed=seed)
-        stored(tmp_path, f"t{seed}", down, seed=seed, partition__severity=0.0, evaluation={"split": "test", "probes": []})
-        stored(tmp_path, f"c{seed}", down, seed=seed, partition__severity=0.0, algorithm={"type": "Centralized"})
-        stored(tmp_path, f"k{seed}", down, seed=seed, training__local_steps=50)
-        stored(tmp_path, f"b{seed}", [value - 0.1 for value in down], seed=seed, training__client_optimizer={"type": "Sgd", "lr": 0.3})
+        store_run(tmp_path, f"a{seed}", [value + 0.2 + seed / 100 for value in down], seed=seed)
+        store_run(tmp_path, f"t{seed}", down, seed=seed, partition__severity=0.0, evaluation={"split": "test", "probes": []})
+        store_run(tmp_path, f"c{seed}", down, seed=seed, partition__severity=0.0, algorithm={"type": "Centralized"})
+        store_run(tmp_path, f"k{seed}", down, seed=seed, training__local_steps=50)
+        store_run(tmp_path, f"b{seed}", [value - 0.1 for value in down], seed=seed, training__client_optimizer={"type": "Sgd", "lr": 0.3})
     return tmp_path
 
 
-def call(*arguments):
+def run_command(*arguments):
     return CliRunner().invoke(app, list(map(str, arguments)))
 
 
-def test_a_dead_run_is_not_the_best_learning_rate_however_low_its_loss(shelf):
-    dead = stored(shelf, "d1", [5.0] + [3.0] * 9, seed=1, training__client_optimizer={"type": "Sgd", "lr": 1e30})
+def test_a_dead_model_never_has_the_best_learning_rate(runs_dir):
+    dead = store_run(runs_dir, "d1", [5.0] + [3.0] * 9, seed=1, training__client_optimizer={"type": "Sgd", "lr": 1e30})
     dead.append_records([Record(0, "loss.uniform", "", -1, 3.0)])
-    (run,) = [run for run in list_runs(shelf) if run.id == "a1"]
-    (group,) = group_runs([run], list_runs(shelf))
+    (run,) = [run for run in list_runs(runs_dir) if run.id == "a1"]
+    (group,) = group_runs([run], list_runs(runs_dir))
     assert group.cases[0].best_lr.curve("loss")[-1] == pytest.approx(3.9)
 
 
-def test_runs_that_differ_in_the_seed_are_one_group_with_their_twins_and_anchors(shelf):
-    runs = [run for run in list_runs(shelf) if run.id.startswith("a")]
-    (group,) = group_runs(runs, list_runs(shelf))
+def test_runs_that_differ_in_the_seed_are_grouped_with_their_baselines_and_anchors(runs_dir):
+    runs = [run for run in list_runs(runs_dir) if run.id.startswith("a")]
+    (group,) = group_runs(runs, list_runs(runs_dir))
     assert [run.id for run in group.runs] == ["a0", "a1", "a2"] and [run.id for run in group.baselines] == ["t0", "t1", "t2"]
     case = group.cases[1]
     assert case.centralized is not None and case.best_lr is not None and list(case.local_steps_sweep) == [50] and case.local_only is None
     assert case.info.domains == ("a",) and case.info.local_steps == 5
 
 
-def test_a_run_dealt_iid_is_nobodys_skewed_run(shelf):
-    (group,) = group_runs([run for run in list_runs(shelf) if run.id == "t0"], list_runs(shelf))
+def test_an_iid_run_is_not_grouped_with_non_iid_runs(runs_dir):
+    (group,) = group_runs([run for run in list_runs(runs_dir) if run.id == "t0"], list_runs(runs_dir))
     assert group.baselines == (None,)
 
 
-def test_diagnose_confirms_over_three_seeds_and_keeps_what_it_found(shelf):
-    done = call("diagnose", "a0", "a1", "a2", "--runs-dir", shelf)
+def test_diagnose_confirms_over_three_seeds_and_stores_its_findings(runs_dir):
+    done = run_command("diagnose", "a0", "a1", "a2", "--runs-dir", runs_dir)
     assert done.exit_code == 0 and "loss gap" in done.output and "confirmed" in done.output
     assert "Not measured" in done.output and "Tested and not found" in done.output
-    kept = json.loads((shelf / "a1" / "findings.json").read_text())
+    kept = json.loads((runs_dir / "a1" / "findings.json").read_text())
     assert kept["runs"] == ["a0", "a1", "a2"] and kept["findings"][0]["grade"] == "confirmed" and kept["thresholds"]["version"]
 
 
-def test_one_seed_is_suspected_and_fail_on_says_so_with_its_exit_code(shelf):
-    assert call("diagnose", "a0", "--runs-dir", shelf, "--fail-on", "suspected").exit_code == 1
-    assert call("diagnose", "a0", "--runs-dir", shelf, "--fail-on", "confirmed").exit_code == 0
-    assert call("diagnose", "a0", "a1", "a2", "--runs-dir", shelf, "--fail-on", "confirmed").exit_code == 1
+def test_one_seed_is_suspected_and_fail_on_sets_the_exit_code(runs_dir):
+    assert run_command("diagnose", "a0", "--runs-dir", runs_dir, "--fail-on", "suspected").exit_code == 1
+    assert run_command("diagnose", "a0", "--runs-dir", runs_dir, "--fail-on", "confirmed").exit_code == 0
+    assert run_command("diagnose", "a0", "a1", "a2", "--runs-dir", runs_dir, "--fail-on", "confirmed").exit_code == 1
 
 
-def test_json_is_one_line_a_group(shelf):
-    done = call("diagnose", "a0", "k0", "--runs-dir", shelf, "--json")
+def test_json_has_one_line_per_group(runs_dir):
+    done = run_command("diagnose", "a0", "k0", "--runs-dir", runs_dir, "--json")
     every = [json.loads(line) for line in done.stdout.splitlines()]
     assert [each["runs"] for each in every] == [["a0"], ["k0"]]
     assert {each["grade"] for each in every[0]["findings"]} >= {"suspected", "none", "not measured"}
 
 
-def test_nothing_found_is_an_ordinary_answer(shelf):
-    done = call("diagnose", "t0", "--runs-dir", shelf)
+def test_no_finding_is_a_valid_result(runs_dir):
+    done = run_command("diagnose", "t0", "--runs-dir", runs_dir)
     assert done.exit_code == 0 and "Nothing found" in done.output and "--iid-baseline" in done.output
 
 
-def test_a_real_run_finds_its_twin_and_what_the_panel_recorded(tmp_path):
-    cache = worlds.make_cache(tmp_path)
-    experiment = edit_config(worlds.experiment(tmp_path), {"training__num_rounds": 6})
+def test_a_real_run_is_diagnosed_with_its_baseline_and_recorded_metrics(tmp_path):
+    cache = small_experiment.make_cache(tmp_path)
+    experiment = edit_config(small_experiment.experiment(tmp_path), {"training__num_rounds": 6})
     run, other = run_experiment(experiment, cache), run_experiment(iid_baseline(experiment), cache)
     (group,) = group_runs([run], list_runs(tmp_path / "runs"))
     assert group.baselines[0].id == other.id
-    done = call("diagnose", run.id, "--runs-dir", tmp_path / "runs", "--json")
+    done = run_command("diagnose", run.id, "--runs-dir", tmp_path / "runs", "--json")
     said = {each["failure"]: each["grade"] for each in json.loads(done.stdout)["findings"]}
     assert said["divergence"] == "none" and said["client drift"] != "not measured" and said["loss gap"] != "not measured"
 
 
 @pytest.mark.slow
-def test_a_boundary_of_real_runs_says_how_far_it_is_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
-    asked = worlds.experiment(
+def test_a_boundary_search_reports_its_progress_and_resumes(tmp_path, monkeypatch):
+    asked = small_experiment.experiment(
         tmp_path,
         "training.num_rounds=8",
         "training.max_grad_norm=null",
@@ -130,8 +130,8 @@ def test_a_boundary_of_real_runs_says_how_far_it_is_and_goes_on_where_it_was_sto
     said = ["find-boundary", tmp_path / "runaway.yaml", "--runs-dir", tmp_path / "runs", "--seeds", 2, "--tolerance", 0.5, "--json"]
     fresh: list[str] = []
 
-    def stopped_at(most):
-        def counted(experiment, cache, watch):
+    def make_stopping_run(most):
+        def run_and_stop(experiment, cache, watch):
             if len(fresh) == most:
                 raise KeyboardInterrupt
             there = len(list_runs(tmp_path / "runs"))
@@ -139,13 +139,13 @@ def test_a_boundary_of_real_runs_says_how_far_it_is_and_goes_on_where_it_was_sto
             fresh.extend([run.id] * (len(list_runs(tmp_path / "runs")) - there))
             return run
 
-        return counted
+        return run_and_stop
 
-    monkeypatch.setattr("fedrift.engine.run.run_experiment", stopped_at(5))
-    first = call(*said)
+    monkeypatch.setattr("fedrift.engine.run.run_experiment", make_stopping_run(5))
+    first = run_command(*said)
     assert first.exit_code != 0 and "repeat the same command to resume" in first.stderr and len(fresh) == 5
-    monkeypatch.setattr("fedrift.engine.run.run_experiment", stopped_at(None))
-    done = call(*said)
+    monkeypatch.setattr("fedrift.engine.run.run_experiment", make_stopping_run(None))
+    done = run_command(*said)
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     made = sum(map(sum, found["runs"].values()))
@@ -155,37 +155,37 @@ def test_a_boundary_of_real_runs_says_how_far_it_is_and_goes_on_where_it_was_sto
     assert [line.split(":")[0] for line in lines if "after" in line] == [f"boundary {number} of 4" for number in (1, 2, 3, 4)]
 
 
-def test_a_run_that_is_ruined_breaks_though_it_does_not_diverge(tmp_path, monkeypatch):
-    """The losses are `pocket`'s own, at rates of 1 and of 2 without clipping: never 1.5 times the start three times running."""
+def test_a_ruined_run_counts_as_broken_although_it_does_not_diverge(tmp_path, monkeypatch):
+    """The losses are those of `pocket` at rates of 1 and 2 without clipping: they are never 1.5 times the start three times in a row."""
     fine, ruined = [4.58, 4.57, 4.55, 4.54, 4.54, 4.55], [4.58, 7.33, 5.32, 6.76, 6.64, 5.4]
 
-    def short(experiment, cache, watch):
+    def make_short_run(experiment, cache, watch):
         high = experiment.training.client_optimizer.lr > (2 if experiment.partition.severity else 3)
-        return stored(tmp_path / "runs", experiment.id, ruined if high else fine)
+        return store_run(tmp_path / "runs", experiment.id, ruined if high else fine)
 
-    monkeypatch.setattr("fedrift.engine.run.run_experiment", short)
+    monkeypatch.setattr("fedrift.engine.run.run_experiment", make_short_run)
     (tmp_path / "e.yaml").write_text(
         "dataset: synthetic\nmodel: pocket\npartition: {type: TopicMix, num_clients: 2, severity: 1.0}\n"
         "training: {client_optimizer: {type: Sgd, lr: 1.0}}\n"
     )
-    found = json.loads(call("find-boundary", tmp_path / "e.yaml", "--seeds", 2, "--json").stdout)["boundary"]
+    found = json.loads(run_command("find-boundary", tmp_path / "e.yaml", "--seeds", 2, "--json").stdout)["boundary"]
     assert found == {"IID": [pytest.approx(3, rel=0.025)] * 2, "skewed": [pytest.approx(2, rel=0.025)] * 2}
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["training.num_rounds=3"], "4 times, and divergence can be detected from 5 evaluations on"),
         (["training.num_rounds=8", "evaluation.interval=4"], "3 times"),
         (["--param", "training.client_optimizer.kind"], "must name a number above 0"),
     ],
 )
-def test_a_boundary_that_no_run_could_show_is_refused(tmp_path, words, told):
+def test_a_boundary_that_no_run_can_reach_is_refused(tmp_path, words, message):
     (tmp_path / "e.yaml").write_text("dataset: synthetic\nmodel: pocket\npartition: {type: TopicMix, num_clients: 2, severity: 1.0}\n")
-    refused = call("find-boundary", tmp_path / "e.yaml", *words, "--runs-dir", tmp_path / "runs")
-    assert isinstance(refused.exception, UserError) and told in str(refused.exception)
+    refused = run_command("find-boundary", tmp_path / "e.yaml", *words, "--runs-dir", tmp_path / "runs")
+    assert isinstance(refused.exception, UserError) and message in str(refused.exception)
 
 
-def test_help_teaches_by_an_example():
-    assert "--fail-on confirmed" in call("diagnose", "--help").output
-    assert "experiments/high_rate.yaml" in call("find-boundary", "--help").output
+def test_the_help_contains_an_example():
+    assert "--fail-on confirmed" in run_command("diagnose", "--help").output
+    assert "experiments/high_rate.yaml" in run_command("find-boundary", "--help").output

@@ -1,4 +1,4 @@
-"""Runs made of numbers, as a study leaves them: whole, half done, failed, not begun."""
+"""Stored runs of a study with given values: finished, partial, failed and not started."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def make_config(algorithm: str = "FedAvg", severity: float = 1.0, seed: int = 0,
     }
 
 
-def rows(upto: int, start: float = 5.0, first: int = 0) -> list[Record]:
-    """A loss that falls by a tenth a round, in two domains and of two clients."""
+def make_rows(upto: int, start: float = 5.0, first: int = 0) -> list[Record]:
+    """Return records of a loss that falls by a tenth per round, in two domains and for two clients."""
     return [
         Record(round, "loss", domain, client, start - 0.1 * round)
         for round in range(first, upto + 1)
@@ -40,14 +40,14 @@ def start_run(root: Path, id: str, upto: int, start: float = 5.0, **settings: An
     run.write_json(
         "experiment", {**make_config(**settings), "id": id, "partition_table": {"domains": ["sport", "tech"], "tokens": [[10, 0], [0, 10]]}}
     )
-    run.append_records(rows(upto, start))
+    run.append_records(make_rows(upto, start))
     if upto == ROUNDS:
         run.mark_finished({"rounds": ROUNDS, "loss": 4.4, "final_loss": 4.4, "train_tokens": 10, "seconds": {"train": 1.0}})
     return run
 
 
 def make_manifest(root: Path, folder: Path, complete: bool = True) -> StudyManifest:
-    """Two seeds of one condition and their IID baselines; of seed 1 nothing is there unless it is made."""
+    """Store a manifest with two seeds of one condition and their IID baselines; the runs are not stored."""
     manifest = StudyManifest(root, "tiny")
     condition, levels = "algorithm=FedAvg", {"algorithm": "FedAvg"}
     entries = [ManifestEntry(f"run{seed}", "run", "main", condition, seed, False, f"twin{seed}", levels, None, "") for seed in (0, 1)]

@@ -1,4 +1,4 @@
-"""A new signal is one file and one import line: the one of the docs, as it stands there."""
+"""Test the clustering strategy of docs/clustering.md: its code works as it stands on the page."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fedrift.clustering.base import Assignment, ClientInfo
 from fedrift.config.schema import parse_config
 from fedrift.engine.build import build_run, resolve_fingerprints
 
-from .worlds import at, make_config
+from .small_runs import make_config, with_runs_dir
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "clustering.md"
 
 
 @pytest.fixture
-def signal(monkeypatch):
-    """The class of the docs, known to the package by one name."""
+def strategy(monkeypatch):
+    """The class of the page, registered under its name."""
     (code,) = [block for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S) if "class ByLength" in block]
     names = {
         "dataclass": dataclass,
@@ -38,13 +38,13 @@ def signal(monkeypatch):
     return names["ByLength"]
 
 
-def test_yaml_knows_it_a_run_groups_by_it_and_its_random_control_is_there(signal, world, tmp_path):
+def test_the_strategy_is_a_choice_in_yaml_and_clusters_a_run(strategy, cache, tmp_path):
     experiment = parse_config({"dataset": "bbc", "clustering": "ByLength"})
-    assert experiment.clustering == signal() and parse_config(experiment.to_dict()) == experiment
-    setting = build_run(resolve_fingerprints(make_config(world, signal()), world), at(world, tmp_path))
+    assert experiment.clustering == strategy() and parse_config(experiment.to_dict()) == experiment
+    setting = build_run(resolve_fingerprints(make_config(cache, strategy()), cache), with_runs_dir(cache, tmp_path))
     assert setting.initial_state.server.num_models == 2 and setting.initial_state.cluster_ids.bincount().tolist() == [3, 3]
     control = parse_config({"dataset": "bbc", "clustering": {"type": "RandomClustering", "sizes_from": "ByLength"}}).clustering
     ((_, decision),) = build_run(
-        resolve_fingerprints(make_config(world, control), world), at(world, tmp_path)
+        resolve_fingerprints(make_config(cache, control), cache), with_runs_dir(cache, tmp_path)
     ).clustering.pending_assignments
     assert sorted(np.bincount(decision.cluster_ids)) == [3, 3]

@@ -1,4 +1,4 @@
-"""The panel: who looks when, what is concluded from the past, and a budget that counts tokens and never looks at the clock."""
+"""Test the probe suite: which probes run in which round, derived metrics, and the overhead budget in tokens."""
 
 from __future__ import annotations
 
@@ -34,25 +34,27 @@ def seen(when, last: int = 12, deep: int = 5) -> list[int]:
     return [now for now in range(1, last + 1) if is_due(when, now, last, deep)]
 
 
-def test_everybody_looks_in_the_last_round_and_each_at_its_own_time_before():
+def test_every_probe_runs_in_its_rounds_and_in_the_last_one():
     assert seen(1) == list(range(1, 13))
     assert seen(5) == seen("expensive") == [5, 10, 12]
     assert seen("first_and_last") == [1, 12]
     assert seen("last") == [12]
 
 
-def test_a_probe_that_can_see_a_state_is_asked_before_the_first_round():
-    class Eye:
+def test_a_probe_of_states_runs_before_the_first_round():
+    class StateProbe:
         def __call__(self, done):
             return {"a": float(done.after.round)}
 
         def evaluate_state(self, state):
             return {"a": float(state.round)}
 
-    def blind(done):
+    def round_probe(done):
         return {"b": 1.0}
 
-    panel = ProbeSuite((ScheduledProbe("a", Eye(), 5), ScheduledProbe("b", blind), ScheduledProbe("c", Eye(), "last")), last_round=12)
+    panel = ProbeSuite(
+        (ScheduledProbe("a", StateProbe(), 5), ScheduledProbe("b", round_probe), ScheduledProbe("c", StateProbe(), "last")), last_round=12
+    )
     done = rounds()
     reading, seconds = panel.evaluate_initial(done[0].before, MetricHistory())
     assert reading == {"a": 0.0}
@@ -60,7 +62,7 @@ def test_a_probe_that_can_see_a_state_is_asked_before_the_first_round():
     assert [sorted(panel(each, MetricHistory())[0]) for each in done[3:5]] == [["b"], ["a", "b"]]
 
 
-def test_what_follows_from_the_past_sees_the_rounds_before_and_the_numbers_of_this_one():
+def test_derived_metrics_use_the_history_and_the_current_values():
     def total(reading, past):
         return {"path": past.total.get(("x", ""), 0.0) + federation_value(reading, "x")}
 
@@ -73,7 +75,7 @@ def test_what_follows_from_the_past_sees_the_rounds_before_and_the_numbers_of_th
     assert paths == [2.0, 4.0, 6.0]
 
 
-def test_the_past_keeps_sum_lowest_and_latest_of_the_federation_alone():
+def test_the_history_keeps_sum_minimum_and_last_value_of_the_federation():
     past = MetricHistory()
     past.add_records(
         [
@@ -92,14 +94,14 @@ def nothing(done):
     return {}
 
 
-def test_the_share_of_a_look_is_its_tokens_over_three_times_those_trained_and_its_own():
+def test_the_overhead_of_a_probe_is_its_share_of_all_tokens():
     assert overhead_share(
         [ScheduledProbe("a", nothing, 1, 300.0)], train_tokens=100.0, last_round=10, expensive_interval=5
     ) == pytest.approx(0.5)
     assert overhead_share([ScheduledProbe("a", nothing, "expensive", 300.0)], 100.0, 10, 5) == pytest.approx(600 / 3600)
 
 
-def test_deep_looks_are_thinned_until_the_panel_fits():
+def test_expensive_probes_run_less_often_until_the_budget_holds():
     look = ScheduledProbe("a", nothing, "expensive", 3000.0)
     assert choose_interval([look], train_tokens=1000.0, last_round=100, max_overhead=0.2) == 5
     assert choose_interval([look], train_tokens=100.0, last_round=100, max_overhead=0.2) == 50
@@ -108,13 +110,13 @@ def test_deep_looks_are_thinned_until_the_panel_fits():
 
 
 @given(st.floats(1, 1e6), st.integers(1, 400), st.floats(0.01, 0.9))
-def test_a_chosen_period_keeps_the_budget_or_is_the_longest(tokens, last, budget):
+def test_the_chosen_interval_keeps_the_budget_or_is_the_longest(tokens, last, budget):
     looks = [ScheduledProbe("a", nothing, "expensive", tokens), ScheduledProbe("b", nothing, 1, 10.0)]
     every = choose_interval(looks, 1000.0, last, budget)
     assert overhead_share(looks, 1000.0, last, every) <= budget or every == max(last, 1) or every >= last
 
 
-def test_seconds_are_told_look_by_look_and_an_overdrawn_budget_with_the_way_out():
+def test_seconds_are_reported_per_probe_and_an_exceeded_budget_has_a_warning():
     panel = ProbeSuite(
         (ScheduledProbe("losses", nothing), ScheduledProbe("hidden", nothing, "expensive")),
         last_round=10,

@@ -1,4 +1,4 @@
-"""What a client tells: from which documents, at what cost, with how much noise."""
+"""Test the client embeddings: which documents they use, how many bytes they take, and how much noise they get."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from fedrift.clustering.selection import (
 from fedrift.core.errors import UserError
 from fedrift.data import TRAIN
 from fedrift.engine.build import build_run, client_info, partition_documents, resolve_fingerprints
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 from .synthetic_clients import documents, make_client_info
 
 
-def test_a_descriptor_is_the_mean_of_at_most_so_many_documents_and_costs_four_bytes_a_number():
+def test_an_embedding_is_the_mean_of_some_documents_and_takes_four_bytes_per_number():
     vectors, _ = documents(3, 1.0, 0, each=50)
     whole = embed_clients(make_client_info(vectors), "any", 200)
     assert np.allclose(whole.means, [own.mean(axis=0) for own in vectors]) and whole.num_bytes == 4 * 32
@@ -49,7 +49,7 @@ def test_the_noise_is_that_of_the_gaussian_mechanism():
 
 @settings(deadline=None)
 @given(st.integers(1, 30), st.integers(0, 10**6))
-def test_one_document_moves_a_mean_by_two_over_n_at_most(count, seed):
+def test_one_document_changes_a_mean_by_at_most_two_over_n(count, seed):
     draw = np.random.default_rng(seed)
     own = draw.standard_normal((count + 1, 5))
     own /= np.linalg.norm(own, axis=1, keepdims=True)
@@ -57,31 +57,31 @@ def test_one_document_moves_a_mean_by_two_over_n_at_most(count, seed):
     assert np.linalg.norm(moved) <= 2 / count + 1e-12
 
 
-def test_descriptors_are_told_from_training_documents_only_and_as_the_client_has_them(tmp_path):
-    wanted, there = experiment(tmp_path, "partition={type: StopwordDrop, num_clients: 3}"), make_cache(tmp_path)
-    wanted = resolve_fingerprints(replace(wanted, clustering=TextClustering(encoder="hashing")), there)
-    corpus = there.get_corpus(replace(wanted.dataset, fingerprint=""), wanted.model)
-    setting, partition = build_run(wanted, there), partition_documents(wanted, corpus)
-    held = client_info(wanted, there, corpus, partition, setting.simulator, setting.losses.held_out.client_domain_tokens)
+def test_embeddings_use_the_training_documents_as_the_client_rewrites_them(tmp_path):
+    config, there = experiment(tmp_path, "partition={type: StopwordDrop, num_clients: 3}"), make_cache(tmp_path)
+    config = resolve_fingerprints(replace(config, clustering=TextClustering(encoder="hashing")), there)
+    corpus = there.get_corpus(replace(config.dataset, fingerprint=""), config.model)
+    setting, partition = build_run(config, there), partition_documents(config, corpus)
+    held = client_info(config, there, corpus, partition, setting.simulator, setting.losses.held_out.client_domain_tokens)
     changed = 0
     for client, rows in enumerate(partition.rows):
         assert (corpus.split[rows] == TRAIN).all()
         texts = held.documents(client)
         assert len(texts) == len(rows)
         changed += sum(text != own for text, own in zip(texts, corpus.text[rows], strict=True))
-    assert changed  # rewritten by the regime
+    assert changed  # the partition rewrites texts
 
 
-def test_nothing_to_describe_is_said():
+def test_clients_without_any_document_are_refused():
     with pytest.raises(UserError, match="no client has a document"):
         embed_clients(replace(make_client_info((np.ones((1, 2)),)), documents=lambda client: []), "any", 200)
 
 
-def test_documents_tell_their_client_as_well_as_clients_differ():
+def test_documents_identify_their_client_as_far_as_clients_differ():
     apart, _ = documents(4, 1.0, 0, noise=0.05)
     alike, _ = documents(8, 0.0, 0)
-    assert document_identification_rate(apart, 0) == 1  # four clients, four domains
+    assert document_identification_rate(apart, 0) == 1  # four clients with four domains
     assert document_identification_rate(alike, 0) == pytest.approx(1 / 8, abs=0.05)
     twice, _ = documents(8, 1.0, 0, noise=0.05)
-    assert 0.35 < document_identification_rate(twice, 0) < 0.65  # two clients of a domain cannot be told apart
+    assert 0.35 < document_identification_rate(twice, 0) < 0.65  # two clients of one domain cannot be distinguished
     assert np.isnan(document_identification_rate((np.ones((1, 3)), np.ones((1, 3))), 0))

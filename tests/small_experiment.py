@@ -1,4 +1,4 @@
-"""A small world to run whole experiments in: a tiny model with a tokenizer of its own, and a corpus of three topics."""
+"""A small experiment for tests of whole runs: a tiny model with its own tokenizer, and a corpus of three topics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WORDS = {
 
 
 def documents(per_topic: int = 60, seed: int = 0) -> list[tuple[str, str]]:
-    """(text, label): sentences that only use the words of their topic."""
+    """Return pairs of text and label, with sentences that only use the words of their topic."""
     draw = np.random.default_rng(seed)
     return [
         (" ".join(draw.choice(words, size=int(draw.integers(12, 40)))) + ".", topic)
@@ -51,7 +51,7 @@ def byte_tokenizer(vocabulary: int = 320) -> PreTrainedTokenizerFast:
 
 
 def model_folder(folder: Path, kind: str = "llama") -> Path:
-    """A tiny random model, saved as any local model is."""
+    """Save a tiny random model in a folder, as local models are saved."""
     language = random_model(kind, byte_tokenizer())
     language.network.save_pretrained(folder)
     language.tokenizer.save_pretrained(folder)
@@ -67,7 +67,7 @@ def corpus_file(path: Path, per_topic: int = 60) -> Path:
 
 
 def experiment(folder: Path, *overrides: str, kind: str = "llama") -> ExperimentConfig:
-    """Three clients of one topic each, four rounds of two steps; everything lies in ``folder``."""
+    """Return an experiment with three clients of one topic each and four rounds of two steps; all its files are in ``folder``."""
     model, corpus = folder / f"model-{kind}", folder / "corpus.csv"
     if not model.exists():
         model_folder(model, kind)
@@ -90,8 +90,8 @@ def experiment(folder: Path, *overrides: str, kind: str = "llama") -> Experiment
     return parse_config(raw, overrides)
 
 
-def stored(run: Run) -> dict[str, Tensor]:
-    """All tensors of a run's last state by name, what each client keeps among them."""
+def read_state(run: Run) -> dict[str, Tensor]:
+    """Return all tensors of the last state of a run by name, including the client states."""
     tensors, _, client_states = Checkpoint(run).read()
     return {**tensors, **{f"client_states/{name}": leaf for name, leaf in client_states.gather_all().items()}}
 

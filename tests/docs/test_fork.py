@@ -1,4 +1,4 @@
-"""Check docs/fork.md: a recorded run accepts every command of the page."""
+"""Test docs/fork.md: a recorded run accepts every command of the page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedrift.diagnosis.fork import make_fork_config
 from fedrift.engine.run import run_experiment
 from fedrift.storage import Run
 from fedrift.storage.fork import ForkedRun
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 FORK_PAGE = (Path(__file__).resolve().parents[2] / "docs" / "fork.md").read_text(encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Loss on own and on other text, beside plain sums."""
+"""Test losses on own and on other text against plain sums."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from fedrift.data.tokenization import Blocks
 from fedrift.probes import evaluate_personalized
 
 
-def judge(mix, table, domains=(0, 1, 2)):
-    """Models whose losses on three domains are known, one block of one predicted token each."""
+def make_probe(mix, table, domains=(0, 1, 2)):
+    """Return models with known losses on three domains of one block with one predicted token each."""
     held = SimpleNamespace(
         client_domain_tokens=np.array(mix, dtype=float),
         domains=("a", "b", "c"),
@@ -24,8 +24,8 @@ def judge(mix, table, domains=(0, 1, 2)):
     return SimpleNamespace(held_out=held, all_text=held, personalized_params=None, prefix="final.", all_block_losses=lambda state: sums)
 
 
-def test_own_text_is_weighed_by_what_a_client_has_and_other_text_by_what_it_lacks():
-    losses = judge([[10, 0, 0], [5, 5, 0], [1, 1, 2]], [[1.0, 2.0, 4.0], [3.0, 5.0, 7.0]])
+def test_own_text_is_weighted_by_present_and_other_text_by_missing_domains():
+    losses = make_probe([[10, 0, 0], [5, 5, 0], [1, 1, 2]], [[1.0, 2.0, 4.0], [3.0, 5.0, 7.0]])
     found = evaluate_personalized(losses, SimpleNamespace(cluster_ids=torch.tensor([0, 1, 0])))
     assert found["final.loss.own"].tolist() == pytest.approx([1, (3 + 5) / 2, (1 + 2 + 2 * 4) / 4])
     assert found["final.loss.cross"].tolist() == pytest.approx(
@@ -33,8 +33,8 @@ def test_own_text_is_weighed_by_what_a_client_has_and_other_text_by_what_it_lack
     )
 
 
-def test_what_is_not_there_says_nothing():
-    losses = judge([[10, 0, 0], [0, 0, 0]], [[1.0, 2.0, float("nan")]], domains=(0, 1))
+def test_missing_text_has_no_value():
+    losses = make_probe([[10, 0, 0], [0, 0, 0]], [[1.0, 2.0, float("nan")]], domains=(0, 1))
     found = evaluate_personalized(losses, SimpleNamespace(cluster_ids=torch.tensor([0, 0])))
     assert found["final.loss.own"][0] == 1 and torch.isnan(found["final.loss.own"][1])  # a client without text
-    assert torch.isnan(found["final.loss.cross"][0])  # nobody trains on b, and c has no held-out text: it lacks nothing
+    assert torch.isnan(found["final.loss.cross"][0])  # no client trains on b and c has no held-out text, so no other text remains

@@ -1,4 +1,4 @@
-"""The grammar engine against hand-worked cases."""
+"""Test the grammar engine against cases computed by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedrift.core.random import numpy_stream
 from fedrift.data.synthetic.grammar import Grammar, count_derivations, sentence_probability
 
 
-def test_one_word_of_v_alike_has_ln_v_nats():
+def test_one_of_v_equally_likely_words_has_ln_v_nats():
     grammar = Grammar({"S": [(1 / 7, (word,)) for word in "abcdefg"]})
     assert grammar.entropy("S") == pytest.approx(math.log(7), abs=1e-14)
     assert grammar.mean_words("S") == pytest.approx(1.0, abs=1e-14)
@@ -24,7 +24,7 @@ def test_a_fixed_sentence_has_no_entropy():
     assert sentence_probability(grammar, "S", ["a", "never"]) == 0.0
 
 
-def test_recursion_is_summed_to_its_end():
+def test_the_entropy_of_recursion_is_exact():
     # S -> a S (1/3) | b: geometric; h = h2(1/3) * E[steps] = h2 * 3/2, words = 3/2
     grammar = Grammar({"S": [(1 / 3, ("a", "S")), (2 / 3, ("b",))]})
     h = -(math.log(1 / 3) / 3 + 2 * math.log(2 / 3) / 3)
@@ -38,26 +38,26 @@ def test_probabilities_that_do_not_sum_to_one_are_refused():
         Grammar({"S": [(0.5, ("a",)), (0.4, ("b",))]})
 
 
-def test_the_chance_of_saying_nothing_of_a_kind():
-    # x = 1/3 x P(not n) + 2/3: with N silent half of the time, x = 2/3 / (1 - 1/6)
+def test_the_probability_of_a_text_without_a_word_class_is_exact():
+    # x = 1/3 x P(not n) + 2/3: if N is empty half of the time, x = 2/3 / (1 - 1/6)
     grammar = Grammar({"S": [(1 / 3, ("N", "S")), (2 / 3, ("b",))], "N": [(0.5, ("own",)), (0.5, ("common",))]})
     assert grammar.probability_without("S", {"own"}) == pytest.approx(0.8, abs=1e-12)
     assert grammar.probability_without("S", {"N"}) == pytest.approx(2 / 3, abs=1e-12)
     assert grammar.probability_without("S", ()) == pytest.approx(1.0, abs=1e-12)
 
 
-def test_an_ambiguous_sentence_is_counted_as_such():
+def test_ambiguous_sentences_are_counted():
     grammar = Grammar({"S": [(0.5, ("A", "b")), (0.5, ("a", "b"))], "A": [(1.0, ("a",))]})
     assert count_derivations(grammar, "S", ["a", "b"]) == 2
     assert sentence_probability(grammar, "S", ["a", "b"]) == pytest.approx(1.0)
 
 
 def test_the_perplexity_of_a_known_markov_source_is_the_exponential_of_its_entropy_rate():
-    # A chain with renewals: state a or b emits itself, goes on by the row, or ends. P(text) per word, many texts.
+    # A Markov chain that ends: state a or b emits itself and continues by its row, or ends. Texts have many words.
     rows = {"a": {"a": 0.6, "b": 0.3, "": 0.1}, "b": {"a": 0.2, "b": 0.7, "": 0.1}}
     rules = {f"from {s}": [(p, (t, f"from {t}") if t else (".",)) for t, p in row.items()] for s, row in rows.items()}
     grammar = Grammar({"S": [(1.0, ("a", "from a"))], **rules})
-    # visits v = e_a + v P of the transient chain, by hand
+    # visits v = e_a + v P of the transient chain, computed by hand
     visits = np.linalg.solve(np.eye(2) - np.array([[0.6, 0.3], [0.2, 0.7]]).T, np.array([1.0, 0.0]))
     h = [-sum(p * math.log(p) for p in row.values()) for row in rows.values()]
     assert grammar.entropy("S") == pytest.approx(visits @ h, abs=1e-12)
@@ -67,6 +67,6 @@ def test_the_perplexity_of_a_known_markov_source_is_the_exponential_of_its_entro
     lost = np.array([-math.log(sentence_probability(grammar, "S", text)) for text in texts])
     words = np.array([len(text) for text in texts])
     rate = visits @ h / (visits.sum() + 1)
-    error = (lost - rate * words).std() / words.mean() / math.sqrt(len(texts))  # of a ratio of means
+    error = (lost - rate * words).std() / words.mean() / math.sqrt(len(texts))  # standard error of a ratio of means
     assert abs(lost.sum() / words.sum() - rate) < 3 * error
     assert math.exp(lost.sum() / words.sum()) == pytest.approx(math.exp(rate), rel=3 * error)

@@ -1,4 +1,4 @@
-"""The server half and the client half as nodes make them, in one process: whole runs, and documents that stay where they are."""
+"""Test whole runs of the server part and the client part in one process, and that documents stay on their client."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from fedrift.flower.client_pool import MSG_OWN_DOCUMENTS
 from fedrift.flower.server import run_server
 from tests.flower.loopback import NODE, Loopback
 from tests.flower.test_deployment import TWO, assert_same_curves, invariant
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
-CANARY = "zanzibar"  # a word of client 0's own documents, and of nothing else
+CANARY = "zanzibar"  # a word that only client 0's own documents contain
 
 
 def make_experiment(folder: Path, *overrides: str):
@@ -26,8 +26,8 @@ def make_experiment(folder: Path, *overrides: str):
     return resolve_fingerprints(asked, make_cache(folder))
 
 
-def over(wanted, folder: Path, data: dict[int, str] | None = None) -> tuple[Loopback, dict[str, object]]:
-    """A node for each client, and the configuration of the server."""
+def make_pool(wanted, folder: Path, data: dict[int, str] | None = None) -> tuple[Loopback, dict[str, object]]:
+    """Return a node for each client, and the configuration of the server."""
     written, apps = json.dumps(wanted.to_dict()), {}
     for number in range(wanted.partition.num_clients):
         options = NodeOptions(data=(data or {}).get(number, ""), state_dir=str(folder / "kept"), device="cpu", threads="1")
@@ -56,10 +56,10 @@ def over(wanted, folder: Path, data: dict[int, str] | None = None) -> tuple[Loop
     ],
     ids=" ".join,
 )
-def test_the_two_halves_together_are_the_run_on_one_machine(overrides, tmp_path):
+def test_server_and_clients_together_equal_the_local_run(overrides, tmp_path):
     wanted = make_experiment(tmp_path, *overrides)
     here = run_experiment(wanted, make_cache(tmp_path, clients_per_pass=1, threads=1))
-    there = run_server(*over(wanted, tmp_path / "elsewhere"))
+    there = run_server(*make_pool(wanted, tmp_path / "elsewhere"))
     assert there.id == here.id
     assert_same_curves(there, here)
     if "clustering" in overrides[-1]:
@@ -75,15 +75,15 @@ def own_texts(folder: Path) -> str:
     return str(folder)
 
 
-def test_documents_of_a_nodes_own_are_trained_on_and_never_leave_it(tmp_path):
+def test_own_documents_of_a_node_are_used_for_training_and_never_sent(tmp_path):
     wanted = make_experiment(tmp_path)
-    grid, config = over(wanted, tmp_path / "elsewhere", {0: own_texts(tmp_path / "own")})
+    grid, config = make_pool(wanted, tmp_path / "elsewhere", {0: own_texts(tmp_path / "own")})
     run = run_server(grid, config)
     told = [event for event in run.events() if event["kind"] == "client"]
     assert [(event["round"], event["client"], event["message"]) for event in told] == [(1, 0, MSG_OWN_DOCUMENTS)]
-    plain = run_server(*over(wanted, tmp_path / "dealt"))
+    plain = run_server(*make_pool(wanted, tmp_path / "dealt"))
     losses, dealt = (one.trajectory().client_table("train.loss")[-1] for one in (run, plain))
-    assert losses[0] != pytest.approx(dealt[0], rel=1e-3), "client 0 trained on something else"
+    assert losses[0] != pytest.approx(dealt[0], rel=1e-3), "client 0 did not train on its own documents"
     for path in (tmp_path / "elsewhere").rglob("*"):
         assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
     for message in (*grid.sent, *grid.received):
@@ -92,8 +92,8 @@ def test_documents_of_a_nodes_own_are_trained_on_and_never_leave_it(tmp_path):
         assert CANARY.encode() not in content["fedrift"]["trees"].data
 
 
-def test_a_mitigation_that_reads_what_the_experiment_deals_is_refused_with_documents_of_their_own(tmp_path):
+def test_clustering_by_the_partition_is_refused_for_clients_with_own_documents(tmp_path):
     wanted = make_experiment(tmp_path, "clustering={type: TextClustering, num_clusters: 2, encoder: hashing}")
-    grid, config = over(wanted, tmp_path / "elsewhere", {0: own_texts(tmp_path / "own")})
+    grid, config = make_pool(wanted, tmp_path / "elsewhere", {0: own_texts(tmp_path / "own")})
     with pytest.raises(UserError, match="client 0 trains on its own documents, but TextClustering clusters"):
         run_server(grid, config)

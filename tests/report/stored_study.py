@@ -1,4 +1,4 @@
-"""A study as it would be stored, made of numbers: no model, no training."""
+"""A stored study with given values, without a model and without training."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HYPOTHESES = [
 ]
 
 
-def made(
+def make_study(
     root: Path,
     name: str = "made",
     *,
@@ -54,7 +54,9 @@ def made(
     more: dict[str, list[Any]] | None = None,
     choices: list[dict[str, Any]] | None = None,
 ) -> StudyManifest:
-    """FedAvg's loss rises with severity by ``effect``; Scaffold's does not. ``ended``: whether the run of that number has."""
+    """Store a study. The loss of FedAvg rises with severity by ``effect``, and that of Scaffold does not. ``ended``: whether the run of
+    that number has ended.
+    """
     more = more or {}
     study = {
         "name": name,
@@ -72,10 +74,10 @@ def made(
     for seed in range(seeds):
         for algorithm in algorithms:
             for extra in extras:
-                iid = run(root, algorithm, 0.0, seed, rounds, 0.0, noise, deep, ended(place), extra)
+                iid = store_run(root, algorithm, 0.0, seed, rounds, 0.0, noise, deep, ended(place), extra)
                 place += 1
                 for severity in severities:
-                    own = run(
+                    own = store_run(
                         root,
                         algorithm,
                         severity,
@@ -106,7 +108,7 @@ def made(
     return manifest
 
 
-def run(
+def store_run(
     root: Path,
     algorithm: str,
     severity: float,
@@ -118,7 +120,7 @@ def run(
     ended: bool,
     extra: dict[str, Any],
 ) -> str:
-    """One run's folder; without its end, and with half of its rounds, if it has not ended."""
+    """Store one run; if it has not ended, only half of its rounds."""
     draw = np.random.default_rng(int(sha256(repr((algorithm, severity, seed, extra)).encode()).hexdigest()[:12], 16))
     rows = [[900.0, 100.0], [100.0, 900.0]] * 2 if severity else [[500.0, 500.0]] * 4
     experiment = {

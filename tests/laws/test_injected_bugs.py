@@ -1,4 +1,4 @@
-"""The laws can fail: algorithms that break each of them, and the law that says so."""
+"""Test that each law can fail: an algorithm that breaks it is detected."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class NeverDivides(Mean):
 
 
 @dataclass(frozen=True)
-class KeepsWhatWasSent(FedAvg):
+class KeepsReferenceToUpdate(FedAvg):
     def init_broadcast(self, params):
         return params.zeros_like()
 
@@ -45,7 +45,7 @@ class KeepsWhatWasSent(FedAvg):
 
 
 @dataclass(frozen=True)
-class MovesWithoutBeingAsked(FedAvg):
+class ChangesUntrainedLeaves(FedAvg):
     def server_update(self, server, update):
         descent = -self.aggregator.aggregate(server, update)
         params, moments = self.server_optimizer.step(server.params, descent, server.opt_state)
@@ -73,19 +73,19 @@ class RefusesEverybody(Scaffold):
 @pytest.mark.parametrize(
     ("law", "broken"),
     [
-        (laws.test_a_resumed_run_is_the_unbroken_run_bit_for_bit, RemembersOutsideTheState()),
-        (lambda a: laws.test_stacked_clients_train_as_they_would_one_by_one(a, 1), MixesTheCohort()),
+        (laws.test_a_resumed_run_equals_the_uninterrupted_run_bit_for_bit, RemembersOutsideTheState()),
+        (lambda a: laws.test_stacked_clients_train_as_single_clients(a, 1), MixesTheCohort()),
         (laws.test_a_client_that_returns_nan_is_recorded_and_counts_as_absent, MixesTheCohort()),
         (lambda a: laws.test_the_order_of_the_clients_does_not_matter("", a), FedAvg(aggregator=TakesTheLast())),
-        (laws.test_identical_clients_are_one_client, FedAvg(aggregator=NeverDivides())),
-        (laws.test_what_was_sent_may_be_overwritten_without_touching_what_was_kept, KeepsWhatWasSent()),
-        (laws.test_a_round_without_survivors_changes_nothing, MovesWithoutBeingAsked(server_optimizer=Sgd(1.0, momentum=0.9))),
-        (laws.test_a_model_whose_clients_sat_out_stays_as_it_is, MovesWithoutBeingAsked(server_optimizer=Sgd(1.0, momentum=0.9))),
-        (laws.test_a_leaf_that_no_client_moves_stays, DecaysEverything()),
+        (laws.test_identical_clients_equal_one_client, FedAvg(aggregator=NeverDivides())),
+        (laws.test_overwriting_an_update_does_not_change_the_stored_state, KeepsReferenceToUpdate()),
+        (laws.test_a_round_without_survivors_changes_nothing, ChangesUntrainedLeaves(server_optimizer=Sgd(1.0, momentum=0.9))),
+        (laws.test_a_model_whose_clients_are_absent_stays_unchanged, ChangesUntrainedLeaves(server_optimizer=Sgd(1.0, momentum=0.9))),
+        (laws.test_a_leaf_that_no_client_changes_stays_unchanged, DecaysEverything()),
         (laws.test_every_algorithm_is_accepted_with_plain_clients, RefusesEverybody()),
     ],
     ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )
-def test_a_broken_algorithm_breaks_its_law(law, broken):
+def test_a_broken_algorithm_violates_its_law(law, broken):
     with pytest.raises(AssertionError):
         law(broken)
