@@ -203,7 +203,7 @@ def test_registered_classes_are_found_by_their_unique_names(tmp_path, monkeypatc
         fedrift.register("algoritm")
 
 
-def test_an_aggregator_of_ones_own_derives_from_the_base_class(known):
+def test_an_aggregator_of_ones_own_derives_from_the_base_class(restore_registry):
     from dataclasses import dataclass
 
     from fedrift.algorithms.aggregators import Mean

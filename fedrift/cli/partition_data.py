@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from hashlib import sha256
+from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +17,7 @@ from annotated_types import MinLen
 
 from .. import partition as partitions
 from ..config.loader import Registry, apply_overrides, dump_value, load_yaml, parse_value
-from ..core.errors import default_cache_dir, unknown_name_error
+from ..core.errors import UserError, default_cache_dir, unknown_name_error
 from ..core.random import Seed, derive_seed, numpy_stream
 from ..data import TRAIN, Corpus, DatasetConfig, load_corpus
 from ..data.catalog import NAMED_DATASETS
@@ -23,6 +27,7 @@ from ..models import presets
 from ..models.presets import PRESETS, Preset, resolve_model
 from ..partition import Calibrated, Partition, Partitioner, TopicMix
 from ..partition.base import partition_corpus, partition_notes, rewritten_texts
+from ..storage.files import write_atomically
 
 if TYPE_CHECKING:
     from ..report.partition_page import GradientStat
@@ -207,7 +212,31 @@ def count_answer_tokens(corpus: Corpus, folder: Path) -> np.ndarray:
 
 
 def count_tokens(corpus: Corpus, file: Path) -> np.ndarray:
-    """Count the tokens of each document [D], including the end token, as a run counts them."""
+    """Count the tokens of each document [D], including the end token, as a run counts them.
+
+    The counts are cached by the texts and the tokenizer, because tokenization takes longer than the partition. A cache that cannot be
+    read or written is not used.
+    """
+    digest = sha256(version("tokenizers").encode() + file.read_bytes())
+    for text in corpus.text:
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    cached = default_cache_dir() / "tokens" / f"lengths-{digest.hexdigest()[:32]}.npy"
+    try:
+        lengths: np.ndarray = np.load(cached, allow_pickle=False)
+        if lengths.shape == (len(corpus),) and lengths.dtype == np.int64:
+            return lengths
+    except (OSError, ValueError, EOFError):
+        pass
+    lengths, content = tokenize_lengths(corpus, file), BytesIO()
+    np.save(content, lengths)
+    with suppress(OSError, UserError):
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cached, content.getvalue())
+    return lengths
+
+
+def tokenize_lengths(corpus: Corpus, file: Path) -> np.ndarray:
+    """Tokenize each document and return the number of its tokens [D], including the end token."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(file))

@@ -94,7 +94,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(experiment_folder, capsys, mon
         assert "Traceback" not in err
 
 
-def test_an_output_that_cannot_be_written_is_one_message_and_exit_code_2(world, capsys, monkeypatch):
+def test_an_output_that_cannot_be_written_is_one_message_and_exit_code_2(experiment_folder, capsys, monkeypatch):
     for output, told in (("e.yaml/clients", "e.yaml/clients"), ("a" * 300, "File name too long")):
         code, _, err = run_command(capsys, monkeypatch, "partition", "export", "e.yaml", "--output", output)
         assert code == 2

@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fedrift.cli import partition_data
 from fedrift.config.loader.parsing import Parser
 from fedrift.config.loader.parsing import _field_types as field_types
 from fedrift.config.schema import REGISTRY
+from fedrift.data import DatasetConfig, load_corpus
 from fedrift.engine.fingerprints import resolve_fingerprints
 from fedrift.engine.run import run_experiment
 from fedrift.studies.executors import WORKER_MODULES, Processes, create_worker_context
 from fedrift.studies.manifest import StudyManifest
-from tests.small_experiment import experiment, make_cache
+from tests.small_experiment import byte_tokenizer, corpus_file, experiment, make_cache
 
 CODE = """
 import sys
@@ -115,3 +117,19 @@ def test_the_fork_server_loads_the_libraries_of_a_run_for_its_workers(tmp_path):
     worker.start()
     worker.join()
     assert {"torch", *WORKER_MODULES} <= set((tmp_path / "loaded").read_text().split())
+
+
+def test_tokens_are_counted_once_for_equal_texts_and_a_damaged_count_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDRIFT_CACHE", str(tmp_path / "cache"))
+    corpus = load_corpus(DatasetConfig(str(corpus_file(tmp_path / "corpus.csv"))))
+    byte_tokenizer().save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    counted = partition_data.count_tokens(corpus, file)
+    (cached,) = (tmp_path / "cache" / "tokens").glob("lengths-*.npy")
+    with monkeypatch.context() as patched:
+        patched.setattr(partition_data, "tokenize_lengths", lambda *_: pytest.fail("tokenized again"))
+        assert (partition_data.count_tokens(corpus, file) == counted).all()
+    cached.write_bytes(cached.read_bytes()[:100])
+    assert (partition_data.count_tokens(corpus, file) == counted).all()
+    shorter = corpus.take(range(3))
+    assert (partition_data.count_tokens(shorter, file) == counted[:3]).all()
