@@ -15,7 +15,7 @@ import torch
 
 from ..core.errors import UserError, default_cache_dir
 
-Dtype = Literal["auto", "float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16", "fastest"]
 NUMERIC_DEFAULTS = {"dtype": "float32", "tf32": False, "compiled": False, "deterministic": True}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # constants of malloc.h of glibc
 MIN_BF16_SPEEDUP = 1.5  # below this speedup, float32 is preferred because bfloat16 rounds 2^16 times more coarsely
@@ -36,7 +36,8 @@ class Runtime:
         checkpoint_interval: Rounds between two checkpoints.
         save_updates: Whether the updates of every round are stored, which ``fedrift fork`` needs.
         dtype: Data type of the frozen base weights and their computations. ``auto`` is float32 on CPUs, and the faster of float32 and
-            bfloat16 on GPUs. Adapters, gradients and the server always use float32.
+            bfloat16 on GPUs. ``fastest`` times training steps of the run in both and uses bfloat16 if it is at least 1.3 times as fast.
+            Adapters, gradients and the server always use float32.
         tf32: Whether NVIDIA GPUs may compute float32 products in TF32, which rounds more coarsely.
         deterministic: Whether to use deterministic kernels where they exist.
         compiled: Whether to compile every block with torch.compile, which makes the start slow and the rounds faster.
@@ -76,17 +77,27 @@ class Runtime:
         return torch.device(self.device)
 
     def numeric_options(self) -> dict[str, Any]:
-        """Return the numeric options that differ from their defaults. A run can only continue with the same numeric options."""
+        """Return the numeric options that differ from their defaults. A run can only continue with the same numeric options.
+
+        Raises:
+            UserError: The data type is ``fastest``, which only a run can replace by the result of its trial.
+        """
         device = self.resolve_device()
         dtype = self.dtype
+        if dtype == "fastest":
+            raise UserError("--dtype fastest is decided by a trial when a run starts; use --dtype float32 or --dtype bfloat16 here")
         if dtype == "auto":
             dtype = "float32" if device.type == "cpu" or measure_bf16_speedup(device) < MIN_BF16_SPEEDUP else "bfloat16"
         options = {"dtype": dtype, "tf32": self.tf32, "compiled": self.compiled, "deterministic": self.deterministic}
         return {name: value for name, value in options.items() if value != NUMERIC_DEFAULTS[name]}
 
     def explicit_numeric_options(self) -> dict[str, Any]:
-        """Return the numeric options that were set explicitly to another value than the default of the class."""
-        return {name: value for name in NUMERIC_DEFAULTS if (value := getattr(self, name)) != getattr(type(self), name)}
+        """Return the numeric options that were set explicitly to another value than the default of the class.
+
+        ``fastest`` is not included, because a finished run in either data type satisfies it.
+        """
+        options = {name: getattr(self, name) for name in NUMERIC_DEFAULTS}
+        return {name: value for name, value in options.items() if value not in (getattr(type(self), name), "fastest")}
 
     def should_check_device(self) -> bool:
         """Return whether a training step is compared with the CPU before the run."""

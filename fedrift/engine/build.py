@@ -20,7 +20,7 @@ from ..clustering.runtime import ClusteringRuntime
 from ..config.runtime import NUMERIC_DEFAULTS, Runtime
 from ..config.schema import ExperimentConfig
 from ..core.errors import UserError
-from ..core.random import numpy_stream
+from ..core.random import numpy_stream, torch_stream
 from ..core.tree import Tree
 from ..core.types import FederatedState
 from ..data import TEST, TRAIN, VALIDATION, Blocks, Corpus, TokenizedCorpus, pack_blocks, tokenize_corpus
@@ -28,11 +28,12 @@ from ..data.chat_tokens import template_notes
 from ..data.dataset import load_general_corpus
 from ..data.encoders import embed_texts
 from ..data.tokenization import count_trained
+from ..models.arithmetic import ARITHMETICS, Arithmetic, ArithmeticChoice, choose_arithmetic
 from ..models.device_check import compare_step
 from ..models.export import check_peft_compatible
 from ..models.introspection import HiddenStateEncoder
 from ..models.presets import PRESETS, fingerprint_model
-from ..models.stacked_model import StackedModel, mean_hidden_states
+from ..models.stacked_model import StackedModel, mean_hidden_states, sample_tokens
 from ..models.trainable import Lora, Trainable
 from ..partition import Partition
 from ..partition.base import partition_corpus, partition_notes
@@ -331,6 +332,7 @@ class RunContext:
     resume_options: dict[str, Any]  # choices that must not change when an interrupted run continues
     clustering: ClusteringRuntime
     cluster_probe: ClusterAgreement | None  # measures the clustering; None without clustering
+    arithmetic: ArithmeticChoice | None = None  # what ``--dtype fastest`` stands for; None without this option
 
 
 def resolve_fingerprints(config: ExperimentConfig, resources: ResourceCache) -> ExperimentConfig:
@@ -409,9 +411,11 @@ def build_run(
     Raises:
         UserError: The configuration cannot be run.
     """
-    runtime, training = resources.runtime, config.training
-    runtime.configure_torch()
-    model_key = model_key_of(config)
+    training = config.training
+    resources.runtime.configure_torch()
+    arithmetic = resolve_arithmetic(config, resources, resume_options) if resources.runtime.dtype == "fastest" else None
+    resources = resources if arithmetic is None else resources.with_dtype(arithmetic.dtype)
+    runtime, model_key = resources.runtime, model_key_of(config)
     loaded_corpus = resources.get_corpus(replace(config.dataset, fingerprint=""), config.model)
     language_model = resources.get_language_model(*model_key)
     if training.max_seq_length > language_model.context_length:
@@ -457,7 +461,8 @@ def build_run(
         # A model that batches the passes of several runs would wait for the other runs, so the inner model is measured.
         clients_per_pass = choose_faster(partial(timing_step, getattr(model, "inner", model), params, first_batch), clients_per_pass)
     earlier_options = {name: value for name, value in (resume_options or {}).items() if name not in NUMERIC_DEFAULTS}
-    resume_options = {"clients_per_pass": clients_per_pass, **earlier_options, **resources.numeric_options}
+    trial = {} if arithmetic is None or arithmetic.speedup is None else {"bf16_speedup": arithmetic.speedup}
+    resume_options = {"clients_per_pass": clients_per_pass, **trial, **earlier_options, **resources.numeric_options}
     if runtime.should_check_device():
         check_device(resources, model_key, params, next(iter(batches(0, torch.zeros(1, dtype=torch.long)))))
     simulator = ClientSimulator(
@@ -503,7 +508,63 @@ def build_run(
         resume_options,
         clustering,
         ClusterAgreement(info.main_domains) if strategy != NoClustering() else None,
+        arithmetic,
     )
+
+
+def resolve_arithmetic(config: ExperimentConfig, resources: ResourceCache, resume_options: dict[str, Any] | None) -> ArithmeticChoice:
+    """Return the arithmetic that ``--dtype fastest`` stands for.
+
+    A run that continues keeps its arithmetic. A new run has that of the other runs of the same command; the first of them makes a trial.
+
+    Args:
+        config: The configuration of the experiment.
+        resources: Loaded models and data, with the data type ``fastest``.
+        resume_options: The choices of an earlier start of the run. None: the run starts for the first time.
+
+    Raises:
+        UserError: The blocks are to be compiled, which would take longer than a trial can save.
+    """
+    if resume_options is not None:
+        stored = ArithmeticChoice(resume_options.get("dtype", "float32"), resume_options.get("bf16_speedup"))
+        resources.share_arithmetic(lambda: replace(stored, speedup=None))
+        return stored
+    if resources.runtime.compiled:
+        raise UserError("--dtype fastest cannot be combined with --compile; use --dtype float32 or --dtype bfloat16")
+
+    def choose() -> ArithmeticChoice:
+        choice = try_arithmetics(config, resources)
+        resources.runtime.on_message(choice.describe())
+        return choice
+
+    return resources.share_arithmetic(choose)
+
+
+def try_arithmetics(config: ExperimentConfig, resources: ResourceCache) -> ArithmeticChoice:
+    """Time training steps of an experiment in float32 and bfloat16 and return the choice; only the chosen networks stay loaded."""
+    training, model_key, device = config.training, model_key_of(config), resources.runtime.resolve_device()
+    models = {dtype: resources.with_dtype(dtype).get_stacked_model(*model_key) for dtype in ARITHMETICS}
+    # A model that batches the passes of several runs would wait for the other runs, so the inner models are measured.
+    models = {dtype: getattr(model, "inner", model) for dtype, model in models.items()}
+    network, params = models["float32"].network, models["float32"].init_params(config.seed).to(device)
+    length = min(training.max_seq_length, resources.with_dtype("float32").get_language_model(*model_key).context_length)
+    max_clients = training.cohort_size(config.partition.num_clients)
+    num_clients = resources.runtime.clients_per_pass or choose_clients_per_pass(network, max_clients, training.batch_size, length, device)
+    plain_ids, generator = sample_tokens(network).flatten(), torch_stream(config.seed, "arithmetic trial")
+
+    def step(dtype: Arithmetic, num_sequences: int) -> None:
+        batch_size = min(training.batch_size, num_sequences)
+        rows = torch.zeros(num_sequences // batch_size, dtype=torch.long)
+        tokens = plain_ids[torch.randint(len(plain_ids), (len(rows), batch_size, length), generator=generator).to(plain_ids.device)]
+        batch = {"tokens": tokens, "loss_mask": torch.ones_like(tokens, dtype=torch.bool)}
+        loss, _ = value_and_gradient(models[dtype], params.take(rows), batch, torch.arange(len(rows)))
+        loss.sum().item()  # waits until the device has finished
+
+    choice = choose_arithmetic(step, min(num_clients, max_clients) * training.batch_size)
+    for dtype in ARITHMETICS:
+        if dtype != choice.dtype:
+            resources.with_dtype(dtype).discard_models()
+    return choice
 
 
 def config_warnings(config: ExperimentConfig) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..config.runtime import Runtime
+from ..config.runtime import Dtype, Runtime
 from ..data import Corpus, DatasetConfig, TokenizedCorpus, load_corpus, tokenize_corpus
+from ..models.arithmetic import ArithmeticChoice
 from ..models.batched_model import BatchCoordinator, BatchedModel
 from ..models.load import LanguageModel, load_model
 from ..models.presets import PRESETS
@@ -56,7 +58,31 @@ class ResourceCache:
     @property
     def numeric_options(self) -> dict[str, Any]:
         """The numeric options of the runtime. They are computed once, because some depend on a speed measurement."""
-        return self._get_or_create(("engine",), self.runtime.numeric_options)  # type: ignore[no-any-return]
+        return self._get_or_create(("engine", self.runtime.dtype), self.runtime.numeric_options)  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> str:
+        """The data type of the frozen base weights."""
+        return str(self.numeric_options.get("dtype", "float32"))
+
+    def with_dtype(self, dtype: Dtype) -> ResourceCache:
+        """Return resources that compute in another data type and share everything that does not depend on it."""
+        return replace(self, runtime=replace(self.runtime, dtype=dtype))
+
+    def share_arithmetic(self, choose: Callable[[], ArithmeticChoice]) -> ArithmeticChoice:
+        """Return the arithmetic for which ``fastest`` stands in all new runs that share these resources.
+
+        One choice serves all of them, so that a run and its IID baseline are computed in the same arithmetic.
+
+        Args:
+            choose: Chooses the arithmetic; called only if there is no choice yet.
+        """
+        return self._get_or_create(("fastest",), choose)  # type: ignore[no-any-return]
+
+    def discard_models(self) -> None:
+        """Remove the networks in the data type of these resources from the cache."""
+        for key in [key for key in self._items if key[0] in ("base", "model", "stacked") and key[1] == self.dtype]:
+            del self._items[key]
 
     @property
     def pretrained_losses(self) -> dict[Any, Any]:
@@ -78,7 +104,7 @@ class ResourceCache:
             model = load_model(
                 name,
                 cache_dir=self.runtime.cache_dir,
-                dtype=self.numeric_options.get("dtype", "float32"),
+                dtype=self.dtype,
                 quantization=trainable.quantization,
                 on_message=self.runtime.on_message,
                 random_seed=random_seed,
@@ -90,8 +116,8 @@ class ResourceCache:
             return model
 
         return self._get_or_create(
-            ("model", name, trainable, random_seed),
-            lambda: self._get_or_create(("base", name, trainable.quantization, random_seed), load).with_shared_weights(),
+            ("model", self.dtype, name, trainable, random_seed),
+            lambda: self._get_or_create(("base", self.dtype, name, trainable.quantization, random_seed), load).with_shared_weights(),
         )
 
     def get_stacked_model(self, name: str, trainable: Trainable, random_seed: int | None = None) -> StackedModel:
@@ -115,7 +141,7 @@ class ResourceCache:
                 model.compile()
             return model
 
-        model = self._get_or_create(("stacked", name, trainable, random_seed), create)
+        model = self._get_or_create(("stacked", self.dtype, name, trainable, random_seed), create)
         return BatchedModel(model, self.coordinator) if self.coordinator else model
 
     def get_tokens(self, corpus: Corpus, name: str, trainable: Trainable, random_seed: int | None = None) -> TokenizedCorpus:

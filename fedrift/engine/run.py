@@ -16,6 +16,7 @@ from ..core.errors import UserError
 from ..core.records import Record
 from ..core.types import FederatedState, RoundResult
 from ..diagnosis.failures import find_exploding_updates
+from ..models.arithmetic import ArithmeticChoice
 from ..models.export import save_model, save_personal_adapters
 from ..models.trainable import Lora
 from ..probes import MetricHistory, evaluate_personalized, overhead_summary, overhead_warning, to_records
@@ -68,6 +69,8 @@ def run_experiment(
         archive_stored_run(config, resources)
     check_stored_run(config, run, resources.runtime)
     if run.is_finished:
+        if resources.runtime.dtype == "fastest":  # further runs of the same command are computed in the arithmetic of this one
+            resources.share_arithmetic(lambda: ArithmeticChoice(run.environment.get("engine", {}).get("dtype", "float32")))
         resources.runtime.on_message(f"run {run.id[:6]}: {describe_finished_run(run)}: not run again; --fresh runs it again")
         return run
     with run.lock():
@@ -199,6 +202,8 @@ def _execute_run(
         state = context.initial_state
         for warning in context.warnings:
             run.log_event(0, "warning", warning)
+        if context.arithmetic:
+            run.log_event(0, "arithmetic", context.arithmetic.describe())
         values, probe_seconds = context.probe_suite.evaluate_initial(context.clustering.with_client_models(state), history)
         values |= context.cluster_probe.evaluate_state(state) if context.cluster_probe else {}
         run.append_records(to_records(values, 0, [], context.simulator.size))

@@ -71,11 +71,12 @@ def read_dtype(config: Mapping[str, Any]) -> Dtype:
     """Read the data type of the frozen base weights from a Flower configuration; ``auto`` if it is missing.
 
     Raises:
-        UserError: If there is no such data type.
+        UserError: If there is no such data type, or if it is ``fastest``, for which each node would choose on its own.
     """
     name: Any = str(config.get("dtype") or "auto")
-    if name not in get_args(Dtype):
-        raise unknown_name_error("dtype", name, get_args(Dtype))
+    names = [each for each in get_args(Dtype) if each != "fastest"]
+    if name not in names:
+        raise unknown_name_error("dtype over Flower", name, names)
     return name  # type: ignore[no-any-return]
 
 

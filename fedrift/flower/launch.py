@@ -31,7 +31,7 @@ from ..engine.cache import ResourceCache
 from ..engine.callbacks import Progress, ProgressCallback, last_value
 from ..engine.run import check_stored_run, describe_finished_run, ensure_runs_dir
 from ..storage import Run
-from .config import ARITHMETIC_OPTIONS, FlowerConfig
+from .config import ARITHMETIC_OPTIONS, FlowerConfig, read_dtype
 
 CONNECTION_NAME = "fedrift"  # the name of the SuperLink in Flower's configuration
 CERTIFICATE_FILES = ("ca.crt", "server.pem", "server.key")
@@ -538,7 +538,7 @@ def make_run_config(runtime: Runtime, flower_config: FlowerConfig) -> dict[str, 
         "runs_dir": str(runtime.runs_dir.resolve()),
         "cwd": os.getcwd(),
         "device": runtime.device,
-        "dtype": runtime.dtype,
+        "dtype": read_dtype({"dtype": runtime.dtype}),
         **asdict(flower_config),
     }
     run_config |= {name: value for name in ARITHMETIC_OPTIONS if (value := getattr(runtime, name)) != getattr(Runtime(), name)}

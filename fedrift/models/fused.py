@@ -8,12 +8,17 @@ Frozen matrix products dominate the arithmetic of a block; the remaining time is
 results. Rotary embedding, gate and norm are therefore written together with their gradients, and in place if possible. The
 results equal those of transformers. Modules keep their names, positions and original forward methods. The original methods
 handle all unsupported cases: a key-value cache, requested attention weights, and matrices merged below adapters.
+
+In bfloat16 on the CPU, two further parts are replaced. The norm of transformers converts its whole input to float32; here only
+its sums are float32. The backward pass of torch's fused attention takes 5 to 7 times as long in bfloat16 as in float32. On
+processors with bfloat16 products, short sequences that need gradients therefore use a masked softmax between two products.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from types import MethodType
 from typing import Any
 
@@ -187,6 +192,8 @@ def unwrap_adapter(module: nn.Module) -> Any:
     return module.base if isinstance(module, PerClientLora) else module
 
 
+MAX_SHORT_LENGTH = 256  # tokens; `ShortAttention` stores one weight per pair of tokens, whose number grows with the square
+
 # The module types with a fused forward pass, and the maps that read the same input in each of them.
 FUSED_ATTENTION = {"LlamaAttention": ("q_proj", "k_proj", "v_proj"), "Qwen2Attention": ("q_proj", "k_proj", "v_proj")}
 FUSED_MLP = {"LlamaMLP": ("gate_proj", "up_proj"), "Qwen2MLP": ("gate_proj", "up_proj")}
@@ -203,6 +210,8 @@ def fuse_blocks(network: nn.Module, active_params: ActiveParams) -> None:
             fuse_maps(module, [children[name] for name in FUSED_ATTENTION[type_name]], active_params, attention_forward)
         elif type_name in FUSED_MLP and type(children["act_fn"]).__name__ in ("SiLU", "SiLUActivation"):
             fuse_maps(module, [children[name] for name in FUSED_MLP[type_name]], active_params, mlp_forward)
+        elif type_name == "GPT2Attention":
+            set_forward(module, gpt2_attention_forward)
         elif type_name == "GPT2MLP" and type(children["act"]).__name__ == "NewGELUActivation":
             module.act = nn.GELU(approximate="tanh")  # the same formula; one kernel, not eight
 
@@ -225,9 +234,14 @@ def original_forward(module: Any, *args: Any, **kwargs: Any) -> Any:
     return type(module).forward(module, *args, **kwargs)
 
 
+def is_cpu_bfloat16(x: Tensor) -> bool:
+    """Return whether a tensor has the dtype bfloat16 and is on the CPU."""
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu"
+
+
 def norm_forward(self: Any, x: Tensor) -> Any:
-    """Apply the fused RMSNorm in float32 and float64, and the original one in other dtypes."""
-    if x.dtype not in (torch.float32, torch.float64):
+    """Apply the fused RMSNorm in float32, float64 and on the CPU in bfloat16, and the original one otherwise."""
+    if x.dtype not in (torch.float32, torch.float64) and not is_cpu_bfloat16(x):
         return original_forward(self, x)
     return FusedRMSNorm.apply(x, self.weight, self.variance_epsilon)
 
@@ -254,8 +268,45 @@ def attention_forward(
         )
     cos, sin = position_embeddings
     query, key, value = FusedQKVRope.apply(hidden_states, cos, sin, self.head_dim, fused.output_ends, plan[0], *plan[1])
-    mixed, _ = sdpa_attention_forward(self, query, key, value, attention_mask, scaling=self.scaling)
+    mixed = mix_values(self, query, key, value, attention_mask)
     return self.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1)), None
+
+
+def gpt2_attention_forward(
+    self: Any, hidden_states: Tensor, past_key_values: Any = None, attention_mask: Tensor | None = None, **kwargs: Any
+) -> Any:
+    """Apply GPT-2's attention in bfloat16 on the CPU, or the original one otherwise; the signature is that of transformers."""
+    is_supported = past_key_values is None and kwargs.get("encoder_hidden_states") is None and self.config._attn_implementation == "sdpa"
+    if not (is_supported and is_cpu_bfloat16(hidden_states)):
+        return original_forward(self, hidden_states, past_key_values=past_key_values, attention_mask=attention_mask, **kwargs)
+    query, key, value = self.c_attn(hidden_states).unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
+    return self.c_proj(mix_values(self, query, key, value, attention_mask).reshape(hidden_states.shape)), None
+
+
+def mix_values(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Apply causal attention.
+
+    Args:
+        module: The attention module of transformers.
+        query: The queries, [C*B, heads, T, D].
+        key: The keys, [C*B, key-value heads, T, D].
+        value: The values, [C*B, key-value heads, T, D].
+        attention_mask: A mask in addition to causality, or None.
+
+    Returns:
+        The mixed values, [C*B, T, heads, D].
+    """
+    is_short = query.shape[2] <= MAX_SHORT_LENGTH and attention_mask is None
+    if is_short and query.requires_grad and is_cpu_bfloat16(query) and has_bfloat16_products():
+        return ShortAttention.apply(query, key, value, module.scaling).transpose(1, 2)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=module.scaling)[0]
+
+
+@cache
+def has_bfloat16_products() -> bool:
+    """Return whether the processor has instructions for matrix products in bfloat16, without which they are slower than in float32."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch lack the function
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def mlp_forward(self: Any, x: Tensor) -> Any:
@@ -266,15 +317,16 @@ def mlp_forward(self: Any, x: Tensor) -> Any:
 
 
 class FusedRMSNorm(torch.autograd.Function):
-    """``x [..., H], weight [H], eps -> x / rms(x) * weight``; only x gets a gradient."""
+    """``x [..., H], weight [H], eps -> x / rms(x) * weight``; only x gets a gradient. Sums over H are at least float32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Compute the norm."""
-        inverse_rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=sum_dtype(x))
+        inverse_rms = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(x, weight, inverse_rms)
-        return torch.mul(x, inverse_rms).mul_(weight)
+        return torch.mul(x, inverse_rms.to(x.dtype)).mul_(weight)
 
     @staticmethod
     @once_differentiable
@@ -282,8 +334,13 @@ class FusedRMSNorm(torch.autograd.Function):
         """Compute the gradient of x."""
         x, weight, inverse_rms = ctx.saved_tensors
         scaled_grad = grad * weight
-        projection = (scaled_grad * x).sum(-1, keepdim=True).mul_(inverse_rms.pow(3)).div_(-x.shape[-1])
-        return scaled_grad.mul_(inverse_rms).addcmul_(x, projection), None, None
+        projection = (scaled_grad * x).sum(-1, keepdim=True, dtype=sum_dtype(x)).mul_(inverse_rms.pow(3)).div_(-x.shape[-1])
+        return scaled_grad.mul_(inverse_rms.to(x.dtype)).addcmul_(x, projection.to(x.dtype)), None, None
+
+
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which sums over ``x`` are computed: float32 for bfloat16, otherwise that of ``x``."""
+    return torch.float32 if x.dtype == torch.bfloat16 else x.dtype
 
 
 class FusedQKVRope(torch.autograd.Function):
@@ -350,6 +407,42 @@ class FusedSwiGLU(torch.autograd.Function):
         torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=gate_grad)
         input_grad, factor_grads = ctx.plan.backward(saved, output_grad, ctx.needs_input_grad[0])
         return input_grad, None, *factor_grads
+
+
+class ShortAttention(torch.autograd.Function):
+    """Causal attention that stores all attention weights: ``query [S, H, T, D], key and value [S, K, T, D] -> [S, H, T, D]``.
+
+    S is the number of sequences; each of the K key-value heads serves H / K query heads. The last input is the factor of the scores.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Compute the mixed values of every position from those up to it."""
+        sequences, heads, length, width = query.shape
+        kv_heads = key.shape[1]
+        groups, shared = sequences * kv_heads, heads // kv_heads  # query heads that share keys and values form one matrix
+        query = (query * scaling).reshape(groups, shared * length, width)
+        key, value = key.reshape(groups, length, width), value.reshape(groups, length, width)
+        scores = torch.bmm(query, key.mT).view(groups, shared, length, length)
+        future = torch.ones(length, length, dtype=torch.bool, device=query.device).triu_(1)
+        weights = scores.masked_fill_(future, float("-inf")).softmax(-1).view(groups, shared * length, length)
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(query, key, value, weights)
+            ctx.scaling = scaling
+        return torch.bmm(weights, value).view(sequences, heads, length, width)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+        """Compute the gradients of queries, keys and values."""
+        query, key, value, weights = ctx.saved_tensors
+        grad_rows = grad.reshape(query.shape)
+        value_grad = torch.bmm(weights.mT, grad_rows)
+        score_grad = torch._softmax_backward_data(torch.bmm(grad_rows, value.mT), weights, -1, weights.dtype)
+        query_grad = torch.bmm(score_grad, key).mul_(ctx.scaling)
+        key_grad = torch.bmm(score_grad.mT, query)
+        shape = (len(grad), -1, *grad.shape[2:])
+        return query_grad.view(shape), key_grad.view(shape), value_grad.view(shape), None
 
 
 def save_context(ctx: Any, *tensors: Tensor) -> None:

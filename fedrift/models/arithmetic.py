@@ -1,0 +1,76 @@
+"""Choose between float32 and bfloat16 for the frozen base weights by timing training steps in both.
+
+Processors differ: with AMX, products in bfloat16 are several times as fast as in float32; with AVX-512 alone or AVX2 they are
+slower. The names of the instructions do not suffice, because the norms, the attention and the head count too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal
+
+MIN_SPEEDUP = 1.3  # below this, float32 is used, because bfloat16 rounds 2^16 times more coarsely
+TRIAL_SECONDS = 1.0  # time of the trial, unless a step with one sequence takes longer
+TRIAL_REPEATS = 3  # measurements in each arithmetic; the fastest counts
+
+Arithmetic = Literal["float32", "bfloat16"]
+ARITHMETICS: tuple[Arithmetic, ...] = ("float32", "bfloat16")
+TrialStep = Callable[[Arithmetic, int], object]
+"""Computes one forward and backward pass in an arithmetic with a number of sequences, and waits for the result."""
+
+
+@dataclass(frozen=True)
+class ArithmeticChoice:
+    """The arithmetic that ``--dtype fastest`` stands for.
+
+    Attributes:
+        dtype: ``float32`` or ``bfloat16``.
+        speedup: The time of a step in float32 divided by that of the same step in bfloat16. None: a stored run decides, without a trial.
+    """
+
+    dtype: Arithmetic
+    speedup: float | None = None
+
+    def describe(self) -> str:
+        """Return one line with the choice and its reason."""
+        if self.speedup is None:
+            return f"arithmetic {self.dtype}, that of a stored run of the same command"
+        return (
+            f"arithmetic {self.dtype}: in a trial, a training step in bfloat16 was {self.speedup:.2f} times as fast as in float32, "
+            f"and bfloat16 is used from {MIN_SPEEDUP} on"
+        )
+
+
+def choose_arithmetic(step: TrialStep, max_sequences: int, clock: Callable[[], float] = perf_counter) -> ArithmeticChoice:
+    """Time training steps in both arithmetics in alternation, and choose bfloat16 if it is at least `MIN_SPEEDUP` times as fast.
+
+    The first step in each arithmetic has one sequence. It sets up the kernels, and its time determines how many sequences the further
+    steps have, so that the trial ends within `TRIAL_SECONDS`. If even steps with one sequence take longer, each arithmetic is measured
+    once.
+
+    Args:
+        step: Computes a step.
+        max_sequences: The largest number of sequences in a step.
+        clock: Returns the time in seconds.
+    """
+    start = clock()
+    first = {dtype: time_step(step, dtype, 1, clock) for dtype in ARITHMETICS}
+    num_sequences = int((TRIAL_SECONDS - (clock() - start)) / (TRIAL_REPEATS * max(sum(first.values()), 1e-6)))
+    num_sequences = max(1, min(max_sequences, num_sequences))
+    fastest = dict.fromkeys(ARITHMETICS, float("inf"))
+    for repeat in range(TRIAL_REPEATS):
+        if repeat and clock() - start >= TRIAL_SECONDS:
+            break
+        for dtype in ARITHMETICS:
+            fastest[dtype] = min(fastest[dtype], time_step(step, dtype, num_sequences, clock))
+    speedup = fastest["float32"] / max(fastest["bfloat16"], 1e-9)
+    return ArithmeticChoice("bfloat16" if speedup >= MIN_SPEEDUP else "float32", round(speedup, 3))
+
+
+def time_step(step: TrialStep, dtype: Arithmetic, num_sequences: int, clock: Callable[[], float]) -> float:
+    """Return the seconds of one step."""
+    start = clock()
+    step(dtype, num_sequences)
+    return clock() - start
