@@ -27,9 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from ..core.tree import Tree
-from .stacked_layers import ActiveParams, PerClientLora
+from .stacked_layers import ActiveParams, PerClientLora, PerClientNorm
 
 
 @dataclass(eq=False)
@@ -206,8 +207,12 @@ def fuse_blocks(network: nn.Module, active_params: ActiveParams) -> None:
         type_name, children = type(module).__name__, vars(module)["_modules"]
         if type_name in FUSED_NORM:
             set_forward(module, norm_forward)
+        elif isinstance(module, PerClientNorm) and type(module.base).__name__ in FUSED_NORM:
+            vars(module)["normalize"] = MethodType(normalize_rows, module)
         elif type_name in FUSED_ATTENTION and getattr(module, "sliding_window", None) is None:
-            fuse_maps(module, [children[name] for name in FUSED_ATTENTION[type_name]], active_params, attention_forward)
+            maps = [children[name] for name in FUSED_ATTENTION[type_name]]
+            if not fuse_maps(module, maps, active_params, attention_forward):
+                set_forward(module, unfused_attention_forward)
         elif type_name in FUSED_MLP and type(children["act_fn"]).__name__ in ("SiLU", "SiLUActivation"):
             fuse_maps(module, [children[name] for name in FUSED_MLP[type_name]], active_params, mlp_forward)
         elif type_name == "GPT2Attention":
@@ -216,12 +221,13 @@ def fuse_blocks(network: nn.Module, active_params: ActiveParams) -> None:
             module.act = nn.GELU(approximate="tanh")  # the same formula; one kernel, not eight
 
 
-def fuse_maps(module: nn.Module, maps: list[nn.Module], active_params: ActiveParams, forward: Any) -> None:
-    """Fuse the maps of a module if possible, and set its forward method."""
+def fuse_maps(module: nn.Module, maps: list[nn.Module], active_params: ActiveParams, forward: Any) -> bool:
+    """Fuse the maps of a module if possible, and set its forward method; return whether they were fused."""
     fused = FusedLinear.try_fuse(maps)
     if fused is not None:
         vars(module)["fused"] = fused, active_params
         set_forward(module, forward)
+    return fused is not None
 
 
 def set_forward(module: nn.Module, forward: Any) -> None:
@@ -246,6 +252,13 @@ def norm_forward(self: Any, x: Tensor) -> Any:
     return FusedRMSNorm.apply(x, self.weight, self.variance_epsilon)
 
 
+def normalize_rows(self: Any, x: Tensor) -> Tensor:
+    """Apply the fused RMSNorm without scale in a norm whose scale each client trains, on the CPU in bfloat16."""
+    if not is_cpu_bfloat16(x):
+        return PerClientNorm.normalize(self, x)
+    return FusedRMSNorm.apply(x, torch.ones_like(self.base.weight), self.eps)  # type: ignore[no-any-return]
+
+
 def attention_forward(
     self: Any,
     hidden_states: Tensor,
@@ -254,11 +267,11 @@ def attention_forward(
     past_key_values: Any = None,
     **kwargs: Any,
 ) -> Any:
-    """Apply fused attention, or the original one in unsupported cases; the signature is that of transformers."""
+    """Apply attention with fused maps, or with separate maps in unsupported cases; the signature is that of transformers."""
     fused, active_params = self.fused
     plan = fused.ensure_fused().make_plan(active_params.leaves, hidden_states.dtype)
     if plan is None or past_key_values is not None or self.config._attn_implementation != "sdpa":
-        return original_forward(
+        return unfused_attention_forward(
             self,
             hidden_states,
             position_embeddings=position_embeddings,
@@ -268,6 +281,33 @@ def attention_forward(
         )
     cos, sin = position_embeddings
     query, key, value = FusedQKVRope.apply(hidden_states, cos, sin, self.head_dim, fused.output_ends, plan[0], *plan[1])
+    mixed = mix_values(self, query, key, value, attention_mask)
+    return self.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1)), None
+
+
+def unfused_attention_forward(
+    self: Any,
+    hidden_states: Tensor,
+    position_embeddings: Any = None,
+    attention_mask: Tensor | None = None,
+    past_key_values: Any = None,
+    **kwargs: Any,
+) -> Any:
+    """Apply attention with separate maps in bfloat16 on the CPU, or the original one otherwise; the signature is that of transformers."""
+    if past_key_values is not None or self.config._attn_implementation != "sdpa" or not is_cpu_bfloat16(hidden_states):
+        return original_forward(
+            self,
+            hidden_states,
+            position_embeddings=position_embeddings,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+    query, key, value = (
+        projection(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        for projection in (self.q_proj, self.k_proj, self.v_proj)
+    )
+    query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
     mixed = mix_values(self, query, key, value, attention_mask)
     return self.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1)), None
 
