@@ -550,17 +550,20 @@ def try_arithmetics(config: ExperimentConfig, resources: ResourceCache) -> Arith
     length = min(training.max_seq_length, resources.with_dtype("float32").get_language_model(*model_key).context_length)
     max_clients = training.cohort_size(config.partition.num_clients)
     num_clients = resources.runtime.clients_per_pass or choose_clients_per_pass(network, max_clients, training.batch_size, length, device)
+    max_sequences = min(num_clients, max_clients) * training.batch_size
     plain_ids, generator = sample_tokens(network).flatten(), torch_stream(config.seed, "arithmetic trial")
+    # The same sequences in every step, so that the outputs of frozen blocks come from their cache, as in later rounds of a run.
+    sequences = plain_ids[torch.randint(len(plain_ids), (max_sequences, length), generator=generator).to(plain_ids.device)]
 
     def step(dtype: Arithmetic, num_sequences: int) -> None:
         batch_size = min(training.batch_size, num_sequences)
         rows = torch.zeros(num_sequences // batch_size, dtype=torch.long)
-        tokens = plain_ids[torch.randint(len(plain_ids), (len(rows), batch_size, length), generator=generator).to(plain_ids.device)]
+        tokens = sequences[: len(rows) * batch_size].view(len(rows), batch_size, length)
         batch = {"tokens": tokens, "loss_mask": torch.ones_like(tokens, dtype=torch.bool)}
         loss, _ = value_and_gradient(models[dtype], params.take(rows), batch, torch.arange(len(rows)))
         loss.sum().item()  # waits until the device has finished
 
-    choice = choose_arithmetic(step, min(num_clients, max_clients) * training.batch_size)
+    choice = choose_arithmetic(step, max_sequences)
     for dtype in ARITHMETICS:
         if dtype != choice.dtype:
             resources.with_dtype(dtype).discard_models()

@@ -375,7 +375,17 @@ def randomize_network(config: Any, dtype: torch.dtype, seed: int) -> PreTrainedM
     with torch.random.fork_rng(devices=[]):  # transformers draws from the global generator
         torch.set_rng_state(torch_stream(seed, "model", "random weights").get_state())
         network: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return network.to(dtype)  # type: ignore[no-any-return]
+    return cast_weights(network, dtype)  # type: ignore[no-any-return]
+
+
+def cast_weights(network: Any, dtype: torch.dtype) -> Any:
+    """Convert the weights of a network in place, and return it.
+
+    Buffers keep their dtype, as when a network is loaded: the frequencies of rotary position embedding need float32.
+    """
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return network
 
 
 def check_causal(model_type: str, architectures: list[str], source: Path | str) -> None:

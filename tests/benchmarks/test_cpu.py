@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
 import torch
 
+from fedrift.core.records import Record, Trajectory
 from fedrift.core.tree import Tree
+from fedrift.diagnosis.verdict import judge_run
 
 
 @pytest.fixture(autouse=True)
@@ -101,3 +104,34 @@ def test_memory_of_a_growing_fleet(tmp_path):
 def test_the_share_of_looking(tmp_path):
     rows = ran(tmp_path, "evaluation")["evaluation"]["rows"]
     assert {"train", "evaluate"} <= {row["phase"] for row in rows}
+
+
+@pytest.mark.slow
+def test_bfloat16_beside_float32(tmp_path):
+    rows = ran(tmp_path, "bf16", "--repeats", "1")["bf16"]["rows"]
+    assert [row["model"] for row in rows] == ["pocket", "distilgpt2", "smollm2-135m"]
+    for row in rows:
+        assert row["difference_float32"] < 1e-4 < row["update_difference"] < 0.05
+        assert row["fedrift_gain_lowest"] <= row["fedrift_gain"] <= row["fedrift_gain_highest"]
+
+
+@pytest.mark.slow
+def test_results_in_bfloat16_beside_those_in_float32(tmp_path):
+    found = ran(tmp_path, "bf16", "--effect", "--seeds", "1")["bf16-effect"]
+    assert [row["experiment"] for row in found["rows"]] == ["demo", "topic", "synthetic"]
+    assert all(0 < abs(row["loss_difference"]) < 0.05 and row["loss_float32"] > 1 for row in found["rows"])
+
+
+def test_a_pair_of_runs_is_within_the_limit_if_loss_gap_and_grade_agree(scripts):
+    bf16 = import_module("bf16")
+    exact = judge_run(trajectory([4.0, 3.0, 2.0]), trajectory([4.0, 3.0, 1.5]))
+    for change, within in ((0.004, "yes"), (-0.004, "yes"), (0.006, "no")):
+        row = bf16.compare_verdicts("demo", 0, {"float32": exact, "bfloat16": replace(exact, final_loss=exact.final_loss + change)})
+        assert row["within_limit"] == within and row["loss_difference"] == pytest.approx(change)
+    for changes in ({"gap_to_iid": exact.gap_to_iid - 0.006}, {"grade": "other"}, {"gap_to_iid": float("nan")}):
+        assert bf16.compare_verdicts("demo", 0, {"float32": exact, "bfloat16": replace(exact, **changes)})["within_limit"] == "no"
+
+
+def trajectory(losses: list[float]) -> Trajectory:
+    """The records of a run with one loss per round."""
+    return Trajectory(tuple(Record(round, "loss", "", -1, value) for round, value in enumerate(losses)))
