@@ -232,6 +232,12 @@ def test_a_trial_ends_within_a_second_unless_one_sequence_takes_longer(seconds):
     assert max(count for _, count in fake.steps) == {1e-4: 80, 0.02: 10, 0.1: 1, 0.4: 1, 3.0: 1}[seconds]
 
 
+def test_a_trial_stops_after_two_long_steps_if_bfloat16_is_slower():
+    fake = FakeSteps(float32=0.4, bfloat16=6.4)
+    assert choose_arithmetic(fake.step, 80, fake.clock) == ArithmeticChoice("float32", 0.062)
+    assert fake.steps == [("float32", 1), ("bfloat16", 1)]
+
+
 @pytest.fixture
 def trials(monkeypatch):
     """Let trials choose what ``speedups`` contains, and count them."""
