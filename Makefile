@@ -109,6 +109,14 @@ bench-bf16: $(VENV)/.ready
 bench-bf16-effect: $(VENV)/.ready
 	$(BIN)/python benchmarks/bf16.py --effect
 
+# Training in float32 beside bfloat16, in processor time, and what bfloat16 changes in results; ratios depend on the processor.
+.PHONY: bench-bf16 bench-bf16-effect
+bench-bf16: $(VENV)/.ready
+	$(BIN)/python benchmarks/bf16.py
+
+bench-bf16-effect: $(VENV)/.ready
+	$(BIN)/python benchmarks/bf16.py --effect
+
 # The tables of docs/speed.md, from benchmarks/results/.
 bench-page: $(VENV)/.ready
 	$(BIN)/python benchmarks/speed_page.py

@@ -54,7 +54,7 @@ from fedrift.models.trainable import Lora
 
 Shape = tuple[int, int, int, int]  # clients, sequences, tokens, steps
 SHAPES: dict[str, Shape] = {"pocket": (10, 8, 64, 1), "distilgpt2": (4, 8, 64, 1), "smollm2-135m": (4, 8, 64, 1)}
-SHORT_SHAPES: dict[str, Shape] = {"pocket": (10, 8, 64, 1), "distilgpt2": (1, 8, 64, 1), "smollm2-135m": (1, 2, 64, 1)}
+SHORT_SHAPES: dict[str, Shape] = {"pocket": (4, 8, 64, 1), "distilgpt2": (1, 4, 64, 1), "smollm2-135m": (1, 1, 64, 1)}
 SMALL_SHAPE: Shape = (3, 2, 16, 2)
 ARITHMETICS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 RATIOS = {  # column: (slow side, fast side)

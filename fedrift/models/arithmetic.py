@@ -47,8 +47,8 @@ def choose_arithmetic(step: TrialStep, max_sequences: int, clock: Callable[[], f
     """Time training steps in both arithmetics in alternation, and choose bfloat16 if it is at least `MIN_SPEEDUP` times as fast.
 
     The first step in each arithmetic has one sequence. It sets up the kernels, and its time determines how many sequences the further
-    steps have, so that the trial ends within `TRIAL_SECONDS`. If even steps with one sequence take longer, each arithmetic is measured
-    once.
+    steps have, so that the trial ends within `TRIAL_SECONDS`. If even these two steps take longer, they decide for float32 if it was
+    faster, and otherwise each arithmetic is measured once more.
 
     Args:
         step: Computes a step.
@@ -57,6 +57,8 @@ def choose_arithmetic(step: TrialStep, max_sequences: int, clock: Callable[[], f
     """
     start = clock()
     first = {dtype: time_step(step, dtype, 1, clock) for dtype in ARITHMETICS}
+    if clock() - start >= TRIAL_SECONDS and first["float32"] <= first["bfloat16"]:  # too long to be the time of setting up kernels
+        return make_choice(first)
     num_sequences = int((TRIAL_SECONDS - (clock() - start)) / (TRIAL_REPEATS * max(sum(first.values()), 1e-6)))
     num_sequences = max(1, min(max_sequences, num_sequences))
     fastest = dict.fromkeys(ARITHMETICS, float("inf"))
@@ -65,7 +67,12 @@ def choose_arithmetic(step: TrialStep, max_sequences: int, clock: Callable[[], f
             break
         for dtype in ARITHMETICS:
             fastest[dtype] = min(fastest[dtype], time_step(step, dtype, num_sequences, clock))
-    speedup = fastest["float32"] / max(fastest["bfloat16"], 1e-9)
+    return make_choice(fastest)
+
+
+def make_choice(seconds: dict[Arithmetic, float]) -> ArithmeticChoice:
+    """Return the choice that follows from the time of a step in each arithmetic."""
+    speedup = seconds["float32"] / max(seconds["bfloat16"], 1e-9)
     return ArithmeticChoice("bfloat16" if speedup >= MIN_SPEEDUP else "float32", round(speedup, 3))
 
 

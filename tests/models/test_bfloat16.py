@@ -26,8 +26,8 @@ from fedrift.models.trainable import All, LastBlocks, Lora
 from fedrift.simulation.simulator import value_and_gradient
 from tests.models.networks import batch, network
 from tests.models.tiny import KINDS, random_model
-from tests.small_experiment import experiment, make_cache
 from tests.test_run import Killed, killed_at
+from tests.small_experiment import experiment, make_cache
 
 TRAINABLES = [Lora(r=2, target_modules=("all",)), LastBlocks(), All()]
 CLIENTS = torch.arange(3)
@@ -230,6 +230,12 @@ def test_a_trial_ends_within_a_second_unless_one_sequence_takes_longer(seconds):
     assert choose_arithmetic(fake.step, 80, fake.clock).dtype == "bfloat16"
     assert fake.now <= max(1.0, 2 * 1.5 * seconds + 1.5 * seconds)
     assert max(count for _, count in fake.steps) == {1e-4: 80, 0.02: 10, 0.1: 1, 0.4: 1, 3.0: 1}[seconds]
+
+
+def test_a_trial_stops_after_two_long_steps_if_bfloat16_is_slower():
+    fake = FakeSteps(float32=0.4, bfloat16=6.4)
+    assert choose_arithmetic(fake.step, 80, fake.clock) == ArithmeticChoice("float32", 0.062)
+    assert fake.steps == [("float32", 1), ("bfloat16", 1)]
 
 
 @pytest.fixture

@@ -49,6 +49,7 @@ def speed(folder: Path) -> list[str]:
         results = page.Results(RESULTS)
         marks = ("targets", *page.TABLE_COLUMNS)
         loops = [results.get(f"loop-{model}")["rows"] for model in ("pocket", "distilgpt2")]
+        effect = results.get("bf16-effect")
         share_of_two = results.row("loop-pocket", clients=10, sequences=2)["loop_share_of_peak"]
         share_of_eight = results.row("loop-pocket", clients=10, sequences=8, tokens=64)["loop_share_of_peak"]
     text = path.read_text()
@@ -65,6 +66,7 @@ def speed(folder: Path) -> list[str]:
         f" {1 / share_of_two:.1f}x, not 3x.",
         f"{flower['overhead']:.2f} s per client-round",
         f"({PRESETS['distilgpt2'].num_parameters / 1e6:.0f} M weights, random)",
+        f"These runs have {effect['rounds']} rounds of {effect['local_steps']} local steps, and {effect['seeds']} seed",
         "10 clients, rank 8, 2 x 64 tokens, 4,096 words",  # benchmarks/scaling.py
         "one large product of 1024 x 1024",
         "a vector of 1 MB",
