@@ -600,9 +600,9 @@ def _parse_fields(kind: type, raw: Mapping[Any, Any], registry: Registry, key_pa
     for key in raw:
         if key not in known:
             match = closest_match(str(key), known) if isinstance(key, str) else None
-            hint = f": did you mean {match!r}?" if match else ";"
+            hint = f": did you mean {match!r}? It" if match else "; it"
             errors.append(
-                f"{key_path + '.' if key_path else ''}{_display_key(key)}: {kind.__name__} has no such key{hint} It has {', '.join(known)}"
+                f"{key_path + '.' if key_path else ''}{_display_key(key)}: {kind.__name__} has no such key{hint} has {', '.join(known)}"
             )
     for f in fields(kind):
         if f.name not in raw and _field_default(f) is MISSING:
