@@ -234,11 +234,13 @@ class PerClientEmbedding(PerClientModule):
 
     def forward_per_client(self, x: Tensor) -> Tensor:
         """Look up each client's rows, [C*B, T] -> [C*B, T, H]."""
-        table = self.client_weight("weight")  # [C, V, H]
+        # The lookup is in the stored dtype, and its result is cast: on CPUs the gradient of a lookup in bfloat16 is summed in
+        # bfloat16, in which a token that occurs 1,000 times counts as one that occurs 256 times (torch 2.13.0).
+        table = self.active_params.leaves[f"{self.path}.weight"]  # [C, V, H]
         if len(x) != self.active_params.num_rows:  # positions [1, T], equal for all rows
             x = x.expand(self.active_params.num_rows, *x.shape[1:])
         offsets = torch.arange(len(table), device=x.device) * table.shape[1]
         indices = x.unflatten(0, (len(table), -1)) + offsets.view(-1, *[1] * x.ndim)
-        embeddings = F.embedding(indices.flatten(0, 1), table.flatten(0, 1))
+        embeddings = F.embedding(indices.flatten(0, 1), table.flatten(0, 1)).to(self.base.weight.dtype)
         padding_idx: Any = self.base.padding_idx  # as in nn.Embedding, the row of the padding token gets no gradient
         return embeddings if padding_idx is None else embeddings.where(x.ne(padding_idx).unsqueeze(-1), embeddings.detach())

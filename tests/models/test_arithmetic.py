@@ -8,8 +8,10 @@ from torch import nn
 
 from fedrift.config.runtime import Runtime, measure_bf16_speedup
 from fedrift.core.errors import UserError
+from fedrift.core.tree import Tree
 from fedrift.engine.run import run_experiment
 from fedrift.models.device_check import DeviceCheck, compare_step
+from fedrift.models.stacked_layers import ActiveParams, PerClientEmbedding
 from fedrift.models.stacked_model import StackedModel
 from fedrift.models.trainable import All, LastBlocks, Lora
 from tests.models.tiny import KINDS, random_model
@@ -31,6 +33,17 @@ def test_a_base_in_bfloat16_trains_weights_in_float32_and_stays_near(kind, tune)
     assert 0 < seen.loss_error < 3e-2
     assert 0 < seen.gradient_error < 3e-2
     seen.check("bfloat16", "this device")
+
+
+def test_the_gradient_of_a_frequent_token_is_summed_in_float32():
+    """Torch sums the gradient of a lookup in bfloat16 in bfloat16, which stops at 256 equal terms (findings/)."""
+    active_params, weight = ActiveParams(), torch.zeros(2, 5, 3, requires_grad=True)
+    layer = PerClientEmbedding(nn.Embedding(5, 3, dtype=torch.bfloat16), "table", active_params)
+    active_params.leaves, active_params.num_rows = Tree({"table.weight": weight}), 8
+    found = layer(torch.ones(8, 250, dtype=torch.long))  # 4 sequences of each client
+    found.sum().backward()
+    assert found.dtype == torch.bfloat16 and weight.grad is not None
+    assert weight.grad[:, 1].eq(1000).all() and weight.grad[:, [0, 2, 3, 4]].eq(0).all()
 
 
 def test_the_canary_is_silent_where_nothing_is_wrong_and_sings_where_something_is():
