@@ -24,6 +24,7 @@ import fedrift
 from fedrift.flower import Diagnosed
 
 NUM_CLIENTS, NUM_ROUNDS = 4, 3
+EVERY_NODE = {"fraction_evaluate": 0.0, "min_train_nodes": NUM_CLIENTS, "min_available_nodes": NUM_CLIENTS}  # else round 1 may take two
 SHAPES = {"layer.q_proj.lora_A.weight": (2, 6), "layer.q_proj.lora_B.weight": (6, 2)}
 
 
@@ -68,8 +69,8 @@ def simulate(strategy: Strategy) -> list[str]:
 
 def main(folder: Path) -> None:
     """Run the app plain and wrapped, and print what both gave."""
-    plain = simulate(FedAvg(fraction_evaluate=0.0))
-    wrapped = Diagnosed(FedAvg(fraction_evaluate=0.0), runs_dir=folder, name="on-ray", severity=1.0)
+    plain = simulate(FedAvg(**EVERY_NODE))
+    wrapped = Diagnosed(FedAvg(**EVERY_NODE), runs_dir=folder, name="on-ray", severity=1.0)
     digests = simulate(wrapped)
     trajectory = wrapped.run.trajectory()
     print(

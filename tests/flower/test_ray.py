@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 def test_an_app_on_ray_keeps_its_trajectory_and_is_recorded(tmp_path):
     pytest.importorskip("ray", reason="needs Flower's simulation: pip install 'fedrift[flower]'")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FLWR_HOME": str(tmp_path / "flwr"), "FLWR_TELEMETRY_ENABLED": "0"}
+    settings = {"FLWR_HOME": str(tmp_path / "flwr"), "FLWR_TELEMETRY_ENABLED": "0", "RAY_raylet_start_wait_time_s": "600"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **settings}
     command = [sys.executable, "-m", "tests.flower.ray_app", str(tmp_path / "runs")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
