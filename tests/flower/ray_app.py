@@ -45,19 +45,21 @@ def make_client_app() -> ClientApp:
     return app
 
 
-def simulate(strategy: Strategy) -> list[str]:
-    """Return the digest of the arrays before training and after each round."""
-    digests: list[str] = []
+def simulate(*strategies: Strategy) -> list[list[str]]:
+    """Run the strategies one after another in one simulation; return the digest of the arrays before training and after each round."""
+    digests: list[list[str]] = []
     app = ServerApp()
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        digests.append(hashlib.sha256(b"".join(array.numpy().tobytes() for _, array in sorted(arrays.items()))).hexdigest())
+        digests[-1].append(hashlib.sha256(b"".join(array.numpy().tobytes() for _, array in sorted(arrays.items()))).hexdigest())
         return MetricRecord({"loss": float(sum(np.square(array.numpy()).sum() for array in arrays.values()))})
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        initial = {name: Array(np.ones(shape, np.float32)) for name, shape in SHAPES.items()}
-        strategy.start(grid, ArrayRecord(initial), num_rounds=NUM_ROUNDS, evaluate_fn=evaluate)
+        for strategy in strategies:
+            digests.append([])
+            initial = {name: Array(np.ones(shape, np.float32)) for name, shape in SHAPES.items()}
+            strategy.start(grid, ArrayRecord(initial), num_rounds=NUM_ROUNDS, evaluate_fn=evaluate)
 
     backend: dict[str, Any] = {
         "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
@@ -69,9 +71,8 @@ def simulate(strategy: Strategy) -> list[str]:
 
 def main(folder: Path) -> None:
     """Run the app plain and wrapped, and print what both gave."""
-    plain = simulate(FedAvg(**EVERY_NODE))
     wrapped = Diagnosed(FedAvg(**EVERY_NODE), runs_dir=folder, name="on-ray", severity=1.0)
-    digests = simulate(wrapped)
+    plain, digests = simulate(FedAvg(**EVERY_NODE), wrapped)
     trajectory = wrapped.run.trajectory()
     print(
         json.dumps(

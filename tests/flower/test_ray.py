@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 def test_an_app_on_ray_keeps_its_trajectory_and_is_recorded(tmp_path):
     pytest.importorskip("ray", reason="needs Flower's simulation: pip install 'fedrift[flower]'")
-    settings = {"FLWR_HOME": str(tmp_path / "flwr"), "FLWR_TELEMETRY_ENABLED": "0", "RAY_raylet_start_wait_time_s": "600"}
+    patience = {"RAY_raylet_start_wait_time_s": "600", "RAY_agent_register_timeout_ms": "600000"}  # for a machine that does other work
+    settings = {"FLWR_HOME": str(tmp_path / "flwr"), "FLWR_TELEMETRY_ENABLED": "0", **patience}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **settings}
     command = [sys.executable, "-m", "tests.flower.ray_app", str(tmp_path / "runs")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
