@@ -149,6 +149,14 @@ def _import_module(name: str) -> ModuleType:
             sys.path.remove(working_dir)
 
 
+def imported_paths() -> tuple[str, ...]:
+    """Return the import paths of all objects of Python files that this process has imported.
+
+    Another process must import them before it can unpickle objects of their classes, and gives them the same names then.
+    """
+    return tuple(_import_paths.values())
+
+
 @cache
 def _load_file(path: str) -> ModuleType:
     spec = spec_from_file_location(Path(path).stem, path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import pickle
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ from annotated_types import Ge, Interval
 from ..config.runtime import Runtime
 from ..config.schema import ExperimentConfig
 from ..core.errors import UserError
+from ..core.registry import import_object, imported_paths
 from ..engine.cache import ResourceCache, create_coordinator
 from .manifest import StudyManifest
 from .worker import ProgressFn, report_progress, run_one, run_worker
@@ -112,10 +114,12 @@ class Processes(Executor):
         count = min(self.num_workers or max(1, (os.cpu_count() or 1) // self.threads), len(configs))
         runtime, context = prepare_for_worker(resources.runtime, self.threads), create_worker_context()
         errors = context.SimpleQueue()  # errors outside a run, which end their worker
+        pickled_configs = pickle.dumps(list(configs))  # a worker must load the user's files before it can unpickle their classes
 
         def start() -> Any:
             worker = context.Process(
-                target=_run_worker_process, args=(list(configs), runtime, StudyManifest(runtime.runs_dir, manifest.name), errors)
+                target=_run_worker_process,
+                args=(imported_paths(), pickled_configs, runtime, StudyManifest(runtime.runs_dir, manifest.name), errors),
             )
             previous = {name: os.environ.get(name) for name in THREAD_VARIABLES}
             os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(self.threads)))  # libraries read these variables on import
@@ -161,13 +165,17 @@ def create_worker_context() -> Any:
     return context
 
 
-def _run_worker_process(configs: list[ExperimentConfig], runtime: Runtime, manifest: StudyManifest, errors: Any) -> None:
+def _run_worker_process(
+    import_paths: Sequence[str], pickled_configs: bytes, runtime: Runtime, manifest: StudyManifest, errors: Any
+) -> None:
     """Run a worker process until all runs are done; it exits when its parent exits, and reports an error outside a run to the parent."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
     try:
-        run_worker(configs, ResourceCache(runtime), manifest)
+        for path in import_paths:
+            import_object(path)
+        run_worker(pickle.loads(pickled_configs), ResourceCache(runtime), manifest)
     except Exception as error:
         text = "".join(traceback.format_exception(error))
         message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

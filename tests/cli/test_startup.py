@@ -97,11 +97,11 @@ class Noting(FedAvg):
 """
 
 
-def test_a_worker_process_executes_many_runs(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(tmp_path))  # workers get the path of their parent
-    (tmp_path / "noting.py").write_text(NOTING)
+def test_a_worker_process_executes_many_runs_with_a_class_of_a_file_of_the_user(tmp_path):
+    (tmp_path / "noting.py").write_text(NOTING)  # its folder is not on the path of imports
     resources = make_cache(tmp_path)
-    asked = [experiment(tmp_path, "algorithm={type: 'noting:Noting'}", "training.num_rounds=1", f"seed={seed}") for seed in range(6)]
+    algorithm = f"algorithm={{type: '{tmp_path / 'noting.py'}:Noting'}}"
+    asked = [experiment(tmp_path, algorithm, "training.num_rounds=1", f"seed={seed}") for seed in range(6)]
     configs = [resolve_fingerprints(each, resources) for each in asked]
     Processes(2)(configs, resources, StudyManifest(resources.runtime.runs_dir, "s"), lambda run, round: None)
     processes = (tmp_path / "processes.txt").read_text().split()
