@@ -310,17 +310,22 @@ The tables of injected failures have these columns:
 
 def to_dict(collection: str, alarms: Sequence[FalseAlarms], recalls: Sequence[Recall]) -> Calibration:
     """Return the results of a collection as plain values."""
-    thresholds = load_thresholds()
     return {
         "collection": collection,
         "date": date.today().isoformat(),
         "fedrift": __version__,
         "numpy": version("numpy"),
         "torch": version("torch"),
-        "thresholds": {"version": thresholds["version"], "date": str(thresholds["date"])},
+        "thresholds": describe_thresholds(),
         "false_alarms": [asdict(each) for each in alarms],
         "recall": [asdict(each) for each in recalls],
     }
+
+
+def describe_thresholds() -> dict[str, Any]:
+    """Return version and date of the thresholds that the detectors use now."""
+    thresholds = load_thresholds()
+    return {"version": thresholds["version"], "date": str(thresholds["date"])}
 
 
 def render_page(calibrations: Iterable[Calibration]) -> str:
@@ -358,7 +363,7 @@ def render_summary(calibrations: Iterable[Calibration]) -> str:
 
 def render_section(calibration: Calibration) -> str:
     """Return the section of one collection."""
-    thresholds = calibration["thresholds"]
+    thresholds, current = calibration["thresholds"], describe_thresholds()
     rows = [
         f"| {alarm['failure']} | {alarm['called']} of {alarm['runs']} | {alarm['low']:.1%} to {alarm['high']:.1%} | "
         f"{alarm['confirmed']} of {alarm['groups']} | {format_value(alarm['highest'], '.2f')} |"
@@ -376,7 +381,12 @@ def render_section(calibration: Calibration) -> str:
             "",
             DESCRIPTIONS[calibration["collection"]],
             f"It was measured on {calibration['date']} with fedrift {calibration['fedrift']}, torch {calibration['torch']} and thresholds "
-            f"version {thresholds['version']} of {thresholds['date']}.",
+            f"version {thresholds['version']} of {thresholds['date']}."
+            + (
+                ""
+                if thresholds == current
+                else f" The current version {current['version']} of {current['date']} has not been measured with this collection."
+            ),
             "",
             "False alarms on healthy runs:",
             "",
