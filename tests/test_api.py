@@ -101,7 +101,7 @@ def test_callbacks_are_called_at_start_rounds_and_end_and_can_stop_a_run(tmp_pat
     assert [each[0] for each in listens.heard] == ["begin", "round", "end"] and listens.heard[0] == ("begin", 0, 2)
     assert listens.heard[1][2] == run.trajectory().curve("loss")[-1] and run.read_json("finished")["rounds"] == 1
     (event,) = [each for each in run.events() if each["kind"] == "stopped early"]
-    assert event["message"] == "stopped after round 1 of 2 by Listens"
+    assert event["message"] == "stopped after round 1 of 2 by RecordingCallback"
 
 
 def test_early_stopping_waits_for_its_patience_and_counts_what_was_recorded_before(tmp_path):

@@ -29,7 +29,7 @@ EXPERIMENT_IDS = {
     "bbc_topic_smollm2.yaml": "c37808784691",
     "bbc_topics.yaml": "7e85165fd047",
     "clustering.yaml": "b191adb44f85",
-    "demo.yaml": "e425a6b743ec",
+    "demo.yaml": "0c779203db35",
     "high_rate.yaml": "f9dc7a561150",
     "isolation.yaml": "87804fb98c53",
     "low_participation.yaml": "bd5957dbf008",
