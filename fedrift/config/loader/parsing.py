@@ -173,8 +173,8 @@ class Parser:
         for key in raw:
             if key not in known:
                 match = closest_match(str(key), known) if isinstance(key, str) else None
-                hint = f": did you mean {match!r}?" if match else ";"
-                self.errors.append(f"{_join(key_path, display_key(key))}: {kind.__name__} has no such key{hint} It has {', '.join(known)}")
+                hint = f": did you mean {match!r}? It" if match else "; it"
+                self.errors.append(f"{_join(key_path, display_key(key))}: {kind.__name__} has no such key{hint} has {', '.join(known)}")
         defaults = {f.name: _field_default(f) for f in fields(kind)}
         for name, default in defaults.items():
             if name not in raw and default is MISSING:
