@@ -27,6 +27,7 @@ from .errors import UserError, unknown_name_error
 T = TypeVar("T")
 KINDS = ("algorithm", "aggregator", "optimizer", "trainable", "partition", "clustering", "probe", "detector", "dataset", "model")
 _registered: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
+_imported_files: dict[str, str] = {}
 _import_paths: dict[int, str] = {}  # id of an object -> its import path, for objects from files, whose modules have no importable name
 
 
@@ -127,6 +128,7 @@ def import_object(path: str) -> Any:
     thing = getattr(module, name)
     if source.endswith(".py"):
         _import_paths[id(thing)] = path
+        _imported_files[path] = os.path.abspath(source)
     return thing
 
 
@@ -149,12 +151,22 @@ def _import_module(name: str) -> ModuleType:
             sys.path.remove(working_dir)
 
 
-def imported_paths() -> tuple[str, ...]:
-    """Return the import paths of all objects of Python files that this process has imported.
+def imported_files() -> dict[str, str]:
+    """Return the absolute path of the Python file of every import path that this process has used, such as ``mine.py:MyAvg``."""
+    return dict(_imported_files)
 
-    Another process must import them before it can unpickle objects of their classes, and gives them the same names then.
+
+def import_files(files: Mapping[str, str]) -> None:
+    """Import what another process has imported from Python files, under the same import paths.
+
+    Objects of these classes can be unpickled afterwards. Files that do not exist any more are skipped.
+
+    Args:
+        files: The result of ``imported_files`` in the other process.
     """
-    return tuple(_import_paths.values())
+    for path, file in files.items():
+        if os.path.exists(file):
+            _import_paths[id(getattr(_load_file(file), path.rpartition(":")[2]))] = path
 
 
 @cache

@@ -25,7 +25,7 @@ from annotated_types import Ge, Interval
 from ..config.runtime import Runtime
 from ..config.schema import ExperimentConfig
 from ..core.errors import UserError
-from ..core.registry import import_object, imported_paths
+from ..core.registry import import_files, imported_files
 from ..engine.cache import ResourceCache, create_coordinator
 from .manifest import StudyManifest
 from .worker import ProgressFn, report_progress, run_one, run_worker
@@ -119,7 +119,7 @@ class Processes(Executor):
         def start() -> Any:
             worker = context.Process(
                 target=_run_worker_process,
-                args=(imported_paths(), pickled_configs, runtime, StudyManifest(runtime.runs_dir, manifest.name), errors),
+                args=(imported_files(), pickled_configs, runtime, StudyManifest(runtime.runs_dir, manifest.name), errors),
             )
             previous = {name: os.environ.get(name) for name in THREAD_VARIABLES}
             os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(self.threads)))  # libraries read these variables on import
@@ -165,16 +165,13 @@ def create_worker_context() -> Any:
     return context
 
 
-def _run_worker_process(
-    import_paths: Sequence[str], pickled_configs: bytes, runtime: Runtime, manifest: StudyManifest, errors: Any
-) -> None:
+def _run_worker_process(files: dict[str, str], pickled_configs: bytes, runtime: Runtime, manifest: StudyManifest, errors: Any) -> None:
     """Run a worker process until all runs are done; it exits when its parent exits, and reports an error outside a run to the parent."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
     try:
-        for path in import_paths:
-            import_object(path)
+        import_files(files)
         run_worker(pickle.loads(pickled_configs), ResourceCache(runtime), manifest)
     except Exception as error:
         text = "".join(traceback.format_exception(error))
