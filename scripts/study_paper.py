@@ -264,8 +264,8 @@ RELATED_WORK = (
     " networks. Photon (Sani et al., arXiv:2411.02908) pretrains large language models in federation and is reported to be robust to"
     " heterogeneous data. FLoRA (Wang et al., arXiv:2409.05976) and FlexLoRA (Bai et al., arXiv:2402.11505) address the aggregation of"
     " low-rank adapters.",
-    "This study differs in its unit of comparison: each run is set beside an IID baseline with the same documents, seed and settings,"
-    " beside the untrained model and, in one study, beside a centralized run. All differences are paired in the seed.",
+    "This study differs in its unit of comparison: a gap is measured to an IID baseline with the same documents, seed and settings,"
+    " and the untrained model and, in one study, a centralized run stand beside it. All differences are paired in the seed.",
 )
 
 LIMITS = (
@@ -585,8 +585,8 @@ def write_abstract(studies: Mapping[str, StudyData], verdicts: Mapping[Key, Verd
     sentences = [
         "We ask when federated fine-tuning of a causal language model breaks under extreme heterogeneity, how FedAvg, FedProx and"
         " SCAFFOLD differ there, and what repairs it.",
-        f"{len(finished & runs)} runs of {pluralize(len(studies), 'study', 'studies')}, registered before any of them was made, are each"
-        " paired with an IID baseline that has the same documents, seed and settings.",
+        f"{len(finished & runs)} runs of {pluralize(len(studies), 'study', 'studies')}, registered beforehand, are compared: tuning"
+        " trials and the IID baselines, which have the same documents, seeds and settings, are among them.",
     ]
     for question in QUESTIONS:
         if question.leads and any(

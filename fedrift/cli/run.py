@@ -224,7 +224,7 @@ def fork(
     `algorithm.server_optimizer={type: Adam, lr: 0.01}`.
 
     If a change affects only the server, the first round uses the recorded updates of the clients. All other rounds are trained
-    again. Without a change, the fork reproduces the run bit for bit.
+    again. The fork has the data type and the other numeric options of the run. Without a change, it reproduces the run bit for bit.
 
     The command prints the difference to the origin round by round. The fork is stored in the runs directory, where `show`,
     `report`, `compare` and `diagnose` can use it.
@@ -238,7 +238,18 @@ def fork(
     experiment = make_fork_config(origin, from_round, overrides or ())
     forked_run = ForkedRun.from_config(Run(origin.root, experiment.id), experiment)
     assert forked_run is not None
-    run_experiments([experiment], make_runtime(origin.root, data_dir, device, threads))
+    numeric_options = origin.environment.get("engine", {})  # the options that differ from NUMERIC_DEFAULTS
+    runtime = make_runtime(
+        origin.root,
+        data_dir,
+        device,
+        threads,
+        dtype=numeric_options.get("dtype", "float32"),
+        compiled=numeric_options.get("compiled", False),
+        tf32=numeric_options.get("tf32", False),
+        deterministic=numeric_options.get("deterministic", True),
+    )
+    run_experiments([experiment], runtime)
     fork_report = report_fork(forked_run, list_runs(origin.root))
     forked_run.run.write_json("fork", to_json_value(fork_report.to_json()))
     if as_json:

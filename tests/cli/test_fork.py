@@ -21,6 +21,18 @@ WORDS = (
 )
 
 
+def test_a_fork_is_computed_in_the_data_type_of_its_origin(experiment_folder, capsys, monkeypatch):
+    words = ("training.num_rounds=2", "evaluation.probes=[]", "--device", "cpu", "--dtype", "bfloat16", "--save-updates")
+    code, _, err = run_command(capsys, monkeypatch, "run", "e.yaml", *words)
+    assert code == 0, err
+    (origin,) = list_runs(experiment_folder / "runs")
+    code, out, err = run_command(capsys, monkeypatch, "fork", origin.id, "--from-round", "2", "--device", "cpu", "--json")
+    assert code == 0, err
+    (fork,) = (run for run in list_runs(experiment_folder / "runs") if run.id != origin.id)
+    assert fork.environment["engine"] == origin.environment["engine"] and fork.environment["engine"]["dtype"] == "bfloat16"
+    assert all(row["difference"] == 0 for row in json.loads(out)["rounds"])
+
+
 @pytest.mark.slow
 def test_a_fork_shows_the_effect_of_a_malicious_client(experiment_folder, capsys, monkeypatch):
     assert run_command(capsys, monkeypatch, "run", "e.yaml", *WORDS, "partition.severity=0")[0] == 0
