@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -26,6 +28,18 @@ if TYPE_CHECKING:
 
 
 WIDE_TERMINAL = 100  # columns
+LOG_INTERVAL_S = 60.0  # a progress bar whose output is not a terminal, e.g. a log file, prints at most one line in this time
+
+
+def log_progress(progress: Progress, task_id: TaskID) -> None:
+    """Print the state of a task as a line if the output is not a terminal, where rich draws its bar only at the end."""
+    task = progress.tasks[progress.task_ids.index(task_id)]
+    now = time.monotonic()
+    if progress.console.is_terminal or now - task.fields.get("logged", now - LOG_INTERVAL_S) < LOG_INTERVAL_S:
+        return
+    progress.update(task_id, logged=now)
+    remaining = "" if task.time_remaining is None else f", about {format_duration(task.time_remaining)} remaining"
+    progress.console.print(f"{task.description}: {task.completed:.0f}/{task.total:.0f} rounds{remaining}", soft_wrap=True, highlight=False)
 
 
 class RunProgressBar:
@@ -60,6 +74,7 @@ class RunProgressBar:
         def on_progress(progress: RunProgress) -> None:
             loss = "" if math.isnan(progress.loss) else f"  loss {progress.loss:.3f}"
             self.progress.update(self.task, completed=self.done + progress.round, description=f"{name}{loss}")
+            log_progress(self.progress, self.task)
 
         self.progress.update(self.task, description=name)
         return on_progress
@@ -159,10 +174,14 @@ if TYPE_CHECKING:
 class StudyProgressBar:
     """A progress bar over the rounds of a whole study, with the remaining time.
 
-    Rounds that finished before this start count as completed, but do not enter the estimate of the speed.
+    Runs that finished before this start count as completed, but do not enter the estimate of the speed.
+
+    Args:
+        runs_dir: The folder of the runs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, runs_dir: Path) -> None:
+        self.runs_dir = runs_dir
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -192,15 +211,18 @@ class StudyProgressBar:
             A function that the study calls with a run id and the round that this run has reached.
         """
         rounds = {experiment.id: max(experiment.training.num_rounds, 1) for experiment in experiments}
-        reached = dict.fromkeys(rounds, 0)
-        total = sum(rounds.values())
-        task = self.progress.add_task(f"{label} 0/{len(rounds)}", total=total)
+        reached = {run: total if Run(self.runs_dir, run).is_finished else 0 for run, total in rounds.items()}
+
+        def describe() -> str:
+            return f"{label} {sum(reached[run] >= rounds[run] for run in rounds)}/{len(rounds)}"
+
+        task = self.progress.add_task(describe(), total=sum(rounds.values()), completed=sum(reached.values()))
 
         def on_round(run: str, round: int) -> None:
             if reached.get(run) != round and run in reached:
                 reached[run] = max(round, reached[run]) if round < rounds[run] else rounds[run]
-                num_finished = sum(reached[run_id] >= rounds[run_id] for run_id in rounds)
-                self.progress.update(task, completed=sum(reached.values()), description=f"{label} {num_finished}/{len(rounds)}")
+                self.progress.update(task, completed=sum(reached.values()), description=describe())
+                log_progress(self.progress, task)
 
         return on_round
 

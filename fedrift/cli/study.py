@@ -180,7 +180,7 @@ def run_and_summarize(
     from ..studies.run import run_study
     from .console import StudyProgressBar
 
-    with StudyProgressBar() as progress:
+    with StudyProgressBar(cache.runtime.runs_dir) as progress:
         try:
             manifest = run_study(study, cache, executor, log_finished_runs(progress.start, loggers, cache.runtime.runs_dir), fresh)
         except KeyboardInterrupt:
@@ -435,7 +435,7 @@ def run_missing(study: Study, cache: ResourceCache, workers: int, fresh: bool = 
     from ..studies.run import run_study
     from .console import StudyProgressBar
 
-    with StudyProgressBar() as progress:
+    with StudyProgressBar(cache.runtime.runs_dir) as progress:
         try:
             return run_study(study, cache, Local() if workers == 1 else Processes(workers), progress.start, fresh)
         except KeyboardInterrupt:

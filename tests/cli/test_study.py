@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from fedrift.cli import console
 from tests.cli.test_cli import run_command
 from tests.studies.small import TUNED, study_values
 
@@ -86,3 +88,20 @@ def test_mistakes_are_refused(in_study_folder, capsys, monkeypatch):
         code, _, err = run_command(capsys, monkeypatch, *words)
         assert code == 2, words
         assert message in err, (words, err)
+
+
+def test_progress_of_a_continued_study_counts_finished_runs_and_goes_to_a_log_file_line_by_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(console, "LOG_INTERVAL_S", 0.0)
+    experiments = [SimpleNamespace(id=f"{number:012d}", training=SimpleNamespace(num_rounds=4)) for number in range(4)]
+    for experiment in experiments[:2]:
+        (tmp_path / experiment.id).mkdir()
+        (tmp_path / experiment.id / "finished.json").write_text("{}")
+    with console.StudyProgressBar(tmp_path) as progress:
+        on_round = progress.start("runs", experiments)
+        on_round(experiments[2].id, 1)
+        on_round(experiments[2].id, 1)  # nothing new, no line
+        on_round(experiments[2].id, 4)
+        on_round(experiments[0].id, 4)  # finished before
+    lines = [line.strip() for line in capsys.readouterr().err.splitlines() if "rounds" in line]
+    assert lines[0].startswith("runs 2/4: 9/16 rounds") and lines[1].startswith("runs 3/4: 12/16 rounds")
+    assert len(lines) == 2
