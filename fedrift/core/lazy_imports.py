@@ -22,7 +22,10 @@ class LazyModule(ModuleType):
     """
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(import_module(self.__name__), name)
+        module = vars(self).get("_module")
+        if module is None:
+            module = vars(self)["_module"] = import_module(self.__name__)
+        return getattr(module, name)
 
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ arXiv:2003.00295, Algorithm 2). The server optimizer ``Sgd(1.0)`` is therefore F
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, Protocol
 
 from annotated_types import Ge, Gt, Interval, Lt
@@ -123,8 +124,9 @@ class AdamW:
         """Compute the same step with torch's fused kernel, on copies because the kernel works in place."""
         from torch.optim.adamw import adamw
 
-        params, m, v = (tree.map(contiguous_copy) for tree in (params, select_prefix("m", opt_state), select_prefix("v", opt_state)))
-        previous_steps = [torch.tensor(float(count[0] - 1)) for _ in params]
+        copy = partial(torch.clone, memory_format=torch.contiguous_format)
+        params, m, v = (tree.map(copy) for tree in (params, select_prefix("m", opt_state), select_prefix("v", opt_state)))
+        previous_steps = list(torch.full((len(params),), float(count[0] - 1)).unbind())
         adamw(
             list(params.values()),
             [grad[name].contiguous() for name in params],
@@ -194,11 +196,6 @@ class Adagrad(Adam):
 def is_adaptive(optimizer: Any) -> bool:
     """Return whether an optimizer rescales the gradient per coordinate, which also rescales any term added to the gradient."""
     return bool(getattr(optimizer, "adaptive", False))
-
-
-def contiguous_copy(leaf: torch.Tensor) -> torch.Tensor:
-    """Copy a tensor into contiguous memory."""
-    return leaf.clone(memory_format=torch.contiguous_format)
 
 
 def with_prefix(prefix: str, tree: Tree) -> dict[str, torch.Tensor]:

@@ -53,7 +53,8 @@ class Tree(dict[str, "Tensor"]):
         if isinstance(other, Tree):
             return self.map(fn, other)
         if isinstance(other, torch.Tensor) and other.ndim == 1:
-            return self.map(lambda leaf: fn(leaf, broadcast_rows(other, leaf)))
+            rows = RowBroadcast(other)
+            return self.map(lambda leaf: fn(leaf, rows.over(leaf)))
         return self.map(lambda leaf: fn(leaf, other))
 
     def __add__(self, other: Tree | Tensor | float) -> Self:
@@ -80,7 +81,8 @@ class Tree(dict[str, "Tensor"]):
             other: A tree with the same leaves.
             weight: The interpolation weights of the rows, ``[A]``.
         """
-        return self.map(lambda leaf, target: leaf.lerp(target, broadcast_rows(weight, leaf)), other)
+        rows = RowBroadcast(weight)
+        return self.map(lambda leaf, target: leaf.lerp(target, rows.over(leaf)), other)
 
     def take(self, index: Tensor | slice) -> Self:
         """Select rows of every leaf, ``[A, ...] -> [len(index), ...]``."""
@@ -92,7 +94,8 @@ class Tree(dict[str, "Tensor"]):
 
     def where(self, mask: Tensor, other: Tree) -> Self:
         """Select the rows of this tree where ``mask [A]`` is true, and the rows of ``other`` elsewhere."""
-        return self.map(lambda leaf, alternative: torch.where(broadcast_rows(mask, leaf), leaf, alternative), other)
+        rows = RowBroadcast(mask)
+        return self.map(lambda leaf, alternative: torch.where(rows.over(leaf), leaf, alternative), other)
 
     def zeros_like(self) -> Self:
         """Return a tree of zeros with the same leaves and shapes."""
@@ -112,7 +115,10 @@ class Tree(dict[str, "Tensor"]):
         """
         if not self:
             raise ValueError("the inner product of an empty tree is undefined, because the tree has no rows")
-        products = [(to_float64(leaf) * to_float64(other[name])).flatten(1).sum(1) for name, leaf in self.items()]
+        products = []
+        for name, leaf in self.items():
+            wide = to_float64(leaf)
+            products.append((wide * (wide if other is self else to_float64(other[name]))).flatten(1).sum(1))
         return torch.stack(products).sum(0)
 
     def norm(self) -> Tensor:
@@ -131,13 +137,23 @@ class Tree(dict[str, "Tensor"]):
         return self.map(lambda leaf: leaf.to(*where))
 
 
-def broadcast_rows(vector: Tensor, leaf: Tensor) -> Tensor:
-    """Reshape ``vector [A]`` so that it broadcasts over the rows of ``leaf [A, ...]``.
+class RowBroadcast:
+    """A vector ``[A]`` that broadcasts over the rows of leaves ``[A, ...]``.
 
-    A vector that is not a mask is converted to the type of the leaf.
+    A vector that is not a mask is converted to the dtype of a leaf, once for all leaves of that dtype.
     """
-    vector = vector.view(-1, *[1] * (leaf.ndim - 1))
-    return vector if vector.dtype == torch.bool else vector.to(leaf.dtype)
+
+    def __init__(self, vector: Tensor) -> None:
+        self.vector, self.is_mask = vector, vector.dtype == torch.bool
+        self.converted = {vector.dtype: vector}
+
+    def over(self, leaf: Tensor) -> Tensor:
+        """Return the vector in the shape ``[A, 1, ...]`` and, unless it is a mask, in the dtype of a leaf."""
+        dtype = self.vector.dtype if self.is_mask else leaf.dtype
+        vector = self.converted.get(dtype)
+        if vector is None:
+            vector = self.converted[dtype] = self.vector.to(dtype)
+        return vector.view(-1, *[1] * (leaf.ndim - 1))
 
 
 def to_float64(leaf: Tensor) -> Tensor:

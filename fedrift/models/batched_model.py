@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..core.tree import Tree, broadcast_rows
+from ..core.tree import RowBroadcast, Tree
 from .stacked_model import StackedModel
 
 
@@ -191,9 +191,9 @@ class CoordinatedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         """Scale each client's gradient by the gradient of its loss, because rows do not interact."""
-        stored = iter(ctx.saved_tensors)
+        stored, rows = iter(ctx.saved_tensors), RowBroadcast(grad_output)
         grads = [next(stored) if needs else None for needs in ctx.needs_input_grad[3:]]
-        return None, None, None, *(grad if grad is None else grad * broadcast_rows(grad_output, grad) for grad in grads)
+        return None, None, None, *(grad if grad is None else grad * rows.over(grad) for grad in grads)
 
 
 class BatchedModel(StackedModel):
