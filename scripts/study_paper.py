@@ -26,7 +26,7 @@ from fedrift.storage.files import write_atomically
 from fedrift.studies import StudyManifest, load_study
 
 ROOT = Path(__file__).resolve().parents[1]
-STUDIES = ("recency", "drift", "dose", "repair", "real_styles", "grid")
+STUDIES = ("recency", "drift", "dose", "repair", "real_styles", "real_styles_long", "grid")
 TITLE = "When federated fine-tuning of language models breaks under heterogeneity, and what repairs it"
 README_MARKERS = ("<!-- findings -->", "<!-- end of findings -->")
 
@@ -82,14 +82,15 @@ QUESTIONS = (
         (
             *recency("P1 style", "P1 sandbox"),
             ("real_styles", "P1 real styles"),
+            ("real_styles_long", "P1 real long"),
             *recency("P1 trend style", "P1 trend sandbox", "P1 homogeneous", "P1 equal work", "P1 skew rate style", "P1 skew rate sandbox"),
         ),
         (
             Lead(
-                require("supported", *recency("P1 style", "P1 sandbox"), ("real_styles", "P1 real styles")),
+                require("supported", *recency("P1 style", "P1 sandbox"), ("real_styles_long", "P1 real long")),
                 "With one client in a round the loss ends farther above the IID baseline than with all five clients, under rewritten"
                 " styles, under real styles and where sources share no open-class words: by {recency/P1 style},"
-                " {real_styles/P1 real styles} and {recency/P1 sandbox}.",
+                " {real_styles_long/P1 real long} and {recency/P1 sandbox}.",
             ),
             Lead(
                 require("supported", *recency("P1 style", "P1 sandbox")),
@@ -107,8 +108,8 @@ QUESTIONS = (
                 " share no open-class words this is not established.",
             ),
             Lead(
-                require("supported", ("real_styles", "P1 real styles")),
-                "Under real styles one client in a round costs more than all five clients do: {real_styles/P1 real styles}. In the other"
+                require("supported", ("real_styles_long", "P1 real long")),
+                "Under real styles one client in a round costs more than all five clients do: {real_styles_long/P1 real long}. In the other"
                 " regimes this is not established.",
             ),
         ),
@@ -117,7 +118,12 @@ QUESTIONS = (
     Question(
         "mechanism",
         "Mechanism: what happens to a client that is away",
-        (*recency("P2 style", "P2 sandbox"), ("real_styles", "P2 real styles"), *recency("P2 baseline style", "P2 baseline sandbox")),
+        (
+            *recency("P2 style", "P2 sandbox"),
+            ("real_styles", "P2 real styles"),
+            ("real_styles_long", "P2 real long"),
+            *recency("P2 baseline style", "P2 baseline sandbox"),
+        ),
         (
             Lead(
                 require("supported", *recency("P2 style", "P2 sandbox", "P2 baseline style", "P2 baseline sandbox")),
@@ -131,8 +137,8 @@ QUESTIONS = (
                 " in both regimes.",
             ),
             Lead(
-                require("supported", ("real_styles", "P2 real styles")),
-                "Under real styles the loss on a client's own text rises while the client is away, by {real_styles/P2 real styles}. In the"
+                require("supported", ("real_styles_long", "P2 real long")),
+                "Under real styles the loss on a client's own text rises while the client is away, by {real_styles_long/P2 real long}. In the"
                 " other regimes this is not established.",
             ),
         ),
@@ -144,6 +150,7 @@ QUESTIONS = (
         (
             *recency("P3 half style", "P3 half sandbox"),
             ("real_styles", "P3 real styles"),
+            ("real_styles_long", "P3 real long"),
             *recency("P3 FedProx style", "P3 FedProx sandbox", "P3 step style", "P3 step sandbox"),
         ),
         (
@@ -158,7 +165,7 @@ QUESTIONS = (
                 " client rate tuned on the skewed data is not established.",
             ),
             Lead(
-                require("supported", ("real_styles", "P3 real styles")),
+                require("supported", ("real_styles_long", "P3 real long")),
                 "Under real styles a server learning rate below one leaves at most half of the gap. In the other regimes this is not"
                 " established.",
             ),
