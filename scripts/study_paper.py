@@ -138,8 +138,8 @@ QUESTIONS = (
             ),
             Lead(
                 require("supported", ("real_styles_long", "P2 real long")),
-                "Under real styles the loss on a client's own text rises while the client is away, by {real_styles_long/P2 real long}. In the"
-                " other regimes this is not established.",
+                "Under real styles the loss on a client's own text rises while the client is away, by {real_styles_long/P2 real long}. In"
+                " the other regimes this is not established.",
             ),
         ),
         "That clients fall behind while they are away is not established in both regimes.",
