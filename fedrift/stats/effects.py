@@ -113,11 +113,6 @@ def min_detectable_standardized(seeds: int, alpha: float, target_power: float) -
     return float(optimize.brentq(lambda effect: power(seeds, effect, 1.0, alpha) - target_power, 1e-9, high, xtol=1e-3))
 
 
-def required_seeds(effect: float, sd: float, alpha: float = ALPHA, power: float = 0.8, max_seeds: int = 1000) -> int | None:
-    """Return the smallest number of seeds that detects ``effect`` with the given power, or None if ``max_seeds`` are not enough."""
-    return next((n for n in range(2, max_seeds + 1) if min_detectable_effect(n, sd, alpha, power) <= abs(effect)), None)
-
-
 # Two one-sided t tests (TOST; Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15, 1987). Two conditions are equivalent at
 # level alpha exactly if the 1 - 2 alpha t interval lies inside (-margin, margin). A non-significant difference does not show equivalence.
 
@@ -126,7 +121,7 @@ QUANTILE_GRID = (np.arange(400) + 0.5) / 400  # quantiles over which the unknown
 
 @dataclass(frozen=True)
 class EquivalenceResult:
-    """The result of an equivalence test.
+    """The result of an equivalence test: the means are equivalent where ``interval`` lies inside (-margin, margin).
 
     ``p`` is the larger one of the two one-sided p-values, and ``interval`` has the level 1 - 2 alpha.
     """
@@ -134,11 +129,6 @@ class EquivalenceResult:
     p: PValue
     interval: Interval
     margin: float
-
-    @property
-    def is_equivalent(self) -> bool:
-        """Return whether the interval lies inside the margin."""
-        return -self.margin < self.interval.low and self.interval.high < self.margin
 
 
 def tost(d: np.ndarray, margin: float, alpha: float = ALPHA) -> EquivalenceResult:
@@ -160,12 +150,6 @@ def tost(d: np.ndarray, margin: float, alpha: float = ALPHA) -> EquivalenceResul
     distance = margin - abs(float(d.mean()))
     value = float(stats.t.sf(distance / standard_error, len(d) - 1)) if standard_error else float(distance <= 0)
     return EquivalenceResult(PValue(value, least, len(d), "TOST"), interval, margin)
-
-
-def min_equivalence_margin(d: np.ndarray, alpha: float = ALPHA) -> float:
-    """Return the narrowest margin within which these differences show equivalence."""
-    interval = mean_ci(np.asarray(d, dtype=np.float64), 1 - 2 * alpha)
-    return max(abs(interval.low), abs(interval.high))
 
 
 def detectable_margin(seeds: int, sd: float, alpha: float = ALPHA, power: float = 0.8) -> float:

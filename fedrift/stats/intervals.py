@@ -15,7 +15,7 @@ import numpy as np
 from ..core.errors import UserError
 from ..core.lazy_imports import stats
 from ..core.random import numpy_stream
-from .significance import Interval, PValue, min_p
+from .significance import Interval
 
 
 def paired_differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -52,25 +52,6 @@ def mean_ci(d: np.ndarray, confidence_level: float = 0.95) -> Interval:
         return Interval(float(d.mean()) if len(d) and np.isfinite(d).all() else math.nan, math.nan, math.nan, math.nan)
     half_width = stats.t.ppf((1 + confidence_level) / 2, len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d))
     return Interval(float(d.mean()), float(d.mean() - half_width), float(d.mean() + half_width), confidence_level)
-
-
-def paired_t_test(d: np.ndarray, null_value: float = 0.0) -> PValue:
-    """Run Student's paired t test.
-
-    The printed p-value is limited by the smallest p-value that the number of seeds can produce.
-
-    Args:
-        d: The differences, [seeds].
-        null_value: The mean difference under the null hypothesis.
-    """
-    d = np.asarray(d, dtype=np.float64)
-    if len(d) < 2 or not np.isfinite(d).all():
-        return PValue(math.nan, min_p(len(d)), len(d), "paired t")
-    spread = d.std(ddof=1)
-    if spread == 0:
-        return PValue(float(d[0] == null_value), min_p(len(d)), len(d), "paired t")
-    t = (d.mean() - null_value) / (spread / math.sqrt(len(d)))
-    return PValue(float(2 * stats.t.sf(abs(t), len(d) - 1)), min_p(len(d)), len(d), "paired t")
 
 
 def median_ci(d: np.ndarray, confidence_level: float = 0.95) -> Interval:
@@ -164,7 +145,7 @@ def bootstrap_items(
         kind = "items" if clusters is None else "clusters"
         raise UserError(
             f"a bootstrap needs at least {MIN_CLUSTERS} {kind}, got {len(members)}: with fewer its interval covers too little. "
-            "Use paired_t_test or sign_flip_test over seeds"
+            "Use mean_ci or sign_flip_test over seeds"
         )
     rng = numpy_stream(seed, "bootstrap")
     statistics = [
@@ -181,22 +162,3 @@ def split_by_cluster(values: np.ndarray, clusters: np.ndarray) -> list[np.ndarra
     order = np.argsort(clusters, kind="stable")
     starts = np.flatnonzero(clusters[order][1:] != clusters[order][:-1]) + 1
     return np.split(values[order], starts)
-
-
-def difference_in_differences(a: np.ndarray, a_baseline: np.ndarray, b: np.ndarray, b_baseline: np.ndarray) -> np.ndarray:
-    """Return the effect of heterogeneity on one condition relative to another, as a difference-in-differences per seed.
-
-    DiD_s = [M(a, non-IID) - M(a, IID)] - [M(b, non-IID) - M(b, IID)] for each paired seed s. If b is centralized training or FedSGD, it
-    measures the effect of the heterogeneity on a. If b is FedAvg, it measures how the failure of a differs from that of FedAvg. Effects
-    that both conditions also show on IID data cancel (Card & Krueger, AER 84, 1994).
-
-    Args:
-        a: The metric of condition a, [seeds].
-        a_baseline: The metric of its IID baselines, [seeds].
-        b: The metric of condition b, [seeds].
-        b_baseline: The metric of its IID baselines, [seeds].
-
-    Returns:
-        One number per seed, [seeds]. All four arguments must have the same order of seeds.
-    """
-    return paired_differences(paired_differences(a, a_baseline), paired_differences(b, b_baseline))

@@ -22,8 +22,8 @@ import numpy as np
 from ..core.errors import UserError, unknown_name_error
 from ..core.lazy_imports import pd
 from .effects import compare_paired
-from .intervals import mask_both_diverged, mean_ci, median, paired_differences
-from .significance import WorstEnd, assign_worst_rank, clopper_pearson, holm
+from .intervals import mask_both_diverged, paired_differences
+from .significance import WorstEnd, assign_worst_rank, holm
 
 Contrast = Literal["none", "iid_baseline"]
 Scale = Literal["difference", "ratio"]
@@ -224,49 +224,6 @@ def format_selection(selection: Selection) -> str:
 # Tables over the conditions of a study.
 
 
-def summarize_conditions(
-    runs: pd.DataFrame,
-    metric: str,
-    by: Sequence[str],
-    contrast: Contrast = "none",
-    where: Selection | None = None,
-    confidence_level: float = 0.95,
-    worst_end: WorstEnd | None = None,
-) -> pd.DataFrame:
-    """Summarize a metric per condition.
-
-    Args:
-        runs: The table of runs.
-        metric: The outcome.
-        by: The columns that define a condition.
-        contrast: "none" or "iid_baseline", as in ``outcome_values``.
-        where: The selection of rows.
-        confidence_level: The level of the t interval over seeds.
-        worst_end: The end at which diverged runs rank.
-
-    Returns:
-        One row per condition: ``mean``, ``low``, ``high``, ``median``, ``seeds`` and ``diverged`` (the number of diverged runs). The mean
-        and its interval are NaN if a run diverged; use the median then.
-    """
-    require_columns(runs, by)
-    rows = []
-    for name, condition in outcome_values(runs, metric, where, contrast, worst_end).groupby(list(by), dropna=False, observed=True):
-        numbers = average_cells(condition, ["seed"])["value"].dropna().to_numpy(dtype=np.float64)
-        interval = mean_ci(numbers, confidence_level)
-        rows.append(
-            [
-                *name,
-                interval.estimate,
-                interval.low,
-                interval.high,
-                median(numbers) if len(numbers) else math.nan,
-                len(numbers),
-                int(condition["diverged"].sum()),
-            ]
-        )
-    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "median", "seeds", "diverged"])
-
-
 def compare_to_reference(
     runs: pd.DataFrame,
     metric: str,
@@ -348,28 +305,3 @@ def compare_to_reference(
     )
     frame.insert(list(frame.columns).index("min_attainable_p"), "p_holm", holm(frame["p"].to_numpy(dtype=np.float64)))
     return frame
-
-
-def failure_rates(
-    runs: pd.DataFrame, by: Sequence[str], event: str = "diverged", where: Selection | None = None, confidence_level: float = 0.95
-) -> pd.DataFrame:
-    """Count how many runs of each condition have an event.
-
-    Args:
-        runs: The table of runs.
-        by: The columns that define a condition. IID baselines are separate rows if ``iid`` is one of them, and are excluded otherwise.
-        event: The column of the event.
-        where: The selection of rows.
-        confidence_level: The level of the exact interval (Clopper-Pearson).
-
-    Returns:
-        One row per condition: ``failed``, ``runs``, ``rate``, ``low`` and ``high``.
-    """
-    require_columns(runs, [*by, event])
-    chosen = select_runs(runs, where or {}, {"iid": [True, False]}) if "iid" in by else select_runs(runs, where or {})
-    rows = []
-    for name, condition in chosen.groupby(list(by), dropna=False, observed=True):
-        has_event = condition[event].dropna().astype(bool)
-        interval = clopper_pearson(int(has_event.sum()), len(has_event), confidence_level)
-        rows.append([*name, int(has_event.sum()), len(has_event), interval.estimate, interval.low, interval.high])
-    return pd.DataFrame(rows, columns=[*by, "failed", "runs", "rate", "low", "high"])

@@ -22,9 +22,8 @@ DARWIN = np.array([49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48.0]
 INF = math.inf
 
 
-def test_the_paired_t_test_equals_that_of_r_on_the_sleep_data():
-    """R: t.test(extra ~ group, data = sleep, paired = TRUE): p-value = 0.002833, -2.4598858 -0.7001142."""
-    assert s.paired_t_test(SLEEP).value == pytest.approx(0.002833, abs=5e-7)
+def test_the_t_interval_equals_that_of_r_on_the_sleep_data():
+    """R: t.test(extra ~ group, data = sleep, paired = TRUE): -2.4598858 -0.7001142."""
     found = s.mean_ci(SLEEP)
     assert (found.estimate, found.low, found.high) == pytest.approx((-1.58, -2.4598858, -0.7001142), abs=5e-8)
 
@@ -32,16 +31,10 @@ def test_the_paired_t_test_equals_that_of_r_on_the_sleep_data():
 def test_the_sign_flip_test_equals_fishers_count_for_darwins_plants():
     """Fisher, The Design of Experiments, section 21: 1,726 of 32,768 arrangements, 5.267 per cent."""
     assert s.sign_flip_test(DARWIN).value == 1726 / 32768
-    assert s.sign_flip_test(DARWIN, alternative="greater").value == 863 / 32768
 
 
 def test_a_zero_difference_counts_on_both_sides():
     assert s.sign_flip_test(SLEEP).value == 4 / 1024  # nine seeds have one sign; the tenth can have either
-
-
-def test_a_margin_shifts_the_null_of_the_sign_flip_test():
-    assert s.sign_flip_test(np.arange(1.0, 7.0), null_value=3.5).value == 1.0
-    assert s.sign_flip_test(np.arange(1.0, 7.0), null_value=0.5).value == 2 / 64
 
 
 def test_sampled_sign_flips_of_many_seeds_agree_with_the_exact_count():
@@ -67,8 +60,7 @@ def test_the_number_of_seeds_for_a_family_is_known():
 
 def test_a_p_value_that_the_seeds_cannot_reach_is_not_printed():
     sharp = np.array([1.0, 1.01, 0.99, 1.0, 1.0])
-    assert s.paired_t_test(sharp).value < 1e-5
-    for found in (s.paired_t_test(sharp), s.sign_flip_test(sharp), s.wilcoxon(sharp)):
+    for found in (s.sign_flip_test(sharp), s.wilcoxon(sharp)):
         assert str(found) == "5 seeds cannot give a p below 0.062" and not found.is_significant()
     assert str(s.sign_flip_test(np.append(sharp, 1.0))) == "p = 0.031"
 
@@ -87,7 +79,6 @@ def test_a_diverged_run_gets_the_worst_rank():
 
 def test_rank_effects_equal_values_computed_by_hand():
     assert s.rank_biserial(np.array([1.0, 2.0, -3.0, 4.0])) == pytest.approx((1 + 2 + 4 - 3) / 10)
-    assert s.cliffs_delta(np.array([1, 2, 3.0]), np.array([2, 2, 0.0])) == pytest.approx((1 + 1 + 3 - 2 - 0 - 0) / 9)
     assert s.rank_biserial(np.array([INF, -1.0])) == pytest.approx(1 / 3)
 
 
@@ -97,15 +88,13 @@ def test_hedges_g_equals_its_formula():
     assert math.isnan(s.hedges_g(np.array([1.0])))
 
 
-def test_holm_and_benjamini_hochberg_equal_values_computed_by_hand():
+def test_holm_equals_values_computed_by_hand():
     p = [0.01, 0.04, 0.03, 0.005]
     assert s.holm(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert s.benjamini_hochberg(p) == pytest.approx([0.02, 0.04, 0.04, 0.02])
     assert s.holm([0.01, math.nan])[0] == 0.02  # hypotheses without a test still count
-    assert not len(s.holm([])) and not len(s.benjamini_hochberg([]))
+    assert not len(s.holm([]))
     for p in np.random.default_rng(0).uniform(0, 0.2, (2, 9)).round(2):  # including ties
         assert s.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
-        assert s.benjamini_hochberg(p) == pytest.approx(multipletests(p, method="fdr_bh")[1])
 
 
 def test_the_clopper_pearson_interval_equals_that_of_r():
@@ -120,11 +109,6 @@ def test_mcnemar_counts_only_seeds_that_differ():
     assert s.mcnemar(first, second).value == pytest.approx(2 * 9 / 256)
     assert s.mcnemar(first, first).value == 1.0
     assert s.mcnemar(np.ones(5), np.zeros(5)).value == s.mcnemar(np.ones(5), np.zeros(5)).min_attainable_p == 0.0625
-
-
-def test_fishers_exact_test_equals_the_tea_example():
-    found = s.fisher_exact(3, 4, 1, 4)
-    assert found.value == pytest.approx(34 / 70) and found.min_attainable_p == pytest.approx(2 / 70)
 
 
 def test_pages_test_is_the_exact_permutation_test_of_the_levels():
@@ -175,7 +159,6 @@ def test_a_trend_over_two_levels_is_a_sign_test_without_the_ties():
 def test_the_detectable_effect_has_the_stated_power(seeds):
     effect = s.min_detectable_effect(seeds, 0.2)
     assert s.power(seeds, effect, 0.2) == pytest.approx(0.8, abs=2e-3)
-    assert s.required_seeds(effect * 1.0001, 0.2) == seeds
 
 
 def test_five_seeds_detect_no_effect_of_any_size():
@@ -184,9 +167,9 @@ def test_five_seeds_detect_no_effect_of_any_size():
 
 def test_tost_equals_the_interval_within_the_margin():
     d = np.array([0.002, -0.001, 0.003, 0.0, -0.002, 0.001, 0.0, 0.002])
-    edge = s.min_equivalence_margin(d)
-    assert s.tost(d, edge * 1.001).is_equivalent and s.tost(d, edge * 1.001).p.value < 0.05
-    assert not s.tost(d, edge * 0.999).is_equivalent and s.tost(d, edge * 0.999).p.value > 0.05
+    interval = s.tost(d, 1.0).interval
+    edge = max(abs(interval.low), abs(interval.high))
+    assert s.tost(d, edge * 1.001).p.value < 0.05 < s.tost(d, edge * 0.999).p.value
     assert s.tost(d, edge).p.value == pytest.approx(0.05)
 
 
@@ -210,15 +193,11 @@ def test_the_log_ratio_is_converted_back():
     assert math.isnan(s.geometric_mean_ratio(np.array([0.0, 1]), np.array([1.0, 1])).estimate)
 
 
-def test_difference_in_differences_equals_a_value_computed_by_hand():
-    assert s.difference_in_differences(np.array([5.0]), np.array([4.0]), np.array([4.5]), np.array([4.2])) == pytest.approx([0.7])
-
-
 def test_bootstrap_draws_whole_clusters_and_refuses_seeds():
     values = np.repeat(np.random.default_rng(0).normal(size=40), 25)
     alone, whole = s.bootstrap_items(values), s.bootstrap_items(values, np.repeat(np.arange(40), 25))
     assert (whole.high - whole.low) / (alone.high - alone.low) == pytest.approx(5, rel=0.2)  # the square root of 25 items per cluster
-    with pytest.raises(UserError, match="paired_t_test or sign_flip_test"):
+    with pytest.raises(UserError, match="mean_ci or sign_flip_test"):
         s.bootstrap_items(np.arange(10.0))
 
 
