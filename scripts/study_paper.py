@@ -21,7 +21,7 @@ from fedrift.report.document import Document, Figure, MissingSection, Section, T
 from fedrift.report.format import DASH, format_interval, format_number, format_signed, pluralize, seed_mean_ci
 from fedrift.report.paper import render_pdf
 from fedrift.report.study_data import StudyData, load_study_data
-from fedrift.stats import Verdict
+from fedrift.stats import HypothesisVerdict
 from fedrift.storage.files import write_atomically
 from fedrift.studies import StudyManifest, load_study
 
@@ -315,7 +315,7 @@ def load_studies(runs_dirs: Sequence[Path], on_progress: Callable[[str], None] =
     return studies
 
 
-def read_verdicts(studies: Mapping[str, StudyData]) -> dict[Key, Verdict]:
+def read_verdicts(studies: Mapping[str, StudyData]) -> dict[Key, HypothesisVerdict]:
     """Return the verdicts that rest on at least one seed, by study and hypothesis."""
     return {
         (name, verdict.name): verdict
@@ -330,7 +330,7 @@ def registered_hypotheses() -> set[Key]:
     return {(name, hypothesis.name) for name in STUDIES for hypothesis in load_study(ROOT / "studies" / f"{name}.yaml").hypotheses}
 
 
-def format_effect(verdict: Verdict) -> str:
+def format_effect(verdict: HypothesisVerdict) -> str:
     """Format an effect with its interval: ``+0.213 nats (+0.180 to +0.246)``."""
     unit = " nats" if verdict.unit == "difference" and is_in_nats(verdict.metric) else ""
     return f"{format_signed(verdict.effect)}{unit} ({format_interval(verdict.low, verdict.high, is_signed=True)})"
@@ -341,7 +341,7 @@ def is_in_nats(metric: str) -> bool:
     return metric.split(" ")[0] in {"loss", "gap", "gap.worst", "loss.clients", "absence", "baseline.absence", "final.loss"}
 
 
-def describe_unjudged(question: Question, verdicts: Mapping[Key, Verdict]) -> tuple[str, ...]:
+def describe_unjudged(question: Question, verdicts: Mapping[Key, HypothesisVerdict]) -> tuple[str, ...]:
     """Name the hypotheses of a question that have no verdict, or a void one; an empty tuple if there are none."""
     missing = [name for study, name in question.hypotheses if (study, name) not in verdicts]
     void = [name for study, name in question.hypotheses if (study, name) in verdicts and verdicts[study, name].verdict == "void"]
@@ -351,7 +351,7 @@ def describe_unjudged(question: Question, verdicts: Mapping[Key, Verdict]) -> tu
     )
 
 
-def choose_lead(question: Question, verdicts: Mapping[Key, Verdict]) -> str:
+def choose_lead(question: Question, verdicts: Mapping[Key, HypothesisVerdict]) -> str:
     """Return the strongest conclusion that the verdicts allow; a question with missing studies says so."""
     for lead in question.leads:
         if all(key in verdicts and verdicts[key].verdict == verdict for key, verdict in lead.needs.items()):
@@ -368,7 +368,7 @@ def parse_key(text: str) -> Key:
     return study, name
 
 
-def result_sections(studies: Mapping[str, StudyData], verdicts: Mapping[Key, Verdict]) -> list[Section]:
+def result_sections(studies: Mapping[str, StudyData], verdicts: Mapping[Key, HypothesisVerdict]) -> list[Section]:
     """Return one section per question, with its conclusion, its hypotheses and its figures."""
     sections = []
     for question in QUESTIONS:
@@ -386,7 +386,7 @@ def result_sections(studies: Mapping[str, StudyData], verdicts: Mapping[Key, Ver
     return sections
 
 
-def _with_verdicts(study_data: StudyData, verdicts: tuple[Verdict, ...]) -> StudyData:
+def _with_verdicts(study_data: StudyData, verdicts: tuple[HypothesisVerdict, ...]) -> StudyData:
     return replace(study_data, verdicts=verdicts)
 
 
@@ -599,7 +599,7 @@ def missing_sections(studies: Mapping[str, StudyData]) -> tuple[MissingSection, 
     return tuple(missing)
 
 
-def write_abstract(studies: Mapping[str, StudyData], verdicts: Mapping[Key, Verdict]) -> str:
+def write_abstract(studies: Mapping[str, StudyData], verdicts: Mapping[Key, HypothesisVerdict]) -> str:
     """Return the abstract: one paragraph, every result in it chosen by a verdict."""
     runs = {entry.run for data in studies.values() for entry in data.manifest_values["runs"]}
     finished = {run for data in studies.values() for run in data.finished}
@@ -702,7 +702,7 @@ def markdown_table(table: Table) -> list[str]:
     return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
 
 
-def readme_findings(verdicts: Mapping[Key, Verdict]) -> str:
+def readme_findings(verdicts: Mapping[Key, HypothesisVerdict]) -> str:
     """Return the README's findings: the first three questions that have an answer, each with the command that makes its runs."""
     lines = []
     for question in QUESTIONS:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..stats.intervals import mean_ci
+from ..stats.effects import mean_ci
 from .problems import PROBLEMS, Problem, Subject, Unsupported
 from .reference import REFERENCES
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..stats import Verdict, assign_worst_rank, default_worst_end
+from ..stats import HypothesisVerdict, assign_worst_rank, default_worst_end
 from ..storage import Run, connect, try_read_each
 from ..storage.query import flatten, get_read_errors
 from ..studies import ManifestEntry, StudyManifest, evaluate_study_hypotheses
@@ -246,7 +246,7 @@ class StudyData:
     manifest: StudyManifest
     manifest_values: dict[str, Any]
     frame: pd.DataFrame
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[HypothesisVerdict, ...]
     stages: tuple[StageView, ...]
     experiments: dict[str, dict[str, Any]]
     finished: dict[str, dict[str, Any]]

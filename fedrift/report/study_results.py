@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from ..diagnosis import Diagnosis, diagnose
 from ..diagnosis.cases import RunIndex
 from ..diagnosis.finding import GRADES
-from ..stats import ALPHA, PValue, Verdict, compare_to_reference
+from ..stats import ALPHA, HypothesisVerdict, PValue, compare_to_reference
 from . import charts
 from .data import Row
 from .document import Claim, Figure, LegendKey, MissingSection, Panel, Section, Table
@@ -63,7 +63,7 @@ def verdicts_section(study_data: StudyData) -> Section | MissingSection:
     return Section("verdicts", "Verdicts", (), tuple(blocks))
 
 
-def verdicts_table(verdicts: tuple[Verdict, ...]) -> Table:
+def verdicts_table(verdicts: tuple[HypothesisVerdict, ...]) -> Table:
     """Return the table of all hypotheses."""
     rows = tuple(
         (

@@ -7,9 +7,22 @@
 """
 
 from .boundary import Bracket, find_boundaries, find_boundary, geometric_mean_ratio
-from .effects import EquivalenceResult, PairedComparison, compare_paired, detectable_margin, hedges_g, min_detectable_effect, power, tost
-from .hypothesis_base import Hypothesis
-from .intervals import bootstrap_items, mean_ci, median_ci, paired_differences, ratio_ci
+from .effects import (
+    EquivalenceResult,
+    PairedComparison,
+    bootstrap_items,
+    compare_paired,
+    detectable_margin,
+    hedges_g,
+    mean_ci,
+    median_ci,
+    min_detectable_effect,
+    paired_differences,
+    power,
+    ratio_ci,
+    tost,
+)
+from .hypotheses import Hypothesis
 from .mixed_model import MixedModel, bootstrap_term_p, fit_mixed_model
 from .selection import compare_to_reference, default_worst_end, outcome_values, select_runs
 from .significance import (
@@ -29,19 +42,19 @@ from .significance import (
     spearman_within_blocks,
     wilcoxon,
 )
-from .verdicts import Verdict, evaluate_hypotheses, verdict_table
+from .verdicts import HypothesisVerdict, evaluate_hypotheses, verdict_table
 
 __all__ = [
     "ALPHA",
     "Bracket",
     "EquivalenceResult",
     "Hypothesis",
+    "HypothesisVerdict",
     "Interval",
     "MixedModel",
     "MonotoneTrend",
     "PValue",
     "PairedComparison",
-    "Verdict",
     "assign_worst_rank",
     "bootstrap_items",
     "bootstrap_term_p",

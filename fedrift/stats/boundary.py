@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .intervals import mean_ci
+from .effects import mean_ci
 from .significance import Interval
 
 UNKNOWN_FACTOR, NEARBY_FACTOR = 4.0, 1.4  # step factors of the bracketing: from an arbitrary start, from a known boundary

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..core.lazy_imports import pd
-from .effects import compare_paired, detectable_margin, min_detectable_effect, tost
-from .intervals import mean_ci
+from .effects import compare_paired, detectable_margin, mean_ci, min_detectable_effect, tost
 from .selection import PerSeedValues
 from .significance import Interval, PValue, count_seeds
 

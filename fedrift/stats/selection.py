@@ -21,8 +21,7 @@ import numpy as np
 
 from ..core.errors import UserError, unknown_name_error
 from ..core.lazy_imports import pd
-from .effects import compare_paired
-from .intervals import mask_both_diverged, paired_differences
+from .effects import compare_paired, mask_both_diverged, paired_differences
 from .significance import WorstEnd, assign_worst_rank, holm
 
 Contrast = Literal["none", "iid_baseline"]

@@ -5,19 +5,24 @@ The rules are fixed before the runs:
 - Supported: the estimate has the predicted sign, and both the p-value and its Holm adjustment within the family are at most alpha.
 - Refuted: the same holds for the opposite sign, or the data exclude the smallest effect of interest.
 - Inconclusive: everything else. The verdict then reports the minimum detectable effect.
+- Void: the IID baseline of a condition learned too little, so that nothing that happens beside it is evidence (``Gate``).
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, cast
+
+import numpy as np
 
 from ..core.errors import UserError
 from ..core.lazy_imports import pd
-from .hypothesis_base import Hypothesis
+from .hypotheses import Hypothesis
 from .results import DecisionCriteria, HypothesisResult, empty_result
+from .selection import require_columns, select_runs
 from .significance import ALPHA, count_seeds, format_p, holm, min_seeds
 
 
@@ -90,7 +95,7 @@ def format_exclusions(result: HypothesisResult) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class HypothesisVerdict:
     """The verdict on one hypothesis. ``effect``, ``low`` and ``high`` are in ``unit``; numbers that do not exist are NaN."""
 
     name: str
@@ -98,7 +103,7 @@ class Verdict:
     family: str
     kind: str
     metric: str
-    verdict: str  # supported, refuted, inconclusive
+    verdict: str  # supported, refuted, inconclusive, void
     effect: float
     low: float
     high: float
@@ -121,7 +126,7 @@ class Verdict:
 
 def evaluate_hypotheses(
     hypotheses: Sequence[Hypothesis], runs: pd.DataFrame, factors: Sequence[str], alpha: float = ALPHA, power: float = 0.8
-) -> tuple[Verdict, ...]:
+) -> tuple[HypothesisVerdict, ...]:
     """Evaluate every hypothesis and correct the p-values by Holm within each family.
 
     Args:
@@ -164,10 +169,10 @@ def evaluate_hypotheses(
     )
 
 
-def build_verdict(hypothesis: Hypothesis, result: HypothesisResult, adjusted_p: float, criteria: DecisionCriteria) -> Verdict:
+def build_verdict(hypothesis: Hypothesis, result: HypothesisResult, adjusted_p: float, criteria: DecisionCriteria) -> HypothesisVerdict:
     """Build the verdict on one hypothesis from its result and its p-value adjusted over the family."""
     verdict = decide_verdict(result, adjusted_p, criteria)
-    return Verdict(
+    return HypothesisVerdict(
         name=hypothesis.name,
         claim=hypothesis.claim,
         family=hypothesis.family,
@@ -205,13 +210,108 @@ def decide_verdict(result: HypothesisResult, adjusted_p: float, criteria: Decisi
     return "inconclusive"
 
 
-def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+def verdict_table(verdicts: Sequence[HypothesisVerdict]) -> pd.DataFrame:
     """Return the verdicts as a table with one row per verdict.
 
     A p-value below the smallest one that its seeds can produce is replaced by NaN.
     """
     rows = [asdict(verdict) for verdict in verdicts]
-    frame = pd.DataFrame(rows, columns=list(Verdict.__dataclass_fields__))
+    frame = pd.DataFrame(rows, columns=list(HypothesisVerdict.__dataclass_fields__))
     hidden = (frame["min_attainable_p"] > ALPHA) & (frame["p"] <= frame["min_attainable_p"].clip(lower=ALPHA))
     frame.loc[hidden & (frame["p"] < frame["min_attainable_p"]), ["p", "p_holm"]] = math.nan
     return frame
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A condition counts only where the mean of ``metric`` over its seeds is at least ``min``.
+
+    Attributes:
+        metric: The outcome that is asked; by default what the IID baseline gained from its start to its end, in nats.
+        min: The least mean that counts.
+        action: ``void``: a hypothesis that uses a void condition has no verdict but "void". ``drop``: void conditions are left out, and
+            the hypothesis is judged on the others, if any are left on each side.
+    """
+
+    metric: str = "baseline.gain"
+    min: float = 0.15
+    action: Literal["void", "drop"] = "void"
+
+
+def find_void_conditions(runs: pd.DataFrame, gate: Gate) -> dict[tuple[Any, Any], float]:
+    """The conditions, by stage and name, whose mean is below the gate's, and their means; those without a number count."""
+    require_columns(runs, [gate.metric, "stage", "condition"], "outcome")
+    rows = runs[~runs["iid"].to_numpy(dtype=bool)]
+    means = rows.groupby(["stage", "condition"], observed=True)[gate.metric].agg(_mean_of_known)
+    return {cast(tuple[Any, Any], name): float(value) for name, value in means.items() if value < gate.min}
+
+
+def _mean_of_known(values: pd.Series) -> float:
+    known = values.dropna().to_numpy(dtype=np.float64)
+    return float(known.mean()) if len(known) else math.nan
+
+
+def list_selections(hypothesis: Hypothesis) -> Iterator[tuple[dict[str, Any], ...]]:
+    """Every set of selections by which a hypothesis chooses runs."""
+    parts = getattr(hypothesis, "parts", ())
+    for part in parts:
+        yield from list_selections(part)
+    if parts:
+        return
+    where = hypothesis.where
+    if terms := getattr(hypothesis, "terms", ()):
+        yield from ((where, term.select) for term in terms)
+        return
+    sides = [getattr(hypothesis, "group", {})] + [side for name in ("reference", "target") if (side := getattr(hypothesis, name, {}))]
+    places = [getattr(hypothesis, name) for name in ("inside", "outside") if hasattr(hypothesis, name)] or [{}]
+    yield from ((where, side, place) for side in sides for place in places)
+
+
+def list_used_conditions(hypothesis: Hypothesis, runs: pd.DataFrame) -> set[tuple[Any, Any]]:
+    """The conditions whose runs a hypothesis compares, by stage and name."""
+    found: set[tuple[Any, Any]] = set()
+    for selections in list_selections(hypothesis):
+        rows = select_runs(runs, *selections)
+        found |= set(zip(rows["stage"], rows["condition"], strict=True))
+    return found
+
+
+def evaluate_gated(
+    hypotheses: Sequence[Hypothesis], runs: pd.DataFrame, factors: Sequence[str], gate: Gate | None = None
+) -> tuple[HypothesisVerdict, ...]:
+    """The verdict on every hypothesis; "void" where a condition that it uses did not pass the gate.
+
+    A void hypothesis keeps its place in its family: Holm's correction is for all that were registered.
+    """
+    if gate is None or not len(runs):
+        return evaluate_hypotheses(hypotheses, runs, factors)
+    void = find_void_conditions(runs, gate)
+    names = list(zip(runs["stage"], runs["condition"], strict=True))
+    outside = np.array([name in void for name in names], dtype=bool) & ~runs["iid"].to_numpy(dtype=bool)
+    remaining = runs[~outside] if gate.action == "drop" else runs
+    found = []
+    for hypothesis, verdict in zip(hypotheses, evaluate_hypotheses(hypotheses, remaining, factors), strict=True):
+        used = list_used_conditions(hypothesis, runs)
+        bad = sorted(((void[name], name[1]) for name in used if name in void), key=lambda pair: (pair[0], str(pair[1])))
+        if bad and (gate.action == "void" or len(bad) == len(used)):
+            verdict = void_verdict(verdict, bad, gate)
+        elif bad:
+            verdict = replace(
+                verdict, notes=(*verdict.notes, f"{len(bad)} of {len(used)} conditions are void and left out: {describe_gate(bad, gate)}")
+            )
+        found.append(verdict)
+    return tuple(found)
+
+
+def void_verdict(verdict: HypothesisVerdict, conditions: Sequence[tuple[float, str]], gate: Gate) -> HypothesisVerdict:
+    """The same numbers without a judgment."""
+    message = f"{verdict.name} is void: {describe_gate(conditions, gate)}."
+    return replace(verdict, verdict="void", sentence=message, notes=(verdict.sentence, *verdict.notes))
+
+
+def describe_gate(conditions: Sequence[tuple[float, str]], gate: Gate) -> str:
+    """By how much the weakest condition failed, in words."""
+    value, name = conditions[0]
+    if gate.metric == "baseline.gain":
+        return f"the baseline gained only {value:.3g} nats in {name}, and {gate.min:g} were needed"
+    return f"{gate.metric} is only {value:.3g} in {name}, and {gate.min:g} was needed"

@@ -36,9 +36,9 @@ from ..core.lazy_imports import pd
 from ..core.records import RecordColumns, Trajectory, final_round_indices
 from ..diagnosis.failures import DIVERGENCE_METRICS, find_training_divergence
 from ..diagnosis.finding import THRESHOLDS
-from ..stats import Verdict
-from ..stats.gates import evaluate_gated
-from ..stats.hypothesis_base import Hypothesis
+from ..stats import HypothesisVerdict
+from ..stats.hypotheses import Hypothesis
+from ..stats.verdicts import evaluate_gated
 from ..storage import Run, connect
 from ..storage.query import flatten, get_read_errors
 from .costs import COST_RECORDS, parse_cost_metric, summarize_cost
@@ -353,7 +353,7 @@ def load_trajectories(manifest: StudyManifest, entries: Iterable[ManifestEntry],
     return trajectories
 
 
-def evaluate_study_hypotheses(manifest: StudyManifest) -> tuple[pd.DataFrame, tuple[Verdict, ...]]:
+def evaluate_study_hypotheses(manifest: StudyManifest) -> tuple[pd.DataFrame, tuple[HypothesisVerdict, ...]]:
     """Return the table of a study and the verdict on each of its hypotheses; outcomes that only hypotheses use are columns too."""
     content = manifest.read()
     study = parse_study(content["study"])

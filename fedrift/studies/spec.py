@@ -15,8 +15,8 @@ from ..config.loader import Registry, apply_overrides, dump_value, load_yaml, pa
 from ..core.errors import UserError, quote_value
 from ..core.random import Seed
 from ..stats import hypotheses as claims
-from ..stats.gates import Gate
-from ..stats.hypothesis_base import Hypothesis
+from ..stats.hypotheses import Hypothesis
+from ..stats.verdicts import Gate
 from . import designs
 from .designs import Design, FullGrid
 

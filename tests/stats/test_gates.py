@@ -12,9 +12,8 @@ from fedrift import stats as s
 from fedrift.config.loader import Registry, dump_value, parse_value
 from fedrift.core.errors import UserError
 from fedrift.stats import hypotheses
-from fedrift.stats.contrasts import ContrastTerm
-from fedrift.stats.gates import Gate, evaluate_gated, find_void_conditions, list_used_conditions
-from fedrift.stats.hypotheses import All, Equivalent, Greater, Hypothesis, Interaction, LinearContrast, MatchedDifference
+from fedrift.stats.hypotheses import All, ContrastTerm, Equivalent, Greater, Hypothesis, Interaction, LinearContrast, MatchedDifference
+from fedrift.stats.verdicts import Gate, evaluate_gated, find_void_conditions, list_used_conditions
 
 from .frames import FACTORS, diverge, study
 

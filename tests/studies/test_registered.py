@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fedrift.stats.gates import evaluate_gated, list_used_conditions
+from fedrift.stats.verdicts import evaluate_gated, list_used_conditions
 from fedrift.studies import load_study
 from fedrift.studies.designs import find_aliases
 from fedrift.studies.outcomes import list_hypothesis_metrics, parse_metric_name

@@ -7,18 +7,18 @@ import yaml
 
 from fedrift.models.presets import PRESETS
 from fedrift.report.study_results import diagnose_conditions
-from fedrift.stats import Verdict, compare_paired, mean_ci, min_p
+from fedrift.stats import HypothesisVerdict, compare_paired, mean_ci, min_p
 from fedrift.studies.outcomes import FINAL_EVALUATIONS
 
 from .stores import ROOT, StoredStudy, signed, to_array
 
 
-def effect(verdict: Verdict, unit: str = " nats", digits: int = 3) -> str:
+def effect(verdict: HypothesisVerdict, unit: str = " nats", digits: int = 3) -> str:
     """Format the effect of a verdict with its interval, such as ``+0.101 nats, +0.029 to +0.172``."""
     return f"{signed(verdict.effect, digits)}{unit}, {signed(verdict.low, digits)} to {signed(verdict.high, digits)}"
 
 
-def p(verdict: Verdict, holm: bool = False) -> str:
+def p(verdict: HypothesisVerdict, holm: bool = False) -> str:
     """Format the p-value of a verdict, with Holm's in parentheses if it is requested."""
     return f"{verdict.p:.3f} ({verdict.p_holm:.3f})" if holm else f"{verdict.p:.3f}"
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fedrift.report.study_data import StudyData, load_study_data
-from fedrift.stats import Verdict
+from fedrift.stats import HypothesisVerdict
 from fedrift.storage import connect
 from fedrift.studies import StudyManifest
 
@@ -54,7 +54,7 @@ class StoredStudy:
             return list(connection.execute(query).fetchall())
 
     @cached_property
-    def verdicts(self) -> dict[str, Verdict]:
+    def verdicts(self) -> dict[str, HypothesisVerdict]:
         """The verdicts by the name of their hypothesis."""
         return {verdict.name: verdict for verdict in self.study_data.verdicts}
 
