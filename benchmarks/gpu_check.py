@@ -34,8 +34,7 @@ from machine import describe_machine, make_parser, write_results
 from fedrift.config.runtime import Runtime, measure_bf16_speedup
 from fedrift.config.schema import ExperimentConfig, parse_config
 from fedrift.core.tree import Tree
-from fedrift.engine.build import resolve_fingerprints
-from fedrift.engine.cache import ResourceCache
+from fedrift.engine.cache import ResourceCache, resolve_fingerprints
 from fedrift.engine.callbacks import Progress
 from fedrift.engine.run import run_experiment
 from fedrift.models.device_check import DEVICE_TOLERANCE, compare_step

@@ -23,9 +23,8 @@ from fedrift.config.runtime import Runtime
 from fedrift.config.schema import ExperimentConfig
 from fedrift.engine.cache import ResourceCache
 from fedrift.studies import Study, StudyManifest, evaluate_study_hypotheses, export_study, load_study
-from fedrift.studies.executors import Executor, Local, Stacked
+from fedrift.studies.executors import Executor, Local, Stacked, list_pending
 from fedrift.studies.run import run_study
-from fedrift.studies.worker import list_pending
 
 STUDY_FILE = Path(__file__).parents[1] / "studies" / "gpu.yaml"
 SMALL_OVERRIDES = (

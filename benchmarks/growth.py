@@ -34,8 +34,7 @@ from fedrift.config.runtime import Runtime
 from fedrift.core.random import numpy_stream
 from fedrift.core.tree import Tree
 from fedrift.data import Corpus
-from fedrift.engine.build import resolve_fingerprints
-from fedrift.engine.cache import ResourceCache
+from fedrift.engine.cache import ResourceCache, resolve_fingerprints
 from fedrift.engine.loop import init_state
 from fedrift.engine.run import run_experiment
 from fedrift.storage import Run

@@ -29,8 +29,8 @@ from fedrift.config.loader import load_yaml
 from fedrift.config.runtime import Runtime
 from fedrift.config.schema import ExperimentConfig, parse_config
 from fedrift.core.tree import Tree
-from fedrift.engine.build import build_run, resolve_fingerprints
-from fedrift.engine.cache import ResourceCache
+from fedrift.engine.build import build_run
+from fedrift.engine.cache import ResourceCache, resolve_fingerprints
 from fedrift.engine.run import run_experiment
 from fedrift.models.presets import pocket_folder
 from fedrift.storage import Run

@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fedrift"
 TEXT = {"core", "data", "partition"}
 TRAINING = {"core", "algorithms", "simulation"}
 CONFIG = {"config", "config/loader", "config/runtime"}
-ENGINE = {"engine", "engine/build", "engine/cache", "engine/fingerprints", "engine/loop"}
+ENGINE = {"engine", "engine/build", "engine/cache", "engine/loop"}
 ALLOWED_IMPORTS = {
     "core": set(),
     "stats": {"core"},
@@ -37,12 +37,8 @@ ALLOWED_IMPORTS = {
     "config": TEXT | TRAINING | {"config/loader", "models", "probes", "clustering"},
     "storage": {"core"},
     "diagnosis": {"core", "storage"},
-    "engine/cache": {"core", "data", "models", "config/runtime"},
-    "engine/fingerprints": CONFIG | {"core", "models", "engine/cache"},
-    "engine/build": TEXT
-    | TRAINING
-    | CONFIG
-    | {"models", "probes", "clustering", "clustering/runtime", "engine/cache", "engine/fingerprints"},
+    "engine/cache": CONFIG | {"core", "data", "models"},
+    "engine/build": TEXT | TRAINING | CONFIG | {"models", "probes", "clustering", "clustering/runtime", "engine/cache"},
     "storage/fork": TRAINING | CONFIG | {"storage", "engine/build"},
     "diagnosis/fork": CONFIG | {"core", "probes", "storage", "storage/fork", "diagnosis"},
     "engine": TRAINING | CONFIG | {"models", "probes", "storage", "storage/fork", "diagnosis"} | ENGINE,

@@ -14,7 +14,8 @@ from fedrift.cli.dataset import read_summary
 from fedrift.config.schema import ADDED_KEYS, compute_id, diff_stored_configs, load_config, parse_config
 from fedrift.core.errors import UserError
 from fedrift.data import DatasetConfig, load_corpus, pack_blocks, tokenize_corpus
-from fedrift.engine.build import build_run, resolve_fingerprints
+from fedrift.engine.build import build_run
+from fedrift.engine.cache import resolve_fingerprints
 from fedrift.engine.run import run_experiment
 from fedrift.models.load import load_model
 from fedrift.probes.classification import build_label_accuracy

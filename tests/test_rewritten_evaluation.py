@@ -10,7 +10,8 @@ import pytest
 from fedrift.config.schema import edit_config, iid_baseline
 from fedrift.core.errors import UserError
 from fedrift.data.tokenization import Blocks
-from fedrift.engine.build import build_run, check_held_out, partition_documents, resolve_fingerprints
+from fedrift.engine.build import build_run, check_held_out, partition_documents
+from fedrift.engine.cache import resolve_fingerprints
 from fedrift.engine.run import run_experiment
 from fedrift.partition.rewriting import rewrite_corpus, rewrite_groups
 from fedrift.probes import HeldOut

@@ -22,7 +22,8 @@ from fedrift.cli.console import print_summary
 from fedrift.config.schema import edit_config, iid_baseline
 from fedrift.core.errors import UserError
 from fedrift.diagnosis import judge_run
-from fedrift.engine.build import build_run, config_warnings, resolve_fingerprints
+from fedrift.engine.build import build_run, config_warnings
+from fedrift.engine.cache import resolve_fingerprints
 from fedrift.engine.run import run_experiment
 from fedrift.storage import list_runs
 from fedrift.storage.fork import Checkpoint

@@ -15,8 +15,7 @@ import fedrift.engine.run
 from fedrift.cli.app import main
 from fedrift.config.schema import edit_config
 from fedrift.core.errors import UserError
-from fedrift.engine.build import resolve_fingerprints
-from fedrift.engine.cache import ResourceCache
+from fedrift.engine.cache import ResourceCache, resolve_fingerprints
 from fedrift.engine.run import check_stored_run, describe_finished_run, run_experiment
 from fedrift.storage import list_runs, list_unreadable
 from tests.small_experiment import experiment, make_cache

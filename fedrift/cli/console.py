@@ -168,7 +168,7 @@ def format_number(value: float, number_format: str = ".3f") -> str:
 
 if TYPE_CHECKING:
     from ..config.schema import ExperimentConfig
-    from ..studies.worker import ProgressFn
+    from ..studies.executors import ProgressFn
 
 
 class StudyProgressBar:

@@ -66,8 +66,7 @@ def deploy(
     `backend.round_timeout_s=600`; they do not change the run's id.
     """
     from ..config.schema import load_config
-    from ..engine.cache import ResourceCache
-    from ..engine.fingerprints import resolve_fingerprints
+    from ..engine.cache import ResourceCache, resolve_fingerprints
     from ..flower import require_flower
 
     require_flower()

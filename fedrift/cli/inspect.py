@@ -68,7 +68,7 @@ def show(
     from rich.table import Table
 
     from ..storage import find_run
-    from ..storage.labels import read_labels
+    from ..storage.index import read_labels
     from .console import format_number, print_summary
 
     run = find_run(runs_dir, name)

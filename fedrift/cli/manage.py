@@ -32,7 +32,7 @@ def tag(
     stored in `labels.json` of the run and change neither its id nor its results.
     """
     from ..storage import find_run
-    from ..storage.labels import add_tags
+    from ..storage.index import add_tags
 
     run = find_run(runs_dir, name)
     typer.echo(f"run {run.id[:6]}: {', '.join(add_tags(run, tags or (), remove or ())) or 'no tags'}")
@@ -48,7 +48,7 @@ def note(
     `fedrift note 5c35 "the learning rate of the paper"`
     """
     from ..storage import find_run
-    from ..storage.labels import write_note
+    from ..storage.index import write_note
 
     run = find_run(runs_dir, name)
     write_note(run, text)

@@ -79,7 +79,7 @@ def find_iid_baselines(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, st
 def read_listed_run(run: Run) -> tuple[ListedRun, Trajectory]:
     """Read one run; raise an error if its files are damaged."""
     from ..diagnosis.curves import final_loss
-    from ..storage.labels import read_labels
+    from ..storage.index import read_labels
 
     trajectory = run.trajectory()
     last_round = int(trajectory.rounds.max(initial=0))

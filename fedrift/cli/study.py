@@ -394,9 +394,8 @@ def compare_clustering(
     comparison, repeat the same command.
     """
     from ..clustering.comparison import build_comparison
-    from ..clustering.comparison_map import ClusteringMap, summarize_map
     from ..clustering.comparison_report import frame_to_records, map_report_parts, report_parts, results_to_json
-    from ..clustering.comparison_results import collect_results
+    from ..clustering.comparison_results import ClusteringMap, collect_results, summarize_map
     from ..config.loader import apply_overrides, load_yaml
     from ..engine.cache import ResourceCache
 

@@ -11,8 +11,8 @@ import pandas as pd
 
 from ..core.records import perplexity_change_percent
 from ..stats.significance import ALPHA, format_p
-from .comparison_metrics import COMPARISON_METRICS
 from .comparison_results import (
+    COMPARISON_METRICS,
     CONTRAST_REFERENCES,
     CONTRASTED_METRICS,
     ComparisonResults,

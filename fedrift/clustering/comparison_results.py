@@ -1,6 +1,10 @@
 """Results of a comparison of clustering strategies.
 
 All outcomes were fixed before the runs. They are measured at the end of training, on the larger test set.
+
+The map varies the partition and its severity, each with vanilla, text clusters and random clusters, and measures the cost of smaller
+clusters with IID clients. The number of clusters is fixed, because the gain would be zero by definition where the strategy selects one
+cluster. The report shows the number that would have been selected and how well the embeddings separate the clients.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..core.errors import UserError, unknown_name_error
 from ..core.records import Trajectory
 from ..diagnosis import Diagnosis, diagnose
 from ..diagnosis.cases import extract_run_info
@@ -21,10 +26,196 @@ from ..diagnosis.finding import RunEvidence
 from ..stats import compare_to_reference, mean_ci, min_p, ratio_ci
 from ..stats.significance import Interval
 from ..storage import Run
-from ..studies import ManifestEntry, StudyManifest
+from ..studies import ManifestEntry, Study, StudyManifest, parse_study
 from ..studies.outcomes import has_diverged
-from .comparison import CONDITIONS, parse_condition_label
-from .comparison_metrics import COMPARISON_METRICS, first_assignment, measure_run
+from .comparison import CONDITIONS, ClusteringComparison, parse_condition_label
+
+NUM_NEXT_ROUNDS = 3  # number of last rounds over which the loss on the next batches is averaged
+NUM_LAST_ROUNDS = 5  # number of last rounds whose mean training loss selects among IFCA's restarts
+COMPARISON_METRICS = {  # column: (title, description with unit)
+    "own": (
+        "own text",
+        "mean over clients of the loss on held-out text with the client's own mixture of domains and rewrites, nats per token",
+    ),
+    "worst": ("worst client", "largest of these losses over clients, nats per token"),
+    "cross": ("other text", "mean over clients of the loss on held-out text of the domains that the client lacks, nats per token"),
+    "next": (
+        "next batch",
+        "mean over clients of the loss of the received model on the client's next training batches, averaged over the last "
+        "three rounds, nats per token",
+    ),
+    "general": ("general text", "change during training of the loss on text that no client holds, nats per token"),
+    "syntax": ("syntax", "change during training of the share of minimal pairs whose correct sentence has the higher probability"),
+    "compute": ("compute", "number of trained tokens, plus a third for each token that is only evaluated, relative to vanilla"),
+    "traffic": ("traffic", "data sent to and from clients in the whole run, MB"),
+    "models": ("models", "number of models that clients use at the end"),
+    "ari": ("agreement", "adjusted Rand index of the clusters and the clients' main domains"),
+}
+
+
+def measure_run(run: Run, trajectory: Trajectory, vanilla: Run) -> dict[str, float]:
+    """Measure all columns of ``COMPARISON_METRICS`` for one run.
+
+    ``compute`` is the number of tokens and not yet relative to vanilla. The additional key ``train`` is the training loss that selects
+    among IFCA's restarts.
+
+    Args:
+        run: The run.
+        trajectory: Records of the run.
+        vanilla: The run of the condition ``vanilla`` with the same seed.
+    """
+    config = run.config
+    own_losses, cross_losses = client_losses(trajectory, vanilla)
+    train_losses = (
+        trajectory.client_table("train.loss")[1:][-NUM_LAST_ROUNDS:]
+        if trajectory.has_client_table("train.loss")
+        else np.full((1, 1), math.nan)
+    )
+    return {
+        "own": mean_or_nan(own_losses),
+        "worst": float(own_losses.max()) if len(own_losses) else math.nan,
+        "cross": mean_or_nan(cross_losses),
+        "next": next_batch_loss(trajectory),
+        "general": net_change(trajectory, "general.loss"),
+        "syntax": net_change(trajectory, "syntax.accuracy"),
+        "compute": training_compute(run, trajectory, config),
+        "traffic": communication_bytes(run, trajectory, config) / 1e6,
+        "models": count_models(run, trajectory, config),
+        "ari": last_value(trajectory, "cluster.ari"),
+        "train": float(np.nanmean(train_losses)) if np.isfinite(train_losses).any() else math.nan,
+    }
+
+
+def client_losses(trajectory: Trajectory, vanilla: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Return each client's loss on text like its own and on text of the domains that it lacks, [N] each, in nats per token.
+
+    A centralized run has no clients. Its single model is evaluated on the domain mixtures of the clients of vanilla.
+
+    Args:
+        trajectory: Records of the run.
+        vanilla: The run of the condition ``vanilla`` with the same seed.
+    """
+    domain_tokens = client_domain_tokens(vanilla)
+    if not trajectory.has_client_table("final.loss.own"):
+        return np.zeros(0), np.zeros(0)
+    if len(trajectory.clients) == len(domain_tokens):
+        return trajectory.client_table("final.loss.own")[-1], trajectory.client_table("final.loss.cross")[-1]
+    domains = vanilla.config["partition_table"]["domains"]
+    loss = np.array([last_value(trajectory, "final.loss", domain) for domain in domains])
+    is_available = np.isfinite(loss) & (domain_tokens.sum(axis=0) > 0)
+    own_share = domain_tokens * is_available / (domain_tokens * is_available).sum(axis=1, keepdims=True)
+    missing_share = np.clip(1 - own_share, 0, None) * is_available
+    loss = np.where(is_available, loss, 0.0)
+    with np.errstate(invalid="ignore"):
+        return own_share @ loss, missing_share @ loss / missing_share.sum(axis=1)
+
+
+def next_batch_loss(trajectory: Trajectory) -> float:
+    """Return the mean loss of the received model on the batches that clients train on next.
+
+    These batches are the clients' own text, with all rewrites and token skew. All conditions of a seed have the same batches.
+    """
+    if not trajectory.has_client_table("train.loss.start"):
+        return math.nan
+    losses = trajectory.client_table("train.loss.start")[-NUM_NEXT_ROUNDS:]
+    return float(np.nanmean(losses)) if np.isfinite(losses).any() else math.nan
+
+
+def client_domain_tokens(run: Run) -> np.ndarray:
+    """Return the number of training tokens of each client in each domain, [N, J]."""
+    return np.asarray(run.config["partition_table"]["tokens"], dtype=np.float64)
+
+
+def mean_or_nan(values: np.ndarray) -> float:
+    """Return the mean, or NaN if there are no values."""
+    return float(values.mean()) if len(values) else math.nan
+
+
+def last_value(trajectory: Trajectory, metric: str, domain: str = "") -> float:
+    """Return the last recorded value of a metric, or NaN if there is none."""
+    if metric not in trajectory.metrics or not trajectory.has_curve(metric, domain):
+        return math.nan
+    return float(trajectory.curve(metric, domain)[trajectory.observed_mask(metric, domain)][-1])
+
+
+def net_change(trajectory: Trajectory, metric: str) -> float:
+    """Return the last recorded value of a metric minus the first one, or NaN if there are fewer than two."""
+    if metric not in trajectory.metrics or not trajectory.has_curve(metric):
+        return math.nan
+    values = trajectory.curve(metric)[trajectory.observed_mask(metric)]
+    return float(values[-1] - values[0]) if len(values) > 1 else math.nan
+
+
+def training_compute(run: Run, trajectory: Trajectory, config: dict[str, Any]) -> float:
+    """Return the number of trained tokens, plus a third for each token that is only evaluated.
+
+    Only IFCA has such tokens: in every round all clients evaluate all models on their next batches.
+
+    Args:
+        run: The run.
+        trajectory: Records of the run.
+        config: Configuration of the run.
+    """
+    trained_tokens = float(run.read_json("finished")["train_tokens"])
+    clustering = config["clustering"]
+    if clustering["type"] != "IFCA":
+        return trained_tokens
+    training = config["training"]
+    num_evaluations = training["num_rounds"] + (clustering["symmetry_breaking"] == "noise")
+    tokens_per_model = clustering["num_batches"] * training["batch_size"] * (training["max_seq_length"] - 1)
+    return trained_tokens + num_evaluations * config["partition"]["num_clients"] * clustering["num_clusters"] * tokens_per_model / 3
+
+
+def communication_bytes(run: Run, trajectory: Trajectory, config: dict[str, Any]) -> float:
+    """Return the number of bytes between server and clients in the whole run.
+
+    It includes the models and updates of every round, the embeddings, and all of IFCA's models for all clients.
+
+    Args:
+        run: The run.
+        trajectory: Records of the run.
+        config: Configuration of the run.
+    """
+    algorithm_type = config["algorithm"]["type"]
+    if algorithm_type == "LocalOnly":
+        return 0.0
+    if algorithm_type == "Centralized" or "cost.up" not in trajectory.metrics:
+        return math.nan
+    num_trained = np.isfinite(trajectory.client_table("weight")).sum(axis=1)  # [rounds] number of clients that trained
+    down, up = (np.nan_to_num(trajectory.curve(metric)) for metric in ("cost.down", "cost.up"))
+    total = float((num_trained * (down + up)).sum())
+    clustering = config["clustering"]
+    if clustering["type"] == "IFCA":
+        model_bytes, num_clients = float(down.max()), config["partition"]["num_clients"]
+        total += float(((num_trained > 0) * (num_clients * clustering["num_clusters"] - num_trained) * model_bytes).sum())
+    return total + config["partition"]["num_clients"] * embedding_bytes(run)
+
+
+def embedding_bytes(run: Run) -> float:
+    """Return the number of bytes that each client sends once for the clustering."""
+    return float(first_assignment(run).get("bytes") or 0)
+
+
+def first_assignment(run: Run) -> dict[str, Any]:
+    """Return the first decision of the clustering as JSON; empty for a run without clustering."""
+    entries = run.cluster_assignments()
+    return entries[0] if entries else {}
+
+
+def count_models(run: Run, trajectory: Trajectory, config: dict[str, Any]) -> float:
+    """Return the number of models that clients use at the end of the run.
+
+    Args:
+        run: The run.
+        trajectory: Records of the run.
+        config: Configuration of the run.
+    """
+    if config["algorithm"]["type"] == "LocalOnly":
+        return float(config["partition"]["num_clients"])
+    if trajectory.has_client_table("cluster.id"):
+        return float(len(np.unique(trajectory.client_table("cluster.id")[-1])))
+    return 1.0
+
 
 PRIMARY_METRIC, CONTRAST_REFERENCES = "own", ("random", "vanilla")
 CONTRASTED_METRICS = ("own", "cross", "worst")
@@ -268,14 +459,152 @@ def undetected_failures(diagnoses: Sequence[Diagnosis]) -> tuple[list[str], list
     )
 
 
-__all__ = [
-    "BEST_IFCA",
-    "CONTRASTED_METRICS",
-    "CONTRAST_REFERENCES",
-    "PRIMARY_METRIC",
-    "ComparisonResults",
-    "collect_results",
-    "condition_title",
-    "grade_table",
-    "undetected_failures",
-]
+PARTITIONS = {"topic": "TopicMix", "style": "Style", "token": "TokenTilt", "quantity": "Quantity"}
+SEVERITIES = (0.0, 0.5, 1.0)
+GAIN_METRIC = "next"  # token skew is present only in training text, because held-out text is drawn by domain
+
+
+@dataclass(frozen=True)
+class ClusteringMap:
+    """The map of where clustering helps: several partitions and severities.
+
+    Attributes:
+        comparison: Provides the base experiment, the settings and the seeds.
+        partitions: Names of partitions, keys of ``PARTITIONS``.
+        severities: Severities of each partition.
+    """
+
+    comparison: ClusteringComparison
+    partitions: tuple[str, ...] = tuple(PARTITIONS)
+    severities: tuple[float, ...] = SEVERITIES
+
+    def build_study(self) -> Study:
+        """Return a study with two stages.
+
+        The stage ``map`` varies partition, severity and method. The stage ``cluster_size`` has increasingly many random clusters, and
+        therefore fewer clients per cluster, with IID clients.
+
+        Raises:
+            UserError: A partition name is unknown, or there is no severity.
+        """
+        base_config, config = self.comparison.base_config, self.comparison.config
+        num_clients, k = base_config.partition.num_clients, config.num_clusters or min(4, base_config.partition.num_clients // 2)
+        text = {"type": "TextClustering", "encoder": config.encoder, "num_clusters": k}
+        partition_levels: dict[str, dict[str, Any]] = {}
+        for name in self.partitions:
+            if name not in PARTITIONS:
+                raise unknown_name_error("partition", name, PARTITIONS)
+            partition_levels[name] = {"partition": {"type": PARTITIONS[name], "num_clients": num_clients}}
+        methods: dict[str, dict[str, Any]] = {
+            "vanilla": {},
+            "text": {"clustering": text},
+            "random": {"clustering": {"type": "RandomClustering", "sizes_from": text}},
+        }
+        counts = [k for k in (2, 3, 5, 10, 20, 50) if k < num_clients] + [num_clients]
+        cluster_counts: dict[str, Any] = {"1 cluster": {}}
+        cluster_counts |= {
+            f"{k} clusters": {"clustering": {"type": "RandomClustering", "cluster_sizes": equal_sizes(num_clients, k)}} for k in counts
+        }
+        name = self.comparison.build_study().name.replace("clustering-", "clustering-map-", 1)
+        if not self.severities:
+            raise UserError("severities is empty. Give at least one severity, for example 1.0.")
+        return parse_study(
+            {
+                "name": name,
+                "base": self.comparison.raw_config,
+                "question": "Where does clustering clients by their text help?",
+                "seeds": list(self.comparison.seeds),
+                "iid_baselines": False,
+                "metrics": ["final.loss", "loss"],
+                "overrides": {
+                    "evaluation.probes": ["updates"],
+                    "evaluation.interval": max(base_config.training.num_rounds, 1),
+                    "partition.severity": 0.0,
+                },
+                "stages": [
+                    {
+                        "name": "map",
+                        "factors": {"partition": partition_levels, "partition.severity": list(self.severities), "method": methods},
+                        "overrides": {"partition": {"type": "TopicMix", "num_clients": num_clients}},
+                    },
+                    {"name": "cluster_size", "factors": {"method": cluster_counts}},
+                ],
+            }
+        )
+
+
+def equal_sizes(num_clients: int, k: int) -> list[int]:
+    """Return k cluster sizes that are as equal as possible and sum to the number of clients."""
+    return [num_clients // k + (cluster < num_clients % k) for cluster in range(k)]
+
+
+def summarize_map(manifest: StudyManifest) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the two tables of the map.
+
+    The first table has one row per partition and severity. Its columns ``random.*`` and ``vanilla.*`` compare the loss of text clusters
+    with that of random clusters of the same sizes and of vanilla, on each client's next training batches: effect, t-interval and
+    exact p value. ``own`` is the effect relative to random clusters on own text. ``p`` is the median over seeds of the permutation test's p
+    value. ``identification_rate`` is the rate at which documents are closest to their own client's mean. ``estimated_k`` is the number of
+    clusters that would have been selected.
+
+    The second table has the cost of smaller clusters, one row per number of random clusters.
+
+    Args:
+        manifest: Manifest of the study.
+    """
+    rows = []
+    for entry in manifest.read()["runs"]:
+        run = manifest.get_run(entry)
+        if run.is_finished:
+            decision, levels, trajectory = first_assignment(run), entry.factors, run.trajectory()
+            rows.append(
+                {
+                    "run": run.id,
+                    "stage": entry.stage,
+                    "condition": levels["method"],
+                    "partition": levels.get("partition"),
+                    "severity": levels.get("partition.severity"),
+                    "seed": entry.seed,
+                    "iid": False,
+                    "iid_baseline": "",
+                    "diverged": has_diverged(trajectory),
+                    **measure_run(run, trajectory, run),
+                    **{name: decision.get(name) for name in ("p_value", "identification_rate", "chance", "estimated_k")},
+                }
+            )
+    frame = pd.DataFrame(rows)
+    if frame.empty:
+        return frame, frame
+    return clustering_gains(frame[frame["stage"] == "map"]), small_cluster_cost(frame[frame["stage"] == "cluster_size"])
+
+
+def clustering_gains(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the first table of ``summarize_map`` from the rows of the runs."""
+    rows = []
+    for (partition, severity), cell in frame.groupby(["partition", "severity"], sort=False):
+        row: dict[str, Any] = {"partition": partition, "severity": severity}
+        for reference in ("random", "vanilla"):
+            table = compare_to_reference(cell, GAIN_METRIC, "condition", reference, ["condition"]).set_index("condition")
+            if "text" in table.index:
+                text_row = table.loc["text"]
+                row |= {f"{reference}.{name}": text_row[name] for name in ("effect", "low", "high", "p", "min_attainable_p", "seeds")}
+        own = compare_to_reference(cell, "own", "condition", "random", ["condition"]).set_index("condition")
+        row["own"] = own.loc["text", "effect"] if "text" in own.index else float("nan")
+        text = cell[cell["condition"] == "text"].astype(dict.fromkeys(("p_value", "identification_rate", "chance", "estimated_k"), float))
+        row |= {
+            "p": text["p_value"].median(),
+            "identification_rate": text["identification_rate"].mean(),
+            "chance": text["chance"].mean(),
+            "estimated_k": text["estimated_k"].median(),
+        }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def small_cluster_cost(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the second table of ``summarize_map``: the loss of each number of random clusters relative to one cluster."""
+    if frame.empty:
+        return frame
+    table = compare_to_reference(frame, "own", "condition", "1 cluster", ["condition"])
+    table["k"] = [int(str(label).split(" ", 1)[0]) for label in table["condition"]]
+    return table.sort_values("k", ignore_index=True)[["k", "effect", "low", "high", "p", "min_attainable_p", "seeds"]]

@@ -64,7 +64,6 @@ from ..simulation import ClientSimulator
 from ..simulation.batches import StragglingBatches, TextBatches, choose_clients_per_pass, choose_faster
 from ..simulation.simulator import client_losses_per_model, value_and_gradient
 from .cache import ResourceCache
-from .fingerprints import resolve_fingerprints as resolve_fingerprints
 
 SPLIT_CODES = {"validation": VALIDATION, "test": TEST}
 

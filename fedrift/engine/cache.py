@@ -1,4 +1,7 @@
-"""A cache of resources that several runs share, so that datasets, models and tokens are loaded only once."""
+"""A cache of resources that several runs share, so that datasets, models and tokens are loaded only once.
+
+It also resolves the hashes of datasets and local models, on which the id of a run depends; this needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.runtime import Dtype, Runtime
+from ..config.schema import ExperimentConfig
 from ..core.cache import BoundedCache
+from ..core.errors import UserError
 from ..data import Corpus, DatasetConfig, TokenizedCorpus, load_corpus, tokenize_corpus
-from ..models.presets import PRESETS
+from ..models.presets import PRESETS, fingerprint_model
 
 if TYPE_CHECKING:
     from ..models.arithmetic import ArithmeticChoice
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
     from ..models.load import LanguageModel
     from ..models.stacked_model import StackedModel
     from ..models.trainable import Trainable
+
 
 MAX_TOKEN_BYTES = 300_000_000  # limit of the memory for tokens of rewritten texts
 MAX_LOSS_BYTES = 100_000_000  # limit of the memory for losses of trained models
@@ -217,4 +223,20 @@ def create_coordinator(num_runs: int, max_clients: int) -> BatchCoordinator:
     return BatchCoordinator(num_runs, max_clients)
 
 
-__all__ = ["ResourceCache", "create_coordinator"]
+def resolve_fingerprints(config: ExperimentConfig, resources: ResourceCache) -> ExperimentConfig:
+    """Add the hashes of the dataset and of a local model to a configuration, so that changed files give another id.
+
+    Raises:
+        UserError: The configuration contains a hash of the dataset already, and the dataset has changed.
+    """
+    corpus = resources.get_corpus(replace(config.dataset, fingerprint=""), config.model)
+    if config.dataset.fingerprint not in ("", corpus.fingerprint):
+        raise UserError(
+            f"the dataset {config.dataset.name!r} has changed: its hash is {corpus.fingerprint[:12]}, but the configuration "
+            f"requires {config.dataset.fingerprint[:12]}. Restore the old files, or remove dataset.fingerprint for a new experiment"
+        )
+    return replace(
+        config,
+        dataset=replace(config.dataset, fingerprint=corpus.fingerprint),
+        model_fingerprint=fingerprint_model(config.model, corpus.examples is not None),
+    )

@@ -15,8 +15,8 @@ from ..probes.context import server_models
 from ..probes.representation import HiddenStates
 from ..storage import Run
 from ..storage.fork import load_checkpoint, load_run_config
-from .build import build_run, resolve_fingerprints
-from .cache import ResourceCache
+from .build import build_run
+from .cache import ResourceCache, resolve_fingerprints
 
 SIMILARITY_MEASURES = ("cka", "cosine")
 MATCHING_FIELDS = ("dataset", "model", "trainable")  # keys of the configurations that must be equal

@@ -18,15 +18,14 @@ from ..core.types import FederatedState, RoundResult
 from ..diagnosis.failures import find_exploding_updates
 from ..models.trainable import Lora
 from ..storage import Run, archive_run, check_environment, collect_environment
-from .cache import ResourceCache
+from .cache import ResourceCache, resolve_fingerprints
 from .callbacks import Callback, ProgressCallback, ReportProgress, RoundEnd, RunBegin, SaveCheckpoint, SaveUpdates, last_value
-from .fingerprints import resolve_fingerprints
 
 if TYPE_CHECKING:
     from ..probes import MetricHistory
     from ..simulation import ClientPool
-    from ..storage.assignments import AssignmentLog
     from ..storage.fork import Checkpoint
+    from ..storage.jsonl import AssignmentLog
     from ..storage.updates import UpdateLog
     from .build import RunContext
 

@@ -34,8 +34,8 @@ from ..core.random import numpy_stream
 from ..core.tree import Tree
 from ..core.types import ClientStateStore, CohortUpdate, FederatedState, ServerState
 from ..data import Blocks, DatasetConfig, load_corpus, pack_blocks
-from ..engine.build import build_run, resolve_fingerprints
-from ..engine.cache import ResourceCache
+from ..engine.build import build_run
+from ..engine.cache import ResourceCache, resolve_fingerprints
 from ..engine.loop import init_state
 from ..models.presets import fingerprint_model
 from ..models.stacked_model import mean_hidden_states

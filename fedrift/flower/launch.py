@@ -26,8 +26,7 @@ import psutil
 from ..config.runtime import Runtime
 from ..config.schema import ExperimentConfig
 from ..core.errors import UserError
-from ..engine.build import resolve_fingerprints
-from ..engine.cache import ResourceCache
+from ..engine.cache import ResourceCache, resolve_fingerprints
 from ..engine.callbacks import Progress, ProgressCallback, last_value
 from ..engine.run import check_stored_run, describe_finished_run, ensure_runs_dir
 from ..storage import Run

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from .. import __version__
 from ..storage.files import write_atomically
 from ..studies import StudyManifest
-from . import study_costs, study_dynamics, study_results, study_setup
+from . import study_dynamics, study_results, study_setup
 from .document import Document, Figure, Filter, MissingSection, Panel, Section, Table, latex_files
 from .figures import skip_validation
 from .format import pluralize, seed_mean_ci, to_yaml
@@ -40,7 +40,7 @@ SECTIONS: tuple[Callable[[StudyData], Section | MissingSection], ...] = (
     study_dynamics.lora_aggregation_section,
     study_results.clustering_section,
     study_setup.cost_section,
-    study_costs.cost_protocols_section,
+    study_setup.cost_protocols_section,
     study_setup.tuning_section,
     study_setup.methods_section,
     study_setup.provenance_section,

@@ -1,6 +1,7 @@
 """Storage of runs on disk. Reading a run does not need torch; ``tensors``, ``checkpoint``, ``updates`` and ``fork`` do."""
 
-from .index import archive_run, find_run, find_runs, list_runs, list_unreadable, try_read_each
+from .cleanup import archive_run
+from .index import find_run, find_runs, list_runs, list_unreadable, try_read_each
 from .query import connect, query_frame, query_rows
 from .run import Run, check_environment, collect_environment
 

@@ -23,7 +23,6 @@ from ..core.errors import UserError
 from ..core.tree import Tree
 from ..core.types import ClientStateStore, FederatedState, ServerState
 from . import jsonl
-from .assignments import AssignmentLog
 from .files import format_error
 from .run import Run
 from .tensors import STATE_RECOVERY_HINT, SlotFile, compute_record_digest, load_tensors, read_metadata, save_tensors
@@ -32,7 +31,7 @@ GROWING_FILES = ("records.jsonl", "events.jsonl")
 
 
 def summarize_history(
-    run: Run, round: int, previous: Mapping[str, Any] | None = None, assignments: AssignmentLog | None = None
+    run: Run, round: int, previous: Mapping[str, Any] | None = None, assignments: jsonl.AssignmentLog | None = None
 ) -> dict[str, Any]:
     """Return the checksums of a run's files after ``round``, as plain JSON for the metadata of the state that is stored next.
 
@@ -49,7 +48,7 @@ def summarize_history(
         first = min(list_recorded_rounds(run), default=None)
     return {
         **{name: jsonl.compute_checksum(run.folder / name, previous.get(name, jsonl.EMPTY_CHECKSUM)) for name in GROWING_FILES},
-        "clustering": (assignments or AssignmentLog(run)).checksum(round),
+        "clustering": (assignments or jsonl.AssignmentLog(run)).checksum(round),
         "updates": first,
     }
 
@@ -78,7 +77,7 @@ def check_history(run: Run) -> None:
         path = run.folder / name
         if not jsonl.has_prefix(path, history[name]):
             raise _resume_error(run, round, f"{name} {_describe_loss(run, name, round, history[name][0])}")
-    if AssignmentLog(run).checksum(round) != history["clustering"]:
+    if jsonl.AssignmentLog(run).checksum(round) != history["clustering"]:
         raise _resume_error(run, round, f"clustering.json lacks some of the {history['clustering'][0]} assignments up to this round")
     first = history["updates"]
     missing = sorted(set(range(first, round + 1)) - set(list_recorded_rounds(run))) if first is not None else []
@@ -136,7 +135,7 @@ class Checkpoint:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.assignments = AssignmentLog(run)
+        self.assignments = jsonl.AssignmentLog(run)
         self.history: dict[str, Any] | None = None  # the summary in the stored state; None: not known to this process
         self.client_states: tuple[Tree, ...] = ()  # N trees, as they were last saved or loaded
         self.slots = torch.zeros(0, dtype=torch.long)  # [N] slot of each client's state

@@ -1,4 +1,4 @@
-"""Free disk space: drop the state of a finished run, or delete whole runs."""
+"""Remove runs or parts of them: move a run aside, delete it, or drop the state of a finished run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from ..core.errors import UserError
 from .run import Run
 
-DELETED_FOLDER = "deleted"  # the folder beside the runs for deleted runs
+DELETED_FOLDER, REPLACED_FOLDER = "deleted", "replaced"  # the folders beside the runs for runs that were moved
 STATE_FILES = ("state.safetensors", "client_states.rows", "updates")  # what only resuming and forking need
 
 
@@ -59,17 +59,36 @@ def delete_run(run: Run, permanently: bool = False) -> Path | None:
     Raises:
         UserError: Another process is writing the run, or the folder cannot be moved.
     """
+    if not permanently:
+        return _move_run(run, DELETED_FOLDER)
     with run.lock():
         pass
-    target = Path(run.root) / DELETED_FOLDER
+    try:
+        shutil.rmtree(run.folder)
+    except OSError as error:
+        raise UserError(f"{run.folder} cannot be deleted: {error.strerror or error}; check its permissions") from error
+    return None
+
+
+def archive_run(run: Run) -> Path:
+    """Move the whole folder of a run into ``replaced/`` beside it, so that the run can start again; return its new path.
+
+    Raises:
+        UserError: Another process is writing the run, or the folder cannot be moved.
+    """
+    return _move_run(run, REPLACED_FOLDER)
+
+
+def _move_run(run: Run, folder_name: str) -> Path:
+    """Move a run into a folder beside the runs, under its id and the next free number."""
+    with run.lock():
+        pass
+    target = Path(run.root) / folder_name
     number = 1
     while (target / f"{run.id}.{number}").exists():
         number += 1
     try:
-        if permanently:
-            shutil.rmtree(run.folder)
-            return None
         target.mkdir(exist_ok=True)
         return run.folder.rename(target / f"{run.id}.{number}")
     except OSError as error:
-        raise UserError(f"{run.folder} cannot be deleted: {error.strerror or error}; check its permissions") from error
+        raise UserError(f"{run.folder} cannot be moved to {target}: {error.strerror or error}; nothing was changed") from error

@@ -1,17 +1,16 @@
-"""Finding runs: all runs in a folder, or one run by a prefix of its id. Also moving a run aside."""
+"""Finding runs: all runs in a folder, or one run by its id or a tag. A tag and a note are what a person wrote about a run."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from ..core.errors import UserError, unknown_name_error
-from .labels import find_tagged
-from .run import Run
+from ..core.errors import UserError, quote_value, unknown_name_error
+from .run import Run, read_json_file
 
-REPLACED_FOLDER = "replaced"  # the folder beside the runs for runs that were moved aside
 REQUIRED_KEYS = ("dataset.name", "model", "seed", "training.num_rounds", "algorithm.type", "partition.type")  # of experiment.json
 MAX_REASON_LENGTH = 200  # characters
 T = TypeVar("T")
@@ -107,25 +106,6 @@ def format_reason(error: BaseException) -> str:
     return text if len(text) <= MAX_REASON_LENGTH else f"{text[: MAX_REASON_LENGTH - 3]}..."
 
 
-def archive_run(run: Run) -> Path:
-    """Move the whole folder of a run into ``replaced/`` beside it, so that the run can start again; return its new path.
-
-    Raises:
-        UserError: Another process is writing the run, or the folder cannot be moved.
-    """
-    with run.lock():
-        pass
-    target = Path(run.root) / REPLACED_FOLDER
-    number = 1
-    while (target / f"{run.id}.{number}").exists():
-        number += 1
-    try:
-        target.mkdir(exist_ok=True)
-        return run.folder.rename(target / f"{run.id}.{number}")
-    except OSError as error:
-        raise UserError(f"{run.folder} cannot be moved to {target}: {error.strerror or error}; nothing was changed") from error
-
-
 def _list_folders(root: Path) -> list[Run]:
     """List the runs whose folder has an experiment, oldest first, readable or not."""
     times_and_names = []
@@ -168,3 +148,68 @@ def _get_read_error_cached(run: Run, modified_ns: int, size: int) -> str:
     if not isinstance(severity, (int, float)):
         return f"experiment.json has the invalid value {str(severity)[:80]!r} for partition.severity; remove or repair {run.folder}"
     return ""
+
+
+TAG_PATTERN = re.compile(r"\w[\w.+-]{0,39}")
+MAX_NOTE_LENGTH = 2000
+RECOVERY_HINT = "remove the file; it holds only tags and a note"
+
+
+def read_labels(run: Run) -> dict[str, Any]:
+    """Return ``{"tags": [...], "note": "..."}`` of a run; both are empty if nothing was written.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = run.folder / "labels.json"
+    if not path.exists():
+        return {"tags": [], "note": ""}
+    content = read_json_file(path, dict, RECOVERY_HINT)
+    tags, note = content.get("tags", []), content.get("note", "")
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags) or not isinstance(note, str):
+        raise UserError(
+            f"{path} must hold a list `tags` of texts and a text `note`, but holds {quote_value(str(dict(content)))}; {RECOVERY_HINT}"
+        )
+    return {"tags": tags, "note": note}
+
+
+def add_tags(run: Run, tags: Iterable[str], removed: Iterable[str] = ()) -> list[str]:
+    """Add tags to a run and remove others; return all its tags, each once, in the order of their addition.
+
+    Raises:
+        UserError: A tag is not a single word of at most 40 letters, digits and ``. _ + -``.
+    """
+    new, old = list(tags), read_labels(run)
+    for tag in new:
+        if not TAG_PATTERN.fullmatch(tag):
+            raise UserError(
+                f"the tag {quote_value(tag)} is not allowed: use one word of at most 40 letters, digits and . _ + -, e.g. best-lr"
+            )
+    without = set(removed)
+    kept = [tag for tag in dict.fromkeys([*old["tags"], *new]) if tag not in without]
+    run.write_json("labels", {**old, "tags": kept})
+    return kept
+
+
+def write_note(run: Run, note: str) -> None:
+    """Store the note of a run; it replaces the previous note, and "" removes it.
+
+    Raises:
+        UserError: The note is too long.
+    """
+    if len(note) > MAX_NOTE_LENGTH:
+        raise UserError(f"the note has {len(note):,} characters; at most {MAX_NOTE_LENGTH:,} are allowed: shorten it")
+    run.write_json("labels", {**read_labels(run), "note": note})
+
+
+def find_tagged(runs: Iterable[Run], tag: str) -> list[Run]:
+    """Return the runs with a tag; runs with damaged labels have none."""
+    return [run for run in runs if tag in _read_tags(run.folder)]
+
+
+def _read_tags(folder: Path) -> list[str]:
+    try:
+        tags: list[str] = read_labels(Run(folder.parent, folder.name))["tags"]
+    except UserError:
+        return []
+    return tags

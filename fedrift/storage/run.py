@@ -33,7 +33,6 @@ from filelock import FileLock, Timeout
 from ..core.errors import UserError
 from ..core.records import Record, Trajectory
 from . import jsonl
-from .assignments import drop_incomplete_entry
 from .files import explain_write_errors, format_error, write_atomically
 from .parquet import is_parquet_stale, parquet_path, read_parquet, write_parquet
 
@@ -147,7 +146,7 @@ class Run:
         if not path.exists():
             return []
         hint = "remove the run's folder to start the run again"
-        content = read_json_file(path, list, hint, repair=None if self.is_finished else drop_incomplete_entry)
+        content = read_json_file(path, list, hint, repair=None if self.is_finished else jsonl.drop_incomplete_entry)
         return _check_round_rows(content, path)
 
     def findings(self) -> list[dict[str, Any]]:

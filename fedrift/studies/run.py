@@ -9,11 +9,10 @@ from ..core.errors import UserError
 from ..engine.cache import ResourceCache
 from ..engine.run import check_stored_run, describe_finished_run, ensure_runs_dir
 from ..storage import archive_run
-from .executors import Executor, Local
+from .executors import Executor, Local, ProgressFn, list_pending
 from .manifest import StudyManifest
 from .plan import StudyPlan, build_manifest_content, plan_study, plan_tuning, select_configs, select_settings
 from .spec import Study
-from .worker import ProgressFn, list_pending
 
 StartFn = Callable[[str, Sequence[ExperimentConfig]], ProgressFn]
 """Called with the phase that begins ("tuning" or "runs") and its experiments; returns the callback for the progress of every round."""

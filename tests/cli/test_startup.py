@@ -16,7 +16,7 @@ from fedrift.config.loader.parsing import Parser
 from fedrift.config.loader.parsing import _field_types as field_types
 from fedrift.config.schema import REGISTRY
 from fedrift.data import DatasetConfig, load_corpus
-from fedrift.engine.fingerprints import resolve_fingerprints
+from fedrift.engine.cache import resolve_fingerprints
 from fedrift.engine.run import run_experiment
 from fedrift.studies.executors import WORKER_MODULES, Processes, create_worker_context
 from fedrift.studies.manifest import StudyManifest

@@ -21,7 +21,8 @@ from fedrift.clustering.selection import (
 )
 from fedrift.core.errors import UserError
 from fedrift.data import TRAIN
-from fedrift.engine.build import build_run, client_info, partition_documents, resolve_fingerprints
+from fedrift.engine.build import build_run, client_info, partition_documents
+from fedrift.engine.cache import resolve_fingerprints
 from tests.small_experiment import experiment, make_cache
 
 from .synthetic_clients import documents, make_client_info

@@ -13,7 +13,8 @@ from fedrift import clustering
 from fedrift.clustering import NoClustering
 from fedrift.clustering.base import Assignment, ClientInfo
 from fedrift.config.schema import parse_config
-from fedrift.engine.build import build_run, resolve_fingerprints
+from fedrift.engine.build import build_run
+from fedrift.engine.cache import resolve_fingerprints
 
 from .small_runs import make_config, with_runs_dir
 

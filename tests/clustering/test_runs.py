@@ -12,7 +12,8 @@ from fedrift.clustering import CFL, IFCA, NoClustering, OracleClustering, Random
 from fedrift.clustering.base import assign_new_clients
 from fedrift.config.schema import parse_config
 from fedrift.core.errors import UserError
-from fedrift.engine.build import build_run, resolve_fingerprints
+from fedrift.engine.build import build_run
+from fedrift.engine.cache import resolve_fingerprints
 from fedrift.engine.run import run_experiment
 from tests.small_experiment import read_state
 

@@ -11,9 +11,8 @@ import pandas as pd
 import pytest
 
 from fedrift.clustering.comparison import CONDITIONS, build_comparison
-from fedrift.clustering.comparison_metrics import COMPARISON_METRICS, client_losses
 from fedrift.clustering.comparison_report import render_html, render_markdown, report_parts, results_to_json, summarize_results
-from fedrift.clustering.comparison_results import BEST_IFCA, ComparisonResults, collect_results
+from fedrift.clustering.comparison_results import BEST_IFCA, COMPARISON_METRICS, ComparisonResults, client_losses, collect_results
 from fedrift.config.loader import apply_overrides
 from fedrift.core.errors import UserError
 from fedrift.stats import mean_ci, sign_flip_test
@@ -186,7 +185,7 @@ def test_a_finished_comparison_runs_nothing_again(comparison, cache, manifest, m
     def refuse(*said, **more):
         raise AssertionError("a finished run was run again")
 
-    monkeypatch.setattr("fedrift.studies.worker.run_experiment", refuse)
+    monkeypatch.setattr("fedrift.studies.executors.run_experiment", refuse)
     again = run_study(comparison.build_study(), cache)
     assert again.name == manifest.name and not collect_results(again).stopped_runs
 

@@ -14,7 +14,8 @@ from fedrift.core.types import FederatedState
 from fedrift.diagnosis import detectors, diagnose, judge_run
 from fedrift.diagnosis.curves import read_curve
 from fedrift.diagnosis.finding import THRESHOLDS, RunEvidence
-from fedrift.engine.build import build_run, resolve_fingerprints
+from fedrift.engine.build import build_run
+from fedrift.engine.cache import resolve_fingerprints
 from fedrift.engine.run import run_experiment
 from tests.small_experiment import experiment, make_cache
 

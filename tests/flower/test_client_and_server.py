@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from fedrift.core.errors import UserError
-from fedrift.engine.build import resolve_fingerprints
+from fedrift.engine.cache import resolve_fingerprints
 from fedrift.engine.run import run_experiment
 from fedrift.flower.client import NodeOptions, load_client, make_client_app
 from fedrift.flower.client_pool import MSG_OWN_DOCUMENTS

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fedrift.core.errors import UserError
-from fedrift.engine.build import resolve_fingerprints
+from fedrift.engine.cache import resolve_fingerprints
 from fedrift.engine.run import run_experiment
 from fedrift.flower.config import FlowerConfig
 from fedrift.flower.launch import (

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedrift.config.runtime import Runtime
 from fedrift.config.schema import load_config
-from fedrift.engine.build import build_run, resolve_fingerprints
-from fedrift.engine.cache import ResourceCache
+from fedrift.engine.build import build_run
+from fedrift.engine.cache import ResourceCache, resolve_fingerprints
 from fedrift.storage import find_run
 from tests.cli.test_cli import run_command
 from tests.models.tiny import random_model

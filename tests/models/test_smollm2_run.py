@@ -11,8 +11,8 @@ from peft import PeftModel
 
 from fedrift.config.runtime import Runtime
 from fedrift.config.schema import iid_baseline, load_config
-from fedrift.engine.build import build_run, resolve_fingerprints
-from fedrift.engine.cache import ResourceCache
+from fedrift.engine.build import build_run
+from fedrift.engine.cache import ResourceCache, resolve_fingerprints
 from fedrift.engine.run import run_experiment
 from fedrift.models.load import load_model
 

@@ -17,8 +17,7 @@ from fedrift.core.errors import UserError
 from fedrift.engine.run import run_experiment
 from fedrift.profiling import profile_run
 from fedrift.profiling.hints import find_hints
-from fedrift.profiling.memory import storage_bytes
-from fedrift.profiling.operations import ELEMENTWISE, HEAD, IDLE, OPTIMIZER, sum_by_kind
+from fedrift.profiling.operations import ELEMENTWISE, HEAD, IDLE, OPTIMIZER, storage_bytes, sum_by_kind
 from fedrift.storage.tensors import load_tensors
 from tests.small_experiment import experiment, make_cache
 

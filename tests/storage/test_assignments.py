@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from fedrift.core.errors import UserError
-from fedrift.storage import Run, assignments, jsonl
-from fedrift.storage.assignments import AssignmentLog
+from fedrift.storage import Run, jsonl
+from fedrift.storage.jsonl import AssignmentLog
 
 ENTRIES = [
     {"round": round, "cluster_ids": [round % 2, 1, 0], "reason": {"p": 0.1 * round, "note": "é } \n ]"}, "sizes": np.array([2, round])}
@@ -67,9 +67,9 @@ def test_checksums_equal_those_of_the_stored_list(run):
 
 def test_earlier_assignments_are_neither_read_nor_written_again(run, monkeypatch):
     log, reads, writes = AssignmentLog(run), [], []
-    read, write = Run.cluster_assignments, assignments.write_atomically
+    read, write = Run.cluster_assignments, jsonl.write_atomically
     monkeypatch.setattr(Run, "cluster_assignments", lambda self: reads.append(1) or read(self))
-    monkeypatch.setattr(assignments, "write_atomically", lambda path, content: writes.append(len(content)) or write(path, content))
+    monkeypatch.setattr(jsonl, "write_atomically", lambda path, content: writes.append(len(content)) or write(path, content))
     for entry in ENTRIES:
         log.add(entry)
         log.checksum(entry["round"])
@@ -82,12 +82,12 @@ def test_a_kill_at_any_byte_of_a_decision_keeps_the_earlier_ones_and_the_run_goe
         log.add(entry)
     before = log.path.read_bytes()
     log.add(ENTRIES[3])
-    after, kept = log.path.read_bytes(), before[: -len(assignments.LIST_END)]
+    after, kept = log.path.read_bytes(), before[: -len(jsonl.LIST_END)]
     assert after.startswith(kept)
     for size in range(len(kept), len(after) + 1):
         log.path.write_bytes(after[:size])
         found = len(run.cluster_assignments())
-        assert found == 3 or (found == 4 and size >= len(after) - len(assignments.LIST_END))
+        assert found == 3 or (found == 4 and size >= len(after) - len(jsonl.LIST_END))
         resumed = AssignmentLog(run)
         resumed.add(ENTRIES[3])
         assert log.path.read_bytes() == after
@@ -103,7 +103,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(run, monkeypatch):
     before, write = log.path.read_bytes(), jsonl.write_all
 
     def fail_after_some_bytes(handle, content):
-        if len(content) > len(assignments.LIST_END):
+        if len(content) > len(jsonl.LIST_END):
             write(handle, content[:7])
             raise OSError(errno.ENOSPC, "full")
         write(handle, content)

@@ -15,7 +15,8 @@ from fedrift.config.schema import edit_config
 from fedrift.core.errors import UserError
 from fedrift.core.optimizers import Adam
 from fedrift.core.types import CohortUpdate
-from fedrift.engine.build import build_run, resolve_fingerprints
+from fedrift.engine.build import build_run
+from fedrift.engine.cache import resolve_fingerprints
 from fedrift.engine.run import run_experiment
 from fedrift.storage.checkpoint import flatten_state
 from fedrift.storage.fork import UpdateLog, load_checkpoint

@@ -10,10 +10,9 @@ import fedrift
 from fedrift.core.errors import UserError
 from fedrift.core.records import Record, Trajectory
 from fedrift.report.document import Section
-from fedrift.report.study_costs import cost_protocols_section
 from fedrift.report.study_data import load_study_data
-from fedrift.studies.costs import COST_RECORDS, parse_cost_metric
-from fedrift.studies.outcomes import build_study_table, list_recorded_metrics, summarize_metric
+from fedrift.report.study_setup import cost_protocols_section
+from fedrift.studies.outcomes import COST_RECORDS, build_study_table, list_recorded_metrics, parse_cost_metric, summarize_metric
 from tests.small_experiment import experiment
 
 LOSSES = {0: 5.0, 2: 4.5, 4: 4.1, 6: 4.3}

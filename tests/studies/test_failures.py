@@ -14,11 +14,10 @@ import pytest
 import yaml
 
 import fedrift.engine.run
-import fedrift.studies.worker
+import fedrift.studies.executors
 from fedrift.cli.app import main
 from fedrift.core.errors import UserError
-from fedrift.engine.build import resolve_fingerprints
-from fedrift.engine.cache import ResourceCache
+from fedrift.engine.cache import ResourceCache, resolve_fingerprints
 from fedrift.storage import Run
 from fedrift.studies import StudyManifest, build_study_table, executors
 from fedrift.studies.executors import Executor, Local, Processes, Ray, Slurm, Stacked
@@ -64,12 +63,12 @@ def test_an_error_outside_a_run_ends_the_study(folder, tmp_path, monkeypatch, ex
             fail()
 
     if place == "claim":
-        real = fedrift.studies.worker.acquire_lease
+        real = fedrift.studies.executors.acquire_lease
         monkeypatch.setattr(
-            fedrift.studies.worker, "acquire_lease", lambda path, *rest: fail() if path.name == every[1].id else real(path, *rest)
+            fedrift.studies.executors, "acquire_lease", lambda path, *rest: fail() if path.name == every[1].id else real(path, *rest)
         )
     if place == "note":
-        monkeypatch.setattr(fedrift.studies.worker, "run_experiment", lambda *_: {}["update.norm"])
+        monkeypatch.setattr(fedrift.studies.executors, "run_experiment", lambda *_: {}["update.norm"])
         monkeypatch.setattr(StudyManifest, "record_failure", fail)
     error = KeyError if place == "note" else OSError  # the error of the run itself is raised
     with pytest.raises(error) as raised:

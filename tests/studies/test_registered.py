@@ -11,8 +11,8 @@ from fedrift.stats.verdicts import evaluate_gated, list_used_conditions
 from fedrift.studies import load_study
 from fedrift.studies.designs import find_aliases
 from fedrift.studies.outcomes import list_hypothesis_metrics, parse_metric_name
+from fedrift.studies.plan import plan_trials
 from fedrift.studies.spec import expand_cells, list_factor_names, list_seeds
-from fedrift.studies.tuning import plan_trials
 
 STUDIES = Path(__file__).parents[2] / "studies"
 REGISTERED = ["recency", "drift", "dose", "repair", "grid", "real_styles", "real_styles_long"]

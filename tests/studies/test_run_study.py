@@ -18,19 +18,17 @@ import pandas as pd
 import psutil
 import pytest
 
+import fedrift.studies.executors
 import fedrift.studies.plan
-import fedrift.studies.worker
 from fedrift.config.schema import parse_config
 from fedrift.core.errors import UserError
 from fedrift.core.records import Record, Trajectory
-from fedrift.engine.build import resolve_fingerprints
-from fedrift.engine.cache import ResourceCache
+from fedrift.engine.cache import ResourceCache, resolve_fingerprints
 from fedrift.storage.leases import acquire_lease
 from fedrift.studies import StudyManifest, build_study_table, evaluate_study_hypotheses, export_study, find_study, import_study
-from fedrift.studies.executors import Processes, Ray, Slurm
+from fedrift.studies.executors import Processes, Ray, Slurm, run_one, run_worker
 from fedrift.studies.plan import count_tokens, estimate_cost
 from fedrift.studies.run import preview_study, run_study
-from fedrift.studies.worker import run_one, run_worker
 from tests.small_experiment import make_cache
 from tests.studies.small import TUNED, study
 
@@ -106,7 +104,7 @@ def test_tuning_results_are_in_the_manifest_and_in_the_runs(done):
 
 def test_a_finished_study_runs_nothing_and_has_the_same_plan(done, monkeypatch):
     folder, book = done
-    monkeypatch.setattr(fedrift.studies.worker, "run_experiment", lambda *a: pytest.fail("a finished run was started again"))
+    monkeypatch.setattr(fedrift.studies.executors, "run_experiment", lambda *a: pytest.fail("a finished run was started again"))
     assert exact_table(run_study(study(folder, **TUNED), cache_of(folder))) == exact_table(book)
     plan, known = preview_study(study(folder, **TUNED), cache_of(folder))
     assert known
@@ -114,14 +112,14 @@ def test_a_finished_study_runs_nothing_and_has_the_same_plan(done, monkeypatch):
 
 
 def test_a_failed_run_is_recorded_and_the_study_continues(tmp_path, monkeypatch):
-    real = fedrift.studies.worker.run_experiment
+    real = fedrift.studies.executors.run_experiment
 
     def sometimes(experiment, *rest):
         if experiment.seed == 1 and experiment.partition.severity == 1.0:
             raise MemoryError("no room")
         return real(experiment, *rest)
 
-    monkeypatch.setattr(fedrift.studies.worker, "run_experiment", sometimes)
+    monkeypatch.setattr(fedrift.studies.executors, "run_experiment", sometimes)
     small = {"factors": {"partition.severity": [0.5, 1.0]}}
     book = run_study(study(tmp_path, **small), cache_of(tmp_path))
     got = frame(book)
@@ -130,7 +128,7 @@ def test_a_failed_run_is_recorded_and_the_study_continues(tmp_path, monkeypatch)
     assert (row.seed, row["partition.severity"], row.failure) == (1, 1.0, "MemoryError: no room")
     assert pd.isna(row.loss)
     assert not row.diverged
-    monkeypatch.setattr(fedrift.studies.worker, "run_experiment", real)  # a repeated call tries the run again
+    monkeypatch.setattr(fedrift.studies.executors, "run_experiment", real)  # a repeated call tries the run again
     assert (frame(run_study(study(tmp_path, **small), cache_of(tmp_path))).status == "finished").all()
 
 

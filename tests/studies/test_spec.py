@@ -12,8 +12,8 @@ import yaml
 from fedrift.config.schema import parse_config
 from fedrift.core.errors import UserError
 from fedrift.studies import load_study, parse_study
+from fedrift.studies.plan import is_at_boundary, list_tuning_groups, pick_best_settings, plan_trials, sample_settings
 from fedrift.studies.spec import apply_changes, expand_cells, label_levels, parse_factors
-from fedrift.studies.tuning import is_at_boundary, list_tuning_groups, pick_best_settings, plan_trials, sample_settings
 from tests.studies.small import TUNED, study, study_values
 
 

@@ -11,8 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fedrift.engine.build import resolve_fingerprints
-from fedrift.engine.cache import ResourceCache
+from fedrift.engine.cache import ResourceCache, resolve_fingerprints
 from fedrift.engine.run import run_experiment
 from fedrift.models import batched_model
 from fedrift.models.batched_model import BatchCoordinator, BatchedModel
