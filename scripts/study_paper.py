@@ -19,8 +19,8 @@ from fedrift import __version__
 from fedrift.report import study_dynamics, study_results, study_setup
 from fedrift.report.document import Document, Figure, MissingSection, Section, Table
 from fedrift.report.format import DASH, format_interval, format_number, format_signed, pluralize, seed_mean_ci
-from fedrift.report.paper import render_pdf
 from fedrift.report.study_data import StudyData, load_study_data
+from fedrift.report.study_report import render_pdf
 from fedrift.stats import HypothesisVerdict
 from fedrift.storage.files import write_atomically
 from fedrift.studies import StudyManifest, load_study

@@ -202,7 +202,8 @@ def print_gradients(console: Console, report: PartitionReport) -> None:
     """Print the gradient dissimilarity of the clients."""
     from rich.table import Table
 
-    from ..report.partition_page import METRIC_TITLES, format_number
+    from ..report.format import format_compact
+    from ..report.partition_page import METRIC_TITLES
 
     gradient_table = Table(title="Gradient dissimilarity at the initial weights (chance: 5 IID partitions)")
     for name in ("measure", "weights", "value", "IID"):
@@ -211,8 +212,8 @@ def print_gradients(console: Console, report: PartitionReport) -> None:
         gradient_table.add_row(
             METRIC_TITLES[stat.name][0],
             stat.weights,
-            format_number(stat.value),
-            f"{format_number(stat.iid_mean)} ± {format_number(stat.deviation)}",
+            format_compact(stat.value),
+            f"{format_compact(stat.iid_mean)} ± {format_compact(stat.deviation)}",
         )
     console.print(gradient_table)
 

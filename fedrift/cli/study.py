@@ -316,11 +316,6 @@ def compare(
         )
 
 
-def null_non_finite(values: dict[str, Any]) -> dict[str, Any]:
-    """Replace NaN and infinities by None, because JSON cannot represent them."""
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
-
-
 def format_duration(seconds: float) -> str:
     """Format a duration such as ``2 h 5 min`` or ``3 min 20 s``."""
     minutes, seconds_left = divmod(round(seconds), 60)

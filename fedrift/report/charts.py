@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import altair as alt
 
 from .data import RUN, Row, round_value
-from .figures import LINE_DASHES, Chart, SharedRows, Width
+from .figures import LINE_DASHES, Chart, SharedRows, Width, round_axis
 
 CONDITION_FILTER = "conditions === null || datum.condition < 0 || indexof(conditions, datum.condition) >= 0"
 DOMAIN_FILTER = "datum.domain === domain"
@@ -27,11 +26,6 @@ GRADE_MARKS: dict[str, tuple[str, int]] = {  # color and size of the mark
     "suspected": ("#E69F00", 130),
     "confirmed": ("#D55E00", 210),
 }
-
-
-def to_plot_value(value: Any) -> float | None:
-    """Round a value for the page; None, NaN and infinities become None."""
-    return None if value is None else round_value(float(value))
 
 
 def filterable_chart(rows: Sequence[Row], domain: bool = False) -> alt.Chart:
@@ -51,13 +45,6 @@ def color_scale(colors: Mapping[str, str]) -> alt.Scale:
     return alt.Scale(domain=list(colors), range=list(colors.values()))
 
 
-def round_axis() -> alt.X:
-    """Return the horizontal axis of rounds."""
-    return alt.X(
-        "round:Q", title="round", scale=alt.Scale(nice=False, zero=False), axis=alt.Axis(tickMinStep=1, tickCount=6, grid=False, format="d")
-    )
-
-
 def curve_chart(
     rows: Sequence[Row],
     interruption_rows: Sequence[Row],
@@ -66,8 +53,6 @@ def curve_chart(
     title: str,
     zero: bool = False,
     domain: bool = False,
-    value_range: Sequence[float] | None = None,
-    height: int = 190,
 ) -> Callable[[Width], Chart]:
     """Draw mean curves with their interval bands, solid for runs and dashed for IID baselines.
 
@@ -78,8 +63,6 @@ def curve_chart(
         title: Title of the value axis.
         zero: Whether to draw a line at zero.
         domain: Whether the page's domain selector applies.
-        value_range: Lowest and highest value of the axis; None fits the data.
-        height: Height in pixels.
 
     Returns:
         A function that draws the chart at a width.
@@ -87,16 +70,17 @@ def curve_chart(
 
     def draw(width: Width) -> Chart:
         color = alt.Color("level:N", scale=color_scale(colors), legend=None)
+        x_axis = round_axis(6)
         dash = alt.StrokeDash("which:N", scale=alt.Scale(domain=list(LINE_DASHES), range=list(LINE_DASHES.values())), legend=None)
-        scale = alt.Scale(zero=zero, clamp=True) if value_range is None else alt.Scale(domain=list(value_range), nice=False, clamp=True)
+        scale = alt.Scale(zero=zero, clamp=True)
         y = alt.Y("value:Q", title=title, scale=scale, axis=alt.Axis(tickCount=5))
         chart = filterable_chart(rows, domain)
         band = (
             chart.transform_filter(f"datum.low !== null && datum.which === {RUN!r}")
             .mark_area(opacity=0.15)
-            .encode(x=round_axis(), y=alt.Y("low:Q", title=title, scale=scale), y2="high:Q", color=color, detail=["condition:N", "which:N"])
+            .encode(x=x_axis, y=alt.Y("low:Q", title=title, scale=scale), y2="high:Q", color=color, detail=["condition:N", "which:N"])
         )
-        line = chart.mark_line(strokeWidth=1.8).encode(x=round_axis(), y=y, color=color, strokeDash=dash, detail="condition:N")
+        line = chart.mark_line(strokeWidth=1.8).encode(x=x_axis, y=y, color=color, strokeDash=dash, detail="condition:N")
         tooltips = [
             alt.Tooltip("level:N", title=" "),
             alt.Tooltip("which:N"),
@@ -107,7 +91,7 @@ def curve_chart(
             ),
             alt.Tooltip("seeds:Q"),
         ]
-        hover_points = chart.mark_point(filled=True, size=110, opacity=0).encode(x=round_axis(), y=y, tooltip=tooltips)
+        hover_points = chart.mark_point(filled=True, size=110, opacity=0).encode(x=x_axis, y=y, tooltip=tooltips)
         layers = [band, line, hover_points]
         if zero:
             null = alt.Chart(alt.InlineData(values=[{"condition": -1}])).mark_rule(color=MUTED_COLOR).encode(y=alt.datum(0))
@@ -116,15 +100,15 @@ def curve_chart(
             layers.append(
                 filterable_chart(interruption_rows, domain)
                 .mark_point(shape="cross", angle=45, size=60, filled=True)
-                .encode(x=round_axis(), y=alt.value(4), color=color, tooltip=[*tooltips[:3], alt.Tooltip("note:N")])
+                .encode(x=x_axis, y=alt.value(4), color=color, tooltip=[*tooltips[:3], alt.Tooltip("note:N")])
             )
-        return layer_with_signals(*layers, width=width, height=height, domain=domain)
+        return layer_with_signals(*layers, width=width, height=190, domain=domain)
 
     return draw
 
 
 def parameter_chart(
-    seed_rows: Sequence[Row], mean_rows: Sequence[Row], colors: Mapping[str, str], *, x: str, y: str, zero: bool = True, height: int = 200
+    seed_rows: Sequence[Row], mean_rows: Sequence[Row], colors: Mapping[str, str], *, x: str, y: str, zero: bool = True
 ) -> Callable[[Width], Chart]:
     """Draw an outcome against a numeric factor: one dot per seed, and a line through the means with their intervals.
 
@@ -135,7 +119,6 @@ def parameter_chart(
         x: Title of the factor's axis.
         y: Title of the outcome's axis.
         zero: Whether to draw a line at zero.
-        height: Height in pixels.
 
     Returns:
         A function that draws the chart at a width.
@@ -186,7 +169,7 @@ def parameter_chart(
             ],
         )
         null = alt.Chart(alt.InlineData(values=[{"condition": -1}])).mark_rule(color=MUTED_COLOR).encode(y=alt.datum(0))
-        return layer_with_signals(*([null] if zero else []), dots, line, bar, point, width=width, height=height)
+        return layer_with_signals(*([null] if zero else []), dots, line, bar, point, width=width, height=200)
 
     return draw
 
@@ -308,21 +291,20 @@ def heatmap(
     return draw
 
 
-def failure_heatmap(rows: Sequence[Row], *, x: Sequence[str], y: Sequence[str], label_angle: int = -40) -> Callable[[Width], Chart]:
+def failure_heatmap(rows: Sequence[Row], *, x: Sequence[str], y: Sequence[str]) -> Callable[[Width], Chart]:
     """Draw the grade of every failure in every condition; a graver grade has a larger, redder mark.
 
     Args:
         rows: One row per failure and condition, with ``grade`` and the diagnosis in ``sentence``.
         x: Conditions, in order.
         y: Failures, in order.
-        label_angle: Angle of the condition labels in degrees.
 
     Returns:
         A function that draws the chart at a width.
     """
 
     def draw(width: Width) -> Chart:
-        x_axis = alt.X("x:N", title=None, sort=list(x), axis=alt.Axis(labelAngle=label_angle, labelLimit=150, grid=True, ticks=False))
+        x_axis = alt.X("x:N", title=None, sort=list(x), axis=alt.Axis(labelAngle=-40, labelLimit=150, grid=True, ticks=False))
         y_axis = alt.Y("y:N", title=None, sort=list(y), axis=alt.Axis(labelLimit=170, grid=True, ticks=False))
         marks = (
             filterable_chart(rows)
@@ -433,8 +415,8 @@ def forest_chart(
     Returns:
         A function that draws the chart at a width.
     """
-    seeds = [{"condition": -1, "seed": seed, "value": to_plot_value(value)} for seed, value in points]
-    estimate_row = {"condition": -1, "value": to_plot_value(estimate), "low": to_plot_value(low), "high": to_plot_value(high)}
+    seeds = [{"condition": -1, "seed": seed, "value": round_value(value)} for seed, value in points]
+    estimate_row = {"condition": -1, "value": round_value(estimate), "low": round_value(low), "high": round_value(high)}
 
     def draw(width: Width) -> Chart:
         finite = [

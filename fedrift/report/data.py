@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -138,9 +139,9 @@ def to_rows(rounds: np.ndarray, values: np.ndarray, **fields: str) -> list[Row]:
     return [{**fields, "round": int(number), "value": round_value(value)} for number, value in zip(rounds, values, strict=True)]
 
 
-def round_value(value: float) -> float | None:
-    """Round to ``SIGNIFICANT_DIGITS`` significant digits; return None if the value is not finite."""
-    return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if np.isfinite(value) else None
+def round_value(value: float | None) -> float | None:
+    """Round to ``SIGNIFICANT_DIGITS`` significant digits; return None if the value is None or not finite."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.{SIGNIFICANT_DIGITS}g}")
 
 
 def loss_ceiling(rows: Sequence[Row]) -> float | None:

@@ -198,10 +198,11 @@ def format_latex_row(cells: tuple[str, ...]) -> str:
 def escape_latex(text: str) -> str:
     """Escape text for LaTeX."""
     escaped = "".join(LATEX_ESCAPES.get(letter, letter) for letter in text)
-    return f"${escaped}$" if escaped[:1] == "-" and escaped[1:2].isdigit() and _is_number(escaped) else escaped
+    return f"${escaped}$" if escaped[:1] == "-" and escaped[1:2].isdigit() and is_number(escaped) else escaped
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Return whether a text is a number."""
     try:
         float(text)
     except ValueError:

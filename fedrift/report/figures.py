@@ -105,7 +105,7 @@ def client_band_chart(rows: Sequence[Row], *, width: Width = "container", height
     ceiling = loss_ceiling([{**row, "value": row["high"]} for row in rows])
     scale = alt.Scale(zero=False, clamp=True, domainMax=ceiling if ceiling else alt.Undefined)
     color = alt.Color("stage:N", scale=_categorical_scale(STAGE_COLORS), legend=None)
-    base = alt.Chart(SharedRows(values=list(rows))).encode(x=_round_axis(), color=color)
+    base = alt.Chart(SharedRows(values=list(rows))).encode(x=round_axis(), color=color)
     band = base.mark_area(opacity=0.2).encode(y=alt.Y("low:Q", title=None, scale=scale), y2="high:Q")
     tooltips = [
         alt.Tooltip("stage:N", title="which"),
@@ -166,10 +166,8 @@ def loss_figure(views: Sequence[RunView], domain: str = "", *, width: int = 640,
         width: Width in pixels.
         height: Height in pixels.
     """
-    color_by_run = assign_colors([view.name for view in views])
-    chart = line_chart(curve_rows(views, "loss", domain), color_by_run, width=width, height=height, legend=True)
     title = f"test loss of {domain}, nats per token" if domain else "test loss, nats per token"
-    return chart.properties(title=alt.TitleParams(title, anchor="start", fontWeight="normal"))
+    return curves_figure(curve_rows(views, "loss", domain), [view.name for view in views], title, True, width=width, height=height)
 
 
 def curves_figure(rows: Sequence[Row], names: Sequence[str], title: str, is_loss: bool, *, width: int = 640, height: int = 320) -> Chart:
@@ -225,7 +223,7 @@ def _line_layers(
 ) -> Chart:
     ceiling = loss_ceiling(rows) if loss else None
     inside, interruptions = split_off_scale(rows, ceiling)
-    base = alt.Chart(SharedRows(values=inside)).encode(x=_round_axis(), color=shade)
+    base = alt.Chart(SharedRows(values=inside)).encode(x=round_axis(), color=shade)
     tooltips = [*tooltips, alt.Tooltip("round:Q"), alt.Tooltip("value:Q", format=".4f" if loss else ".4~g")]
     point_tooltips = tooltips
     if loss:
@@ -240,7 +238,7 @@ def _line_layers(
     cross = (
         alt.Chart(SharedRows(values=interruptions))
         .mark_point(shape="cross", angle=45, size=70, filled=True, opacity=1)
-        .encode(x=_round_axis(), y=alt.value(4), color=shade, tooltip=cross_tooltips)
+        .encode(x=round_axis(), y=alt.value(4), color=shade, tooltip=cross_tooltips)
     )
     layers = [line, dots, hover_points, cross] if interruptions else [line, dots, hover_points]
     return alt.layer(*layers).properties(width=width, height=height)
@@ -255,9 +253,13 @@ def _unless_baseline(run_value: float, baseline_value: float) -> Any:
     return alt.condition(f"datum.which === {IID_BASELINE!r}", alt.value(baseline_value), alt.value(run_value))
 
 
-def _round_axis() -> alt.X:
+def round_axis(num_ticks: int = 8) -> alt.X:
+    """Return the horizontal axis of rounds."""
     return alt.X(
-        "round:Q", title="round", axis=alt.Axis(tickMinStep=1, tickCount=8, grid=False, format="d"), scale=alt.Scale(nice=False, zero=False)
+        "round:Q",
+        title="round",
+        axis=alt.Axis(tickMinStep=1, tickCount=num_ticks, grid=False, format="d"),
+        scale=alt.Scale(nice=False, zero=False),
     )
 
 

@@ -15,6 +15,8 @@ from ..stats import mean_ci
 from ..stats.significance import ALPHA, format_p
 from .data import RunView
 
+DASH = "–"
+
 
 class VerdictLine(NamedTuple):
     """Hold the formatted cells of one run in the verdict table."""
@@ -40,8 +42,8 @@ def verdict_line(view: RunView) -> VerdictLine:
         grade,
         grade_label,
         format_progress(view),
-        format_loss(verdict.initial_loss),
-        format_loss(verdict.final_loss),
+        format_number(verdict.initial_loss),
+        format_number(verdict.final_loss),
         format_gap(verdict),
         format_worst_domain(verdict),
         format_variability(verdict),
@@ -69,17 +71,10 @@ def format_progress(view: RunView) -> str:
     return f"{view.status}, {last}{planned}"
 
 
-def format_loss(value: float, digits: int = 3) -> str:
-    """Format a loss with ``digits`` decimals, or as a dash if it is NaN."""
-    if math.isnan(value):
-        return "–"
-    return f"{value:.{digits}f}" if math.isfinite(value) and abs(value) < 1e4 else f"{value:.2g}"
-
-
 def format_gap(verdict: Verdict) -> str:
     """Format the gap to the IID baseline in nats, with the difference in perplexity in percent."""
     if math.isnan(verdict.gap_to_iid):
-        return "–"
+        return DASH
     percent = f" ({verdict.perplexity_gap_percent:+.1f}%)" if abs(verdict.perplexity_gap_percent) < 1e4 else ""
     return f"{verdict.gap_to_iid:+.3f}{percent}"
 
@@ -87,16 +82,16 @@ def format_gap(verdict: Verdict) -> str:
 def format_worst_domain(verdict: Verdict) -> str:
     """Format the name of the worst domain and its gap to the IID baseline."""
     if not verdict.worst_domain:
-        return "–"
+        return DASH
     return verdict.worst_domain + ("" if math.isnan(verdict.worst_domain_gap) else f" {verdict.worst_domain_gap:+.3f}")
 
 
 def format_variability(verdict: Verdict) -> str:
     """Format the domain variability in nats, and its ratio to that of the IID baseline."""
     if math.isnan(verdict.domain_variability) or verdict.has_diverged:
-        return "–"
+        return DASH
     ratio = "" if math.isnan(verdict.domain_variability_ratio) else f" ({verdict.domain_variability_ratio:.1f}×)"
-    return format_loss(verdict.domain_variability, 4) + ratio
+    return format_number(verdict.domain_variability, 4) + ratio
 
 
 def to_yaml(value: dict[str, Any]) -> str:
@@ -107,9 +102,6 @@ def to_yaml(value: dict[str, Any]) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100) if plain else ""
 
 
-DASH = "–"
-
-
 def format_number(value: float, digits: int = 3) -> str:
     """Format a number such as ``4.123``, with an exponent from 10,000 on. NaN and None become a dash."""
     if value is None or math.isnan(value):
@@ -117,6 +109,11 @@ def format_number(value: float, digits: int = 3) -> str:
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
     return f"{value:.{digits}f}" if abs(value) < 1e4 else f"{value:.2e}"
+
+
+def format_compact(value: float) -> str:
+    """Format a number with three significant digits, or NaN as a dash."""
+    return DASH if math.isnan(value) else f"{value:.3g}"
 
 
 def format_signed(value: float, digits: int = 3) -> str:

@@ -27,7 +27,6 @@ from ..storage.query import flatten
 from ..studies import StudyManifest, find_study, list_studies, parse_study
 from ..studies.spec import build_base_config
 
-STATES = ("finished", "running", "unfinished", "missing", "failed")
 STATE_LABELS = {"finished": "finished", "running": "running", "unfinished": "interrupted", "missing": "not started", "failed": "failed"}
 
 

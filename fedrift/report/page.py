@@ -32,6 +32,16 @@ UPDATE_METRICS = (  # metric, whether it is recorded per client, panel title
 CROSS_NOTE = "A cross at the upper edge marks the round from which the loss is not finite or exceeds twice the highest initial loss."
 
 
+class ChartSpecs(dict[str, dict[str, Any]]):
+    """The Vega-Lite specifications of a page, by the id of their element."""
+
+    def add(self, panel: ChartPanel) -> str:
+        """Register a panel's chart for the page's script, and return the id of its element."""
+        name = f"chart-{len(self)}"
+        self[name] = panel.chart.to_dict(validate=False)
+        return name
+
+
 class ChartPanel(NamedTuple):
     """Hold a chart with its title and an optional note below it."""
 
@@ -51,31 +61,28 @@ def write_report(runs: Iterable[RunView | tuple[Any, ...]], output: Path) -> Pat
         The path of the page.
     """
     views = with_unique_names(RunView(*run) for run in runs)
-    output = Path(output)
-    path = output if output.suffix.lower() in (".html", ".htm") else output / "index.html"
+    path = page_path(Path(output))
     write_atomically(path, render_runs(views).encode())
     return path
+
+
+def page_path(output: Path) -> Path:
+    """Return ``output`` if it is an HTML file, else ``index.html`` in it."""
+    return output if output.suffix.lower() in (".html", ".htm") else output / "index.html"
 
 
 @figures.skip_validation()
 def render_runs(views: list[RunView]) -> str:
     """Return the page as HTML."""
     color_by_run = figures.assign_colors([view.name for view in views])
-    specs: dict[str, dict[str, Any]] = {}
-
-    def add_chart(panel: ChartPanel) -> str:
-        """Register a panel's chart for the page's script, and return the id of its element."""
-        name = f"chart-{len(specs)}"
-        specs[name] = panel.chart.to_dict(validate=False)
-        return name
-
+    specs = ChartSpecs()
     template = template_environment().get_template("page.html")
     return template.render(
         version=__version__,
         views=views,
         color_by_run=color_by_run,
         stages=figures.STAGE_COLORS,
-        add_chart=add_chart,
+        add_chart=specs.add,
         specs=specs,
         has_baselines=any(view.iid_baseline for view in views),
         lines=[verdict_line(view) for view in views],

@@ -17,8 +17,8 @@ from ..partition.margins import split_by_budget
 from ..partition.words import WordCounts, count_words, distinctive_words
 from ..storage.files import write_atomically
 from . import figures
-from .format import to_yaml
-from .page import ChartPanel, template_environment, vega_script
+from .format import DASH, format_compact, to_yaml
+from .page import ChartPanel, ChartSpecs, page_path, template_environment, vega_script
 
 RngFactory = Callable[..., np.random.Generator]  # takes the names of a random stream, like ``partial(numpy_stream, seed)``
 
@@ -258,14 +258,9 @@ def format_row(number: Measurement) -> tuple[str, str, str, str, str]:
     """Return the title, meaning, value, chance level and z-score of a measure as text."""
     title, meaning = METRIC_TITLES.get(number.name, (number.name, ""))
     if np.isnan(number.null_mean):
-        return title, meaning, f"{number.value:.3f}", "–", "–"
+        return title, meaning, f"{number.value:.3f}", DASH, DASH
     z = f"{number.z:+.1f}" if abs(number.z) < 1000 else f"{number.z:+.0f}"
-    return (title, meaning, f"{number.value:.3f}", f"{number.null_mean:.3f} ± {number.null_std:.3f}", z if np.isfinite(number.z) else "–")
-
-
-def format_number(value: float) -> str:
-    """Format a number with three significant digits, or NaN as a dash."""
-    return "–" if np.isnan(value) else f"{value:.3g}"
+    return (title, meaning, f"{number.value:.3f}", f"{number.null_mean:.3f} ± {number.null_std:.3f}", z if np.isfinite(number.z) else DASH)
 
 
 MAX_CLIENTS_SHOWN = 24  # clients with distinctive words and samples
@@ -283,7 +278,7 @@ def write_partition_page(report: PartitionReport, output: Path) -> Path:
     Returns:
         The path of the page.
     """
-    path = output if output.suffix.lower() in (".html", ".htm") else output / "index.html"
+    path = page_path(output)
     write_atomically(path, render_partition(report).encode())
     return path
 
@@ -291,13 +286,7 @@ def write_partition_page(report: PartitionReport, output: Path) -> Path:
 @figures.skip_validation()
 def render_partition(report: PartitionReport) -> str:
     """Return the page as HTML."""
-    specs: dict[str, dict[str, Any]] = {}
-
-    def add_chart(panel: ChartPanel) -> str:
-        name = f"chart-{len(specs)}"
-        specs[name] = panel.chart.to_dict(validate=False)
-        return name
-
+    specs = ChartSpecs()
     heterogeneity = report.heterogeneity
     return (
         template_environment()
@@ -308,15 +297,15 @@ def render_partition(report: PartitionReport) -> str:
             verdict=summarize(heterogeneity),
             as_yaml=to_yaml,
             titles=METRIC_TITLES,
-            format_number=format_number,
+            format_number=format_compact,
             lines=[(*format_row(number), number.is_beyond_chance) for number in heterogeneity.measurements],
             data_panels=client_data_panels(report),
             word_panels=word_panels(report),
-            chance_z=format_number(report.chance_z),
+            chance_z=format_compact(report.chance_z),
             samples=list(enumerate(report.samples))[:MAX_CLIENTS_SHOWN],
             num_hidden=max(0, heterogeneity.num_clients - MAX_CLIENTS_SHOWN),
             total=float(heterogeneity.budgets.sum()),
-            add_chart=add_chart,
+            add_chart=specs.add,
             specs=specs,
             bundle=vega_script(),
         )

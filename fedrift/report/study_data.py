@@ -5,7 +5,6 @@ Each figure compares the levels of one factor by color. Further factors give one
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,10 +19,10 @@ from ..stats import HypothesisVerdict, assign_worst_rank, default_worst_end
 from ..storage import Run, connect, try_read_each
 from ..storage.query import flatten, get_read_errors
 from ..studies import ManifestEntry, StudyManifest, evaluate_study_hypotheses
+from .document import is_number
 from .figures import OKABE_ITO
 
 PRIMARY_FACTORS = ("algorithm", "clustering", "algorithm.aggregator")  # compared by color if they are varied
-FLAT_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ def merge_axes(stages: Sequence[StageView]) -> list[FactorAxis]:
         levels = dict.fromkeys(condition.levels[name] for stage in stages for condition in stage.conditions)
         is_numeric = all(axis.is_numeric for axis in axes_of_factor)
         merged.append(
-            FactorAxis(name, tuple(sorted(levels, key=float) if is_numeric and all(map(_is_number, levels)) else levels), is_numeric)
+            FactorAxis(name, tuple(sorted(levels, key=float) if is_numeric and all(map(is_number, levels)) else levels), is_numeric)
         )
     return merged
 
@@ -192,19 +191,6 @@ def format_level(value: Any) -> str:
 def short_name(factor: str) -> str:
     """Return the last part of a configuration path: ``severity`` for ``partition.severity``."""
     return factor.rsplit(".", 1)[-1].replace("_", " ")
-
-
-def ambiguous_names(factors: Sequence[str]) -> set[str]:
-    """Return the short names that several factors share."""
-    return {name for name, count in Counter(map(short_name, factors)).items() if count > 1}
-
-
-def _is_number(level: str) -> bool:
-    try:
-        float(level)
-    except ValueError:
-        return False
-    return True
 
 
 # DuckDB averages the records over seeds, because a page with all records would be too large. The table ``thin`` holds a limited number

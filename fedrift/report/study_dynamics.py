@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pandas as pd
 
 from . import charts
-from .data import Row
+from .data import Row, round_value
 from .document import Figure, MissingSection, Panel, Section
 from .study_data import StageView, StudyData, iter_rows
 from .study_figures import condition_name, curve_figures, panel_limit_note, parameter_figure, stage_caption
@@ -140,7 +143,7 @@ def layer_figures(study_data: StudyData, stage: StageView, metric: str, title: s
             Panel(
                 condition_name(stage, condition),
                 charts.heatmap(
-                    layer_rows(values, condition.index),
+                    heatmap_rows(values, x=lambda cell: str(int(cell.round)), y=lambda cell: cell.domain),
                     x=list(map(str, sorted(values["round"].unique()))),
                     y=sorted(values["domain"].unique(), reverse=True),
                     x_title="round",
@@ -169,17 +172,11 @@ def layer_figures(study_data: StudyData, stage: StageView, metric: str, title: s
     ]
 
 
-def layer_rows(part: pd.DataFrame, condition: int) -> list[Row]:
-    """Return the cells of one heat map."""
+def heatmap_rows(frame: pd.DataFrame, x: Callable[[Any], str], y: Callable[[Any], str]) -> list[Row]:
+    """Return the cells of a heat map from rows with ``condition`` and ``mean``; ``x`` and ``y`` name the column and row of a cell."""
     return [
-        {
-            "condition": condition,
-            "x": str(int(cell.round)),
-            "y": cell.domain,
-            "value": charts.to_plot_value(cell.mean),
-            "note": "no finite value",
-        }
-        for cell in iter_rows(part)
+        {"condition": int(cell.condition), "x": x(cell), "y": y(cell), "value": round_value(cell.mean), "note": "no finite value"}
+        for cell in iter_rows(frame)
     ]
 
 
@@ -224,16 +221,7 @@ def domain_gap_figures(study_data: StudyData, stage: StageView, gaps: pd.DataFra
     panels = []
     for condition in recorded[:MAX_FORGETTING_CONDITIONS]:
         values = frame[(frame["condition"] == condition.index) & frame["domain"].isin(domains)]
-        rows = [
-            {
-                "condition": condition.index,
-                "x": cell.domain,
-                "y": str(int(cell.round)),
-                "value": charts.to_plot_value(cell.mean),
-                "note": "no finite value",
-            }
-            for cell in iter_rows(values)
-        ]
+        rows = heatmap_rows(values, x=lambda cell: cell.domain, y=lambda cell: str(int(cell.round)))
         rounds = sorted(values["round"].unique())
         panels.append(
             Panel(
@@ -288,16 +276,7 @@ def final_forgetting_figures(study_data: StudyData, stage: StageView, curves: pd
     for kind, title in (("run", "the conditions"), ("iid_baseline", "their IID baselines")):
         values = frame[(frame["kind"] == kind) & frame["domain"].isin(domains)]
         if len(values):
-            rows = [
-                {
-                    "condition": int(cell.condition),
-                    "x": cell.domain,
-                    "y": names[cell.condition],
-                    "value": charts.to_plot_value(cell.mean),
-                    "note": "no finite value",
-                }
-                for cell in iter_rows(values)
-            ]
+            rows = heatmap_rows(values, x=lambda cell: cell.domain, y=lambda cell: names[cell.condition])
             panels.append(
                 Panel(
                     title,

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from . import charts
-from .data import IID_BASELINE, RUN, Row
+from .data import IID_BASELINE, RUN, Row, round_value
 from .document import Figure, LegendKey, Panel
 from .format import seed_mean_ci
 from .study_data import Condition, FactorAxis, StageView, StudyData, condition_label, iter_rows
@@ -27,15 +27,7 @@ def stage_legend(stage: StageView, has_baselines: bool = False, mark: str = "lin
 
 
 def curve_figures(
-    study_data: StudyData,
-    key: str,
-    metric: str,
-    caption: str,
-    *,
-    title: str,
-    clients: bool = False,
-    is_gap: bool = False,
-    is_loss: bool = False,
+    study_data: StudyData, key: str, metric: str, caption: str, *, title: str, is_gap: bool = False, is_loss: bool = False
 ) -> list[Figure]:
     """Draw a metric against rounds: one figure per stage, with one panel per combination of the factors that are not compared by color.
 
@@ -45,11 +37,10 @@ def curve_figures(
         metric: Name of the metric.
         caption: Caption of the figures.
         title: Title of the value axis.
-        clients: Whether the metric is recorded per client; its mean over clients is drawn.
         is_gap: Whether to draw the difference to the IID baseline instead of both curves.
         is_loss: Whether the metric is a loss, which has a domain selector and a ceiling.
     """
-    frame = study_data.gap_curves(metric, clients) if is_gap else study_data.mean_curves(metric, clients)
+    frame = study_data.gap_curves(metric) if is_gap else study_data.mean_curves(metric)
     domains = tuple(sorted(frame["domain"].unique())) if is_loss else ("",)
     frame = frame[frame["domain"].isin(domains)]
     if not len(frame):
@@ -116,9 +107,9 @@ def condition_curve_rows(
                 {
                     **common,
                     "round": int(point.round),
-                    "value": None if is_off else charts.to_plot_value(point.mean),
-                    "low": None if is_off else charts.to_plot_value(point.low),
-                    "high": None if is_off else charts.to_plot_value(min(point.high, ceiling)),
+                    "value": None if is_off else round_value(point.mean),
+                    "low": None if is_off else round_value(point.low),
+                    "high": None if is_off else round_value(min(point.high, ceiling)),
                     "seeds": int(point.seeds),
                 }
             )
@@ -158,22 +149,10 @@ def parameter_figure(
             means: list[Row] = []
             for condition in conditions:
                 level = stage.color_level(condition) if color_axis else "all"
-                seeds = {seed: numbers.get(run, math.nan) for seed, run in condition.runs.items()}
                 common = {"condition": condition.index, "level": level, "x": float(condition.values[axis.name])}
-                dots += [
-                    {**common, "seed": seed, "value": charts.to_plot_value(value)} for seed, value in seeds.items() if math.isfinite(value)
-                ]
-                mean, low, high, count = seed_mean_ci(seeds.values())
-                if count:
-                    means.append(
-                        {
-                            **common,
-                            "value": charts.to_plot_value(mean),
-                            "low": charts.to_plot_value(low),
-                            "high": charts.to_plot_value(high),
-                            "seeds": count,
-                        }
-                    )
+                seed_rows, mean_row = outcome_rows(condition, numbers, common)
+                dots += seed_rows
+                means += [mean_row] if mean_row else []
             if dots:
                 means.sort(key=lambda row: float(row["x"]))
                 panels.append(
@@ -222,21 +201,9 @@ def strip_figure(
                 "level": stage.color_level(condition),
                 "row": stage.color_level(condition) if stage.color_axis else "all",
             }
-            seeds = {seed: numbers.get(run, math.nan) for seed, run in condition.runs.items()}
-            dots += [
-                {**common, "seed": seed, "value": charts.to_plot_value(value)} for seed, value in seeds.items() if math.isfinite(value)
-            ]
-            mean, low, high, count = seed_mean_ci(seeds.values())
-            if count and not math.isnan(mean):
-                means.append(
-                    {
-                        **common,
-                        "value": charts.to_plot_value(mean),
-                        "low": charts.to_plot_value(low),
-                        "high": charts.to_plot_value(high),
-                        "seeds": count,
-                    }
-                )
+            seed_rows, mean_row = outcome_rows(condition, numbers, common)
+            dots += seed_rows
+            means += [mean_row] if mean_row and mean_row["value"] is not None else []
         if dots:
             panels.append(
                 Panel(
@@ -259,6 +226,15 @@ def strip_figure(
     )
 
 
+def outcome_rows(condition: Condition, numbers: Mapping[str, float], common: Row) -> tuple[list[Row], Row | None]:
+    """Return one row per seed with a finite outcome, and the row of their mean; all have the fields ``common``."""
+    seeds = {seed: numbers.get(run, math.nan) for seed, run in condition.runs.items()}
+    rows = [{**common, "seed": seed, "value": round_value(value)} for seed, value in seeds.items() if math.isfinite(value)]
+    mean, low, high, count = seed_mean_ci(seeds.values())
+    bounds = {"value": round_value(mean), "low": round_value(low), "high": round_value(high), "seeds": count}
+    return rows, {**common, **bounds} if count else None
+
+
 def condition_name(stage: StageView, condition: Condition) -> str:
     """Describe a condition by its levels of all factors that vary in its stage."""
     return condition_label(condition, stage.axes) or "all"
@@ -276,8 +252,3 @@ def panel_limit_note(num_panels: int) -> str:
         if num_panels > MAX_PANELS
         else ""
     )
-
-
-def join_values(values: Sequence[Any]) -> str:
-    """Join values with commas."""
-    return ", ".join(map(str, values))

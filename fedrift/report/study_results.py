@@ -10,7 +10,7 @@ from ..diagnosis.cases import RunIndex
 from ..diagnosis.finding import GRADES
 from ..stats import ALPHA, HypothesisVerdict, PValue, compare_to_reference
 from . import charts
-from .data import Row
+from .data import Row, round_value
 from .document import Claim, Figure, LegendKey, MissingSection, Panel, Section, Table
 from .format import DASH, format_interval, format_number, format_p_value, format_signed, pluralize, seed_mean_ci
 from .study_data import Condition, FactorAxis, StageView, StudyData, condition_label, format_level, short_name
@@ -307,14 +307,9 @@ def stability_figures(study_data: StudyData, stage: StageView, rate: FactorAxis,
     loss = study_data.outcome_by_run("loss")
     has_diverged = dict(zip(study_data.frame["run"], study_data.frame["diverged"], strict=True))
     axes = [axis for axis in stage.axes if axis not in (rate, other)]
-    panels_by_name: dict[str, list] = {}  # type: ignore[type-arg]
+    by_panel: dict[str, list[Condition]] = {}
     for condition in stage.conditions:
-        panels_by_name.setdefault(
-            ", ".join(
-                condition.levels[axis.name] if not axis.is_numeric else f"{axis.label} {condition.levels[axis.name]}" for axis in axes
-            ),
-            [],
-        ).append(condition)
+        by_panel.setdefault(condition_label(condition, axes), []).append(condition)
     losses = [
         value
         for value in (seed_mean_ci(loss.get(run, math.nan) for run in condition.runs.values())[0] for condition in stage.conditions)
@@ -323,7 +318,7 @@ def stability_figures(study_data: StudyData, stage: StageView, rate: FactorAxis,
     figures = []
     for title, key in (("share of seeds that diverged", "diverged"), ("final loss, mean over seeds", "loss")):
         panels = []
-        for name, conditions in list(panels_by_name.items())[:MAX_PANELS]:
+        for name, conditions in list(by_panel.items())[:MAX_PANELS]:
             rows = []
             for condition in conditions:
                 ended = [run for run in condition.runs.values() if run in study_data.finished]
@@ -337,7 +332,7 @@ def stability_figures(study_data: StudyData, stage: StageView, rate: FactorAxis,
                         "condition": condition.index,
                         "x": condition.levels[rate.name],
                         "y": condition.levels[other.name],
-                        "value": charts.to_plot_value(value),
+                        "value": round_value(value),
                         "note": "no value",
                     }
                 )
@@ -365,7 +360,7 @@ def stability_figures(study_data: StudyData, stage: StageView, rate: FactorAxis,
                 stage_caption(study_data, stage, f"{title[0].upper()}{title[1:]}, by {rate.label} and {other.label}."),
                 tuple(panels),
                 columns=min(3, len(panels)),
-                note=panel_limit_note(len(panels_by_name)),
+                note=panel_limit_note(len(by_panel)),
             )
         )
     return figures

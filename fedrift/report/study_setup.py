@@ -15,6 +15,7 @@ from ..core.records import Trajectory
 from ..partition.divergence import normalized_jsd
 from ..studies.outcomes import COST_RECORDS, COSTS, Cost, CostMetric, cumulative_cost, load_trajectories, summarize_cost
 from . import charts, figures
+from .data import round_value
 from .document import Figure, LegendKey, MissingSection, Panel, Section, Table
 from .format import DASH, format_bytes, format_number, format_signed, pluralize, seed_mean_ci
 from .study_data import Condition, StageView, StudyData, assign_level_colors
@@ -207,7 +208,7 @@ def trials_figure(choices: list[dict[str, Any]]) -> Figure | None:
             "level": choice["group"],
             "x": trial["settings"][path],
             "seed": format_settings(trial["settings"]),
-            "value": charts.to_plot_value(to_float(trial["mean"])),
+            "value": round_value(to_float(trial["mean"])),
         }
         for choice in choices
         for trial in choice["trials"]
@@ -220,7 +221,7 @@ def trials_figure(choices: list[dict[str, Any]]) -> Figure | None:
             "condition": -1,
             "level": choice["group"],
             "x": choice["settings"][path],
-            "value": charts.to_plot_value(to_float(choice["score"])),
+            "value": round_value(to_float(choice["score"])),
             "low": None,
             "high": None,
             "seeds": len(choice["trials"]),

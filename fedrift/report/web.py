@@ -21,13 +21,11 @@ from time import monotonic
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from ..core.errors import UserError
 from .data import loss_ceiling, round_value
 from .figures import OKABE_ITO
 from .monitor import STATE_LABELS, Monitor, RunGroup, Snapshot, mean_curve, mean_known
-from .page import vega_script
+from .page import template_environment, vega_script
 
 MAX_ROWS_SHOWN = 6  # groups in the chart; there are six distinct colors
 
@@ -41,7 +39,7 @@ def snapshot_to_json(snapshot: Snapshot, domains: Iterable[str], interval: float
         interval: Seconds between two requests of the page.
         is_exact: Whether numbers retain all digits, and infinities are retained too. Otherwise they are rounded to six digits.
     """
-    number = nan_to_none if is_exact else round_number
+    number = nan_to_none if is_exact else round_value
     return {
         "title": snapshot.title,
         "question": snapshot.question,
@@ -127,11 +125,6 @@ def curve_points(id: str, condition: str, kind: str, run: str, curve: dict[int, 
         {"id": id, "condition": condition, "kind": kind, "run": run, "round": round, "value": round_value(value)}
         for round, value in curve.items()
     ]
-
-
-def round_number(value: float) -> float | None:
-    """Round to six significant digits; return None if the number is not finite."""
-    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def nan_to_none(value: float) -> float | None:
@@ -271,6 +264,5 @@ def render_page() -> bytes:
     """Return the self-contained page."""
     folder = Path(__file__).parent
     style, script = ((folder / name).read_text() for name in ("web.css", "web.js"))
-    templates = Environment(loader=PackageLoader("fedrift.report", "."), autoescape=True, undefined=StrictUndefined)
-    template = templates.get_template("web.html")
+    template = template_environment().get_template("web.html")
     return template.render(style=style, script=script, bundle=vega_script(), colors=list(OKABE_ITO)).lstrip().encode()
