@@ -26,9 +26,9 @@ from scipy.stats import binomtest
 
 from benchmarks.calibration.analytic_failures import InjectedFailure
 from fedrift import __version__
+from fedrift.core.records import Trajectory
 from fedrift.diagnosis import diagnose
 from fedrift.diagnosis.across_seeds import combine_seeds
-from fedrift.diagnosis.curves import truncate_trajectory
 from fedrift.diagnosis.detectors import run_detectors
 from fedrift.diagnosis.finding import RunEvidence, load_thresholds
 
@@ -170,6 +170,13 @@ def placebo_rate(cases: Sequence[RunEvidence], failure: str) -> float:
         for assignment in assignments
     ]
     return float(np.mean([grade == "confirmed" for grade in grades]))
+
+
+def truncate_trajectory(run: Trajectory | None, round: int) -> Trajectory | None:
+    """Return the records of a run up to and including a round."""
+    if run is None:
+        return None
+    return Trajectory(tuple(record for record in run.records if record.round <= round))
 
 
 def first_detected(evidence: RunEvidence, failure: str, num_checks: int = 12) -> int | None:

@@ -44,18 +44,8 @@ class RunGroup:
     cases: tuple[RunEvidence, ...]
 
 
-def group_runs(chosen: Sequence[Run], known_runs: Iterable[Run]) -> list[RunGroup]:
-    """Group runs by experiment, in order of their seeds.
-
-    Args:
-        chosen: The runs to diagnose.
-        known_runs: Stored runs among which IID baselines and reference runs are found.
-    """
-    return group_readable_runs(chosen, known_runs)[0]
-
-
 def group_readable_runs(chosen: Sequence[Run], known_runs: Iterable[Run]) -> tuple[list[RunGroup], list[UnreadableRun]]:
-    """Group runs as ``group_runs`` does, and report runs that cannot be read.
+    """Group runs by experiment, in order of their seeds, and report runs that cannot be read.
 
     An unreadable chosen run is in no group, and an unreadable known run is not used as a baseline or reference.
 

@@ -81,7 +81,10 @@ def final_losses(run: Trajectory, baseline: Trajectory | None, domain: str = "",
     return float(run.curve("loss", domain)[run_index].mean()), float(baseline.curve("loss", domain)[baseline_index].mean())
 
 
-def noise_interval(values: np.ndarray, num_last: int = 5, num_tests: int = 1, level: float = 0.95) -> float:
+LEVEL = 0.95  # of the interval of noise
+
+
+def noise_interval(values: np.ndarray, num_last: int = 5, num_tests: int = 1) -> float:
     """Compute how far the mean of the last differences may deviate from 0 by chance.
 
     The noise level is the residual deviation of the second half from a straight line. Successive evaluations are correlated. With lag-1
@@ -93,7 +96,6 @@ def noise_interval(values: np.ndarray, num_last: int = 5, num_tests: int = 1, le
         values: Differences in order of the rounds.
         num_last: Number of last values that are averaged.
         num_tests: Number of simultaneous tests (Bonferroni).
-        level: Level of the interval.
 
     Returns:
         Half the width of the interval; 0 with fewer than three values, whose noise is unknown.
@@ -110,7 +112,7 @@ def noise_interval(values: np.ndarray, num_last: int = 5, num_tests: int = 1, le
     rho = lag1_autocorrelation(residuals)
     inflation = 1 + 2 * sum((1 - k / num_last) * rho**k for k in range(1, num_last))
     effective_freedom = max(2.0, degrees_of_freedom * (1 - rho) / (1 + rho))
-    return float(stats.t.ppf(1 - (1 - level) / 2 / max(num_tests, 1), effective_freedom) * spread * np.sqrt(inflation / num_last))
+    return float(stats.t.ppf(1 - (1 - LEVEL) / 2 / max(num_tests, 1), effective_freedom) * spread * np.sqrt(inflation / num_last))
 
 
 def lag1_autocorrelation(residuals: np.ndarray) -> float:
@@ -159,10 +161,3 @@ def find_last_layer(run: Trajectory, metric: str) -> str:
     """Return the last layer for which a metric is recorded, e.g. ``layer 03``, or ""."""
     layers = [domain for domain in run.domains_of(metric) if domain.startswith("layer") and "head" not in domain]
     return layers[-1] if layers else ""
-
-
-def truncate_trajectory(run: Trajectory | None, round: int) -> Trajectory | None:
-    """Return the records of a run up to and including a round."""
-    if run is None:
-        return None
-    return Trajectory(tuple(record for record in run.records if record.round <= round))

@@ -124,30 +124,6 @@ def mmd2(one: np.ndarray, two: np.ndarray, bandwidth: float | None = None) -> fl
     return float(within - 2 * kernels[2].mean())
 
 
-def mmd_p_value(one: np.ndarray, two: np.ndarray, rng: np.random.Generator, permutations: int = 500) -> float:
-    """Return the p-value of a permutation test of equal distributions, based on ``mmd2``.
-
-    It is the share of random re-splits of the pooled sample whose MMD is at least that of the two samples, where the observed split counts
-    as one.
-
-    Args:
-        one: First sample, [n, E].
-        two: Second sample, [m, E].
-        rng: Random generator of the re-splits.
-        permutations: Number of re-splits.
-    """
-    from scipy.spatial.distance import pdist
-
-    pooled = np.concatenate([one, two])
-    bandwidth = float(np.median(pdist(pooled)))
-    observed = mmd2(one, two, bandwidth)
-    num_at_least = 0
-    for _ in range(permutations):
-        shuffled = pooled[rng.permutation(len(pooled))]
-        num_at_least += mmd2(shuffled[: len(one)], shuffled[len(one) :], bandwidth) >= observed
-    return (num_at_least + 1) / (permutations + 1)
-
-
 def frechet_distance(one: np.ndarray, two: np.ndarray) -> float:
     """Return the squared Wasserstein-2 distance of two fitted Gaussians, |m1 - m2|^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2)).
 

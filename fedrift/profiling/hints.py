@@ -12,17 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..config.schema import ExperimentConfig
 
+MAX_HINTS = 3  # largest number of hints
 MIN_SAVING = 0.03  # smallest share of a run's time that a hint must save
 MAX_EVALUATION_SHARE = 0.15  # largest share of a run's time for evaluation or loading that gives no hint
 
 
 def find_hints(
-    phases: Sequence[Mapping[str, Any]],
-    config: ExperimentConfig,
-    padding: float,
-    trials: Sequence[Mapping[str, Any]],
-    share_of_peak: float,
-    max_hints: int = 3,
+    phases: Sequence[Mapping[str, Any]], config: ExperimentConfig, padding: float, trials: Sequence[Mapping[str, Any]], share_of_peak: float
 ) -> list[str]:
     """Return the hints that save the most time, the largest saving first.
 
@@ -32,7 +28,6 @@ def find_hints(
         padding: Share of trained positions that are padding, in [0, 1].
         trials: Measured speeds of passes of several sizes (``time_pass_sizes``).
         share_of_peak: Training speed relative to the speed of a large matrix product.
-        max_hints: Largest number of hints.
 
     Returns:
         Sentences; if no hint saves enough, one sentence that says so.
@@ -53,7 +48,7 @@ def find_hints(
             )
         )
     best = sorted((hint for hint in hints if hint[0] >= MIN_SAVING * total_s), key=lambda hint: -hint[0])
-    return [text for _, text in best[:max_hints]] or [
+    return [text for _, text in best[:MAX_HINTS]] or [
         f"No phase stands out: training takes {training_s / total_s:.0%} of a run and reaches {share_of_peak:.0%} of the machine's peak."
     ]
 

@@ -193,7 +193,7 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> PValue:
 # Trend tests: Page's L with seeds as blocks, and Spearman's rho permuted within seeds. A block of a statistical test is a group of
 # observations that are compared only with each other.
 
-MAX_EXACT_ORDERS = 20_000  # with more permutations over all blocks, they are sampled
+MAX_EXACT_ORDERS, NUM_ORDERS = 20_000, 9_999  # with more permutations over all blocks, that many are sampled
 
 
 @dataclass(frozen=True)
@@ -241,15 +241,13 @@ def sign_test(d: np.ndarray) -> PValue:
     return PValue(float(stats.binomtest(up, up + down).pvalue), min_p(up + down), up + down, "exact sign test")
 
 
-def spearman_within_blocks(x: np.ndarray, y: np.ndarray, blocks: np.ndarray, num_permutations: int = 9_999, seed: int = 0) -> MonotoneTrend:
+def spearman_within_blocks(x: np.ndarray, y: np.ndarray, blocks: np.ndarray) -> MonotoneTrend:
     """Test the mean over blocks of Spearman's rho, with a null distribution from permutations of the outcomes within each block.
 
     Args:
         x: The predictor of each run, [runs].
         y: The outcome of each run, [runs]. Infinite outcomes have the last ranks.
         blocks: The block (seed) of each run, [runs].
-        num_permutations: The number of sampled permutations, if there are more than ``MAX_EXACT_ORDERS``.
-        seed: The seed of the sampling.
     """
     x, y, blocks = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64), np.asarray(blocks)
     parts = [(x[blocks == block], y[blocks == block]) for block in np.unique(blocks)]
@@ -266,12 +264,11 @@ def spearman_within_blocks(x: np.ndarray, y: np.ndarray, blocks: np.ndarray, num
         null = np.array([sum(combination) for combination in product(*block_products)])
         extra, total, name = 0, len(null), "Spearman, exact permutation"
     else:
-        rng = numpy_stream(seed, "orders")
+        rng = numpy_stream(0, "orders")
         null = sum(
-            (rng.permuted(np.tile(outcome, (num_permutations, 1)), axis=1) @ predictor for predictor, outcome in ranked),
-            np.zeros(num_permutations),
+            (rng.permuted(np.tile(outcome, (NUM_ORDERS, 1)), axis=1) @ predictor for predictor, outcome in ranked), np.zeros(NUM_ORDERS)
         )
-        extra, total, name = 1, num_permutations + 1, f"Spearman, {num_permutations} permutations"
+        extra, total, name = 1, NUM_ORDERS + 1, f"Spearman, {NUM_ORDERS} permutations"
     is_extreme = np.abs(null) >= abs(observed) - 1e-9
     value = float((is_extreme.sum() + extra) / total)
     min_attainable_p = max(2 / num_orders, 0.0) if num_orders <= MAX_EXACT_ORDERS else 1 / total

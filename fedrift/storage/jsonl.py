@@ -141,13 +141,12 @@ def read_lines(path: Path) -> list[Any]:
     return parse_lines(read_complete_lines(path), path)
 
 
-def parse_lines(lines: Sequence[bytes], path: Path, first_number: int = 1) -> list[Any]:
+def parse_lines(lines: Sequence[bytes], path: Path) -> list[Any]:
     """Return the values of lines.
 
     Args:
         lines: The lines, without their line breaks.
         path: The file of the lines, for error messages.
-        first_number: The number of the first line in the file, for error messages.
 
     Raises:
         UserError: A line is not JSON.
@@ -159,7 +158,7 @@ def parse_lines(lines: Sequence[bytes], path: Path, first_number: int = 1) -> li
     except (ValueError, RecursionError):
         pass  # the loop below finds the line
     values = []
-    for number, line in enumerate(lines, first_number):
+    for number, line in enumerate(lines, 1):
         try:
             values.append(json.loads(line))
         except (ValueError, RecursionError) as error:

@@ -11,7 +11,7 @@ from fedrift.cli.app import app
 from fedrift.config.schema import edit_config, iid_baseline
 from fedrift.core.errors import UserError
 from fedrift.core.records import Record
-from fedrift.diagnosis.cases import group_runs
+from fedrift.diagnosis.cases import group_readable_runs
 from fedrift.engine.run import run_experiment
 from fedrift.storage import Run, list_runs
 from tests import small_experiment
@@ -60,13 +60,13 @@ def test_a_dead_model_never_has_the_best_learning_rate(runs_dir):
     dead = store_run(runs_dir, "d1", [5.0] + [3.0] * 9, seed=1, training__client_optimizer={"type": "Sgd", "lr": 1e30})
     dead.append_records([Record(0, "loss.uniform", "", -1, 3.0)])
     (run,) = [run for run in list_runs(runs_dir) if run.id == "a1"]
-    (group,) = group_runs([run], list_runs(runs_dir))
+    (group,) = group_readable_runs([run], list_runs(runs_dir))[0]
     assert group.cases[0].best_lr.curve("loss")[-1] == pytest.approx(3.9)
 
 
 def test_runs_that_differ_in_the_seed_are_grouped_with_their_baselines_and_anchors(runs_dir):
     runs = [run for run in list_runs(runs_dir) if run.id.startswith("a")]
-    (group,) = group_runs(runs, list_runs(runs_dir))
+    (group,) = group_readable_runs(runs, list_runs(runs_dir))[0]
     assert [run.id for run in group.runs] == ["a0", "a1", "a2"] and [run.id for run in group.baselines] == ["t0", "t1", "t2"]
     case = group.cases[1]
     assert case.centralized is not None and case.best_lr is not None and list(case.local_steps_sweep) == [50] and case.local_only is None
@@ -74,7 +74,7 @@ def test_runs_that_differ_in_the_seed_are_grouped_with_their_baselines_and_ancho
 
 
 def test_an_iid_run_is_not_grouped_with_non_iid_runs(runs_dir):
-    (group,) = group_runs([run for run in list_runs(runs_dir) if run.id == "t0"], list_runs(runs_dir))
+    (group,) = group_readable_runs([run for run in list_runs(runs_dir) if run.id == "t0"], list_runs(runs_dir))[0]
     assert group.baselines == (None,)
 
 
@@ -108,7 +108,7 @@ def test_a_real_run_is_diagnosed_with_its_baseline_and_recorded_metrics(tmp_path
     cache = small_experiment.make_cache(tmp_path)
     experiment = edit_config(small_experiment.experiment(tmp_path), {"training__num_rounds": 6})
     run, other = run_experiment(experiment, cache), run_experiment(iid_baseline(experiment), cache)
-    (group,) = group_runs([run], list_runs(tmp_path / "runs"))
+    (group,) = group_readable_runs([run], list_runs(tmp_path / "runs"))[0]
     assert group.baselines[0].id == other.id
     done = run_command("diagnose", run.id, "--runs-dir", tmp_path / "runs", "--json")
     said = {each["failure"]: each["grade"] for each in json.loads(done.stdout)["findings"]}

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import fedrift
 from benchmarks.flower_llm_app import AppConfig, InProcessGrid, adapter_state, make_client_app, make_evaluate_fn, make_model, run_app
 from fedrift.cli.app import app as cli
-from fedrift.diagnosis.cases import group_runs
+from fedrift.diagnosis.cases import group_readable_runs
 from fedrift.flower import Diagnosed
 from fedrift.storage import list_runs
 from tests.models.tiny import random_model
@@ -93,7 +93,7 @@ def test_an_injected_failure_is_detected_and_the_iid_baseline_has_none(app_parts
     run_small_app(broken, replace(app_parts[2], spoil=explode), app_parts)
     baseline = Diagnosed(FedAvg(fraction_evaluate=0.0), runs_dir=tmp_path, name="app", severity=0.0)
     run_small_app(baseline, app_parts[3], app_parts)
-    (group,) = group_runs([broken.run], list_runs(tmp_path))
+    (group,) = group_readable_runs([broken.run], list_runs(tmp_path))[0]
     assert group.baselines == (baseline.run,)
     found = {each.failure: each for each in fedrift.diagnose(broken.run, baseline=baseline.run)}
     assert found["exploding updates"].grade == "suspected" and found["exploding updates"].clients == (1,)
