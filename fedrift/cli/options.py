@@ -43,6 +43,15 @@ def check_named(path: Path, kind: Kind) -> Path:
     )
 
 
+def check_overrides(overrides: list[str] | None) -> list[str] | None:
+    """Return the overrides of a command; raise UserError if one of them replaces another."""
+    from ..config.loader import check_no_override_is_lost
+
+    # Several exclude_clients of a fork exclude all of these clients.
+    check_no_override_is_lost(text for text in overrides or () if text.partition("=")[0].strip() != "exclude_clients")
+    return overrides
+
+
 ExperimentFile = Annotated[
     Path,
     typer.Argument(
@@ -56,6 +65,7 @@ Overrides = Annotated[
     typer.Argument(
         help="Overrides of the experiment's keys, e.g. `partition.severity=0.5`, `algorithm=FedProx`, `algorithm.mu=0.1`.",
         metavar="[a.b=c]...",
+        callback=check_overrides,
     ),
 ]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="The runs directory, which contains one folder per run.")]

@@ -27,6 +27,7 @@ from .options import (
     SaveUpdates,
     Tf32,
     Threads,
+    check_overrides,
     make_runtime,
     print_json,
 )
@@ -196,6 +197,7 @@ ForkOverrides = Annotated[
         help="The changes of the fork: `exclude_clients=3`, `algorithm.aggregator=Median`, `training.client_optimizer.lr=0.1`, "
         "`training.max_grad_norm=0.5`.",
         metavar="[a.b=c]...",
+        callback=check_overrides,
     ),
 ]
 FromRound = Annotated[

@@ -23,6 +23,7 @@ from .options import (
     Overrides,
     RunsDir,
     Threads,
+    check_overrides,
     find_study_file,
     make_runtime,
     print_json,
@@ -46,6 +47,7 @@ StudyOverrides = Annotated[
         help="The executor, e.g. `executor=processes executor.num_workers=4`, and overrides of the study, e.g. `seeds=3`, "
         "`base.training.num_rounds=10`.",
         metavar="[a.b=c]...",
+        callback=check_overrides,
     ),
 ]
 StudyLogTo = Annotated[

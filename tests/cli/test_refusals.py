@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fedrift.cli.options import check_overrides
 from tests.cli.test_cli import run_command
 
 WRONG = {
@@ -104,3 +105,32 @@ def test_an_option_or_an_override_outside_its_range_is_refused(words, tmp_path, 
     assert (code, out) == (2, "")
     assert err and "Traceback" not in err
     assert "Usage:" in err or (len(err.splitlines()) == 1 and len(err) < 700)
+
+
+LOST = {
+    ("seed=1", "seed=2"): "the override 'seed' is given twice: give each key once",
+    ("algorithm.mu=0.1", "algorithm=FedProx"): "'algorithm=FedProx' replaces 'algorithm.mu', which is given before it",
+    ("backend=flower", "backend=flower"): "the override 'backend' is given twice",
+}
+
+
+@pytest.mark.parametrize("overrides", LOST, ids=range(len(LOST)))
+@pytest.mark.parametrize("words", ["run e.yaml", "validate e.yaml", "study s.yaml --dry-run", "fork 5c35 --from-round 1"])
+def test_an_override_that_replaces_another_is_refused(words, overrides, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "e.yaml").write_text("dataset: bbc\n")
+    (tmp_path / "s.yaml").write_text("name: a\nbase: e.yaml\n")
+    code, out, err = run_command(capsys, monkeypatch, *words.split(), *overrides)
+    assert (code, out) == (2, "")
+    assert LOST[overrides] in err and len(err.splitlines()) == 1
+
+
+def test_a_class_and_its_keys_are_given_in_this_order(tmp_path, capsys, monkeypatch):
+    (tmp_path / "e.yaml").write_text("dataset: synthetic\n")
+    code, out, _ = run_command(capsys, monkeypatch, "validate", str(tmp_path / "e.yaml"), "algorithm=FedProx", "algorithm.mu=0.1")
+    assert code == 0 and "mu: 0.1" in out
+
+
+def test_a_fork_excludes_the_clients_of_every_exclude_clients():
+    overrides = ["exclude_clients=3", "exclude_clients=4"]
+    assert check_overrides(overrides) == overrides

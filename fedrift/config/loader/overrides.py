@@ -31,6 +31,32 @@ def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, 
     return raw
 
 
+def check_no_override_is_lost(overrides: Iterable[str]) -> None:
+    """Check that no override replaces the value of an earlier one, as ``seed=1 seed=2`` and ``algorithm.mu=0.1 algorithm=FedProx`` do.
+
+    Args:
+        overrides: Changes as ``"key.key=value"``. Text of another form is skipped; ``apply_overrides`` refuses it.
+
+    Raises:
+        UserError: A key is given twice, or after one of its own keys.
+    """
+    earlier: list[str] = []
+    for text in overrides:
+        path, separator, _ = text.partition("=")
+        path = path.strip()
+        if not separator:
+            continue
+        if path in earlier:
+            raise UserError(f"the override {quote_value(path)} is given twice: give each key once")
+        lost = next((key for key in earlier if key.startswith(f"{path}.")), None)
+        if lost:
+            raise UserError(
+                f"{quote_value(text)} replaces {quote_value(lost)}, which is given before it: give "
+                f"{quote_value(path)} first, or leave one out"
+            )
+        earlier.append(path)
+
+
 def set_key(raw: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     """Set the value at a dotted path, and return the new dictionary.
 
