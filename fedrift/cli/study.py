@@ -247,7 +247,8 @@ def query(
 
     `runs` has one row per run and one column per key of the experiment; write keys in double quotes: `"partition.severity"`.
     `records(run, round, metric, domain, client, value)` has one row per measured value. `findings` has the results of
-    `fedrift diagnose`. The command prints the result and writes no files.
+    `fedrift diagnose`. The query is one statement that reads: SELECT, FROM, WITH, PIVOT, DESCRIBE, SUMMARIZE or SHOW. The command prints
+    the result and writes no files.
     """
     from ..storage import list_unreadable, query_frame, query_rows
 

@@ -66,11 +66,24 @@ def query_rows(root: Path, query: str) -> list[dict[str, Any]]:
 
 
 def _execute(connection: duckdb.DuckDBPyConnection, query: str) -> duckdb.DuckDBPyConnection:
-    """Run a query that returns rows; raise UserError if it is empty."""
-    result = connection.execute(query)
-    if result is None or result.description is None:  # DuckDB returns no result for an empty query
+    """Run a query that returns rows.
+
+    Raises:
+        UserError: The query is empty, or it is not one statement that only reads. A statement such as COPY writes a file.
+    """
+    statements = connection.extract_statements(query)
+    if not statements:
         raise UserError(f"{query[:80]!r} is not a query that returns rows. {TABLES_HINT}")
-    return result
+    if len(statements) > 1:
+        raise UserError(f"{query[:80]!r} has {len(statements)} statements; give one. {TABLES_HINT}")
+    kind, first_word = statements[0].type.name, statements[0].query.split(maxsplit=1)[0].upper()
+    # DuckDB turns a PIVOT over all values of a column into several statements, whatever statement contains it.
+    if kind != "SELECT" and (kind, first_word) != ("MULTI", "PIVOT"):
+        raise UserError(
+            f"{query[:80]!r} is not a statement that only reads; SELECT, FROM, WITH, PIVOT, DESCRIBE, SUMMARIZE and SHOW are allowed. "
+            f"`--json` prints a result for other programs, and `fedrift export` writes files. {TABLES_HINT}"
+        )
+    return connection.execute(statements[0])
 
 
 @contextmanager

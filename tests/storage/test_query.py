@@ -188,6 +188,36 @@ def test_a_query_that_cannot_be_answered_is_refused_in_one_line(tmp_path, query)
         assert "\n" not in str(caught.value)
 
 
+WRITES = "COPY runs TO '{}'|COPY (PIVOT runs ON status USING count(*)) TO '{}'|EXPLAIN ANALYZE COPY runs TO '{}'|EXPORT DATABASE '{}'"
+
+
+@pytest.mark.parametrize("query", [*WRITES.split("|"), "CREATE TABLE a AS SELECT 1", "SET threads = 1", "SELECT 1; COPY runs TO '{}'"])
+@pytest.mark.parametrize("read", [query_rows, query_frame])
+def test_a_statement_that_does_more_than_read_is_refused(tmp_path, query, read):
+    store_run(tmp_path / "runs")
+    with pytest.raises(UserError, match=r"SELECT, FROM, WITH|has 2 statements; give one") as refused:
+        read(tmp_path / "runs", query.format(tmp_path / "written"))
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "written").exists()
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "FROM runs",
+        "WITH a AS (SELECT 1 b) SELECT b FROM a;",
+        "DESCRIBE runs",
+        "SUMMARIZE runs",
+        "SHOW TABLES",
+        "PIVOT records ON metric USING avg(value) GROUP BY round",
+        "-- a comment\nSELECT 1",
+    ],
+)
+def test_statements_that_read_are_allowed(tmp_path, query):
+    store_run(tmp_path)
+    assert query_rows(tmp_path, query)
+
+
 def test_times_with_a_time_zone_are_refused_as_rows_of_python(tmp_path):
     for text in ("SELECT now() AS h", "SELECT [now()] AS h"):
         with pytest.raises(UserError, match=r"'h' holds times with a time zone: convert them with ::TIMESTAMP"):
