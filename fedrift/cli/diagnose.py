@@ -37,11 +37,21 @@ FailOn = Annotated[
 ]
 RunBaselines = Annotated[bool, typer.Option("--iid-baseline", help="First run the IID baselines that are missing.")]
 
+OwnDetectors = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--detector",
+        help="Also run a detector of your own: `my_detector.py:my_function` or `my_module:my_function`. The option may be repeated.",
+        metavar="FILE.py:NAME",
+    ),
+]
+
 
 def diagnose(
     names: RunNames,
     run_baselines: RunBaselines = False,
     fail_on: FailOn = None,
+    detectors: OwnDetectors = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     as_json: Json = False,
     data_dir: DataDir = None,
@@ -51,6 +61,8 @@ def diagnose(
     """Diagnose runs: which failures occurred, from which round on, for which clients, and whether heterogeneity caused them.
 
     `fedrift diagnose 5c35 77e0 a01b --iid-baseline --fail-on confirmed`
+
+    `fedrift diagnose 5c35 --detector my_detector.py:costly_first_round`
 
     Runs that differ only in their seed are judged together. Each run is compared with its matched IID baseline. The detectors
     also use further reference runs if they are stored: centralized training, local-only training, FedSGD, other learning rates
@@ -62,9 +74,11 @@ def diagnose(
     from ..diagnosis import diagnose as diagnose_cases
     from ..diagnosis.across_seeds import diagnoses_to_json
     from ..diagnosis.cases import group_readable_runs
+    from ..diagnosis.detectors import find_detector
     from ..storage import find_runs, list_runs, list_unreadable
     from .console import run_title
 
+    own_detectors = [find_detector(name) for name in detectors or ()]
     chosen, unreadable_names = find_runs(runs_dir, names)
     groups, unreadable_runs = group_readable_runs(chosen, list_runs(runs_dir))
     if run_baselines and run_missing_baselines(groups, runs_dir, data_dir, device, threads):
@@ -74,7 +88,7 @@ def diagnose(
         raise UserError("none of these runs can be read; `fedrift list` shows the readable ones")
     all_diagnoses = []
     for group in groups:
-        diagnoses = diagnose_cases(group.cases)
+        diagnoses = diagnose_cases(group.cases, own_detectors)
         all_diagnoses += diagnoses
         content = {
             "runs": [run.id for run in group.runs],

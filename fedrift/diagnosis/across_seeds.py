@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from ..core.lazy_imports import stats
-from .detectors import run_detectors
+from .detectors import Detector, run_detectors
 from .finding import THRESHOLDS, Finding, Grade, RunEvidence, Thresholds
 
 Name = TypeVar("Name", int, str)
@@ -82,11 +82,12 @@ class Diagnosis:
     missing_input: str = ""
 
 
-def diagnose(cases: Sequence[RunEvidence]) -> list[Diagnosis]:
+def diagnose(cases: Sequence[RunEvidence], own_detectors: Sequence[Detector] = ()) -> list[Diagnosis]:
     """Run all detectors on the seeds of one experiment.
 
     Args:
         cases: Evidence for each seed.
+        own_detectors: Detectors that are neither part of fedrift nor registered.
 
     Returns:
         One diagnosis per failure mode, the most severe grade first.
@@ -94,7 +95,7 @@ def diagnose(cases: Sequence[RunEvidence]) -> list[Diagnosis]:
     by_failure: dict[str, list[Finding]] = {}
     thresholds = cases[0].thresholds if cases else THRESHOLDS
     for evidence in cases:
-        for finding in run_detectors(evidence):
+        for finding in run_detectors(evidence, own_detectors):
             by_failure.setdefault(finding.failure, []).append(finding)
     order: tuple[Grade, ...] = ("confirmed", "suspected", "none", "not measured")
     return sorted(

@@ -6,9 +6,10 @@ A detector is a function of a ``RunEvidence`` that returns at least one ``Findin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from ..core.registry import extensions
+from ..core.errors import UserError, quote_value
+from ..core.registry import extensions, find_extension, import_path_of
 from .convergence import oscillation, server_overshoot, stalled_convergence
 from .drift import aggregation_error, client_drift, control_variates
 from .failures import dead_model, divergence, exploding_updates, failed_clients
@@ -49,6 +50,38 @@ ALL_DETECTORS: tuple[Detector, ...] = (
 )
 
 
-def run_detectors(evidence: RunEvidence) -> list[Finding]:
-    """Run all detectors, including registered extensions, on one run."""
-    return [finding for detector in (*ALL_DETECTORS, *extensions("detector").values()) for finding in detector(evidence)]
+def run_detectors(evidence: RunEvidence, own_detectors: Iterable[Detector] = ()) -> list[Finding]:
+    """Run all detectors on one run: those of fedrift, registered extensions, and the given ones. None of them runs twice.
+
+    Raises:
+        UserError: A detector does not return a list of findings.
+    """
+    findings: list[Finding] = []
+    for detector in dict.fromkeys((*ALL_DETECTORS, *extensions("detector").values(), *own_detectors)):
+        found: object = detector(evidence)
+        if not isinstance(found, list) or not found or not all(isinstance(finding, Finding) for finding in found):
+            raise UserError(
+                f"the detector {import_path_of(detector)} returned {quote_value(found)}; it must return a list of one or more Finding"
+            )
+        findings += found
+    return findings
+
+
+def find_detector(name: str) -> Detector:
+    """Return a detector that is not part of fedrift.
+
+    Args:
+        name: The name of a registered detector, or an import path such as ``my_detector.py:my_function``.
+
+    Raises:
+        UserError: There is no such detector, or it is not a function.
+    """
+    detector: Detector | None = find_extension("detector", name)
+    if detector is None:
+        registered = ", ".join(extensions("detector")) or "none"
+        raise UserError(
+            f"no detector {quote_value(name)}: give an import path such as my_detector.py:my_function, or a registered name ({registered})"
+        )
+    if not callable(detector) or isinstance(detector, type):
+        raise UserError(f"{quote_value(name)} is not a detector: a detector is a function of a run's evidence that returns findings")
+    return detector

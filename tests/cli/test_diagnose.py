@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from fedrift.cli.app import app
 from fedrift.config.schema import edit_config, iid_baseline
+from fedrift.core import registry
 from fedrift.core.errors import UserError
 from fedrift.core.records import Record
 from fedrift.diagnosis.cases import group_readable_runs
@@ -97,6 +98,48 @@ def test_json_has_one_line_per_group(runs_dir):
     every = [json.loads(line) for line in done.stdout.splitlines()]
     assert [each["runs"] for each in every] == [["a0"], ["k0"]]
     assert {each["grade"] for each in every[0]["findings"]} >= {"suspected", "none", "not measured"}
+
+
+OWN = """
+import fedrift
+from fedrift.diagnosis.finding import Finding
+
+def low(evidence):
+    return [Finding("low loss", "suspected", "it is low", 1.0, 0.5, 0.1, "nats per token", is_positive=True)]
+
+fedrift.register("detector", "also registered")(low)
+nothing = lambda evidence: None
+number = 3
+"""
+
+
+def test_a_detector_of_a_file_of_the_user_is_run_once_and_stored(runs_dir):
+    (runs_dir / "mine.py").write_text(OWN)
+    try:
+        done = run_command("diagnose", "a0", "--runs-dir", runs_dir, "--json", "--detector", f"{runs_dir / 'mine.py'}:low")
+        findings = json.loads(done.output)["findings"]
+        assert [len(each["findings"]) for each in findings if each["failure"] == "low loss"] == [1]
+        assert "low loss" in {each["failure"] for each in Run(runs_dir, "a0").findings()}
+    finally:
+        registry._registered["detector"].pop("also registered", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("low", "no detector 'low': give an import path such as my_detector.py:my_function"),
+        ("absent.py:low", "there is no such Python file"),
+        ("own.py:number", "'own.py:number' is not a detector"),
+        ("own.py:Finding", "'own.py:Finding' is not a detector"),
+        ("own.py:nothing", "the detector own.py:nothing returned null; it must return a list"),
+    ],
+)
+def test_what_is_not_a_detector_is_refused_in_one_line(runs_dir, monkeypatch, name, message):
+    monkeypatch.chdir(runs_dir)
+    (runs_dir / "own.py").write_text(OWN.replace("fedrift.register", "# "))
+    done = run_command("diagnose", "a0", "--runs-dir", runs_dir, "--detector", name)
+    assert isinstance(done.exception, UserError)
+    assert message in str(done.exception) and "\n" not in str(done.exception)
 
 
 def test_no_finding_is_a_valid_result(runs_dir):
