@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fedrift"
 TEXT = {"core", "data", "partition"}
 TRAINING = {"core", "algorithms", "simulation"}
 CONFIG = {"config", "config/loader", "config/runtime"}
-ENGINE = {"engine", "engine/build", "engine/cache", "engine/loop"}
+ENGINE = {"engine", "engine/build", "engine/cache", "engine/checks", "engine/loop"}
 ALLOWED_IMPORTS = {
     "core": set(),
     "stats": {"core"},
@@ -38,7 +38,8 @@ ALLOWED_IMPORTS = {
     "storage": {"core"},
     "diagnosis": {"core", "storage"},
     "engine/cache": CONFIG | {"core", "data", "models"},
-    "engine/build": TEXT | TRAINING | CONFIG | {"models", "probes", "clustering", "clustering/runtime", "engine/cache"},
+    "engine/checks": CONFIG | {"core", "data", "clustering"},
+    "engine/build": TEXT | TRAINING | CONFIG | {"models", "probes", "clustering", "clustering/runtime", "engine/cache", "engine/checks"},
     "storage/fork": TRAINING | CONFIG | {"storage", "engine/build"},
     "diagnosis/fork": CONFIG | {"core", "probes", "storage", "storage/fork", "diagnosis"},
     "engine": TRAINING | CONFIG | {"models", "probes", "storage", "storage/fork", "diagnosis"} | ENGINE,

@@ -20,12 +20,10 @@ from ..config.loader import Registry, apply_overrides, dump_value, load_yaml, pa
 from ..core.errors import UserError, default_cache_dir, unknown_name_error
 from ..core.random import Seed, derive_seed, numpy_stream
 from ..data import TRAIN, Corpus, DatasetConfig, load_corpus
-from ..data.catalog import NAMED_DATASETS
 from ..data.encoders import Encoder, embed_texts
-from ..data.readers import find_local_path
 from ..models import presets
 from ..models.presets import PRESETS, Preset, resolve_model
-from ..partition import Calibrated, Partition, Partitioner, TopicMix
+from ..partition import Partition, Partitioner, TopicMix
 from ..partition.base import partition_corpus, partition_notes, rewritten_texts
 from ..storage.files import write_atomically
 
@@ -114,22 +112,6 @@ def partition_dataset(config: DataConfig, data_dir: Path | None = None) -> Parti
     partition = partition_corpus(config.partition, corpus, partial(numpy_stream, config.seed, "partition"))
     notes = "\n".join(filter(None, [tokenizer_note, *corpus.notes, *partition_notes(config.partition)]))
     return PartitionedData(config, corpus, partition, "words" if file is None else "tokens", notes)
-
-
-def check_local_dataset(dataset: DatasetConfig, model: str, partition: Partitioner, seed: int) -> None:
-    """Check that a dataset in a local file can be read and partitioned; other datasets are not checked.
-
-    Documents are measured in words, so that no tokenizer is needed.
-
-    Raises:
-        UserError: If the file cannot be read or partitioned.
-    """
-    path = find_local_path(dataset.name)
-    if dataset.name in NAMED_DATASETS or not path or path.is_dir():
-        return
-    corpus = load_corpus(dataset, subset=dataset_subset(model), cache_dir=default_cache_dir() / "vectors").train
-    if not isinstance(partition, Calibrated):  # calibration measures tokens
-        partition(corpus, numpy_stream(seed, "partition"))
 
 
 def dataset_subset(model: str) -> str:

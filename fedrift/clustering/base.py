@@ -212,6 +212,9 @@ class NoClustering:
         """
         return []
 
+    def check_num_clients(self, num_clients: int) -> None:
+        """Raise UserError if the settings of this strategy do not fit the number of clients."""
+
 
 def assign_to_one_cluster(size: int) -> np.ndarray:
     """Return the assignment of all clients to cluster 0, [N]."""

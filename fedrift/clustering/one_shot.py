@@ -58,17 +58,21 @@ class TextClustering(NoClustering):
         reason = {"signal": "TextClustering", **self.build_reason(embeddings, clustering, client_info.seed)}
         return Assignment(clustering.cluster_ids, clustering.k, reason, centroids=clustering.centroids)
 
+    def check_num_clients(self, num_clients: int) -> None:
+        """Raise UserError if ``num_clusters`` exceeds the number of clients."""
+        if self.num_clusters is not None and self.num_clusters > num_clients:
+            raise UserError(
+                f"clustering.num_clusters is {self.num_clusters}, but there are only {num_clients} clients. Set it to at most "
+                f"{num_clients}, or remove it to estimate the number of clusters."
+            )
+
     def cluster_documents(self, client_info: ClientInfo) -> tuple[ClientEmbeddings, ClusteringResult]:
         """Return the clients' embeddings and their clusters.
 
         Raises:
             UserError: ``num_clusters`` exceeds the number of clients.
         """
-        if self.num_clusters is not None and self.num_clusters > client_info.num_clients:
-            raise UserError(
-                f"clustering.num_clusters is {self.num_clusters}, but there are only {client_info.num_clients} clients. Set it to at "
-                f"most {client_info.num_clients}, or remove it to estimate the number of clusters."
-            )
+        self.check_num_clients(client_info.num_clients)
         embeddings = embed_clients(client_info, self.encoder, self.max_documents, self.epsilon, self.delta)
         return embeddings, cluster_clients(embeddings, client_info.seed, self.num_clusters)
 
@@ -129,6 +133,7 @@ class RandomClustering(NoClustering):
         Raises:
             UserError: ``sizes_from`` does not cluster before the first round, or the sizes do not sum to the number of clients.
         """
+        self.check_num_clients(client_info.num_clients)
         sizes = self.cluster_sizes
         if not sizes:
             assignment = self.sizes_from.init_assignment(client_info)
@@ -138,11 +143,17 @@ class RandomClustering(NoClustering):
                     "round. Set clustering.cluster_sizes instead, for example [3, 3, 4]."
                 )
             sizes = tuple(np.bincount(assignment.cluster_ids, minlength=assignment.num_models).tolist())
-        if sum(sizes) != client_info.num_clients:
-            raise UserError(f"clustering.cluster_sizes {list(sizes)} sum to {sum(sizes)}, but there are {client_info.num_clients} clients.")
         cluster_ids = numpy_stream(client_info.seed, "random groups", self.repeat).permutation(np.repeat(np.arange(len(sizes)), sizes))
         reason = {"signal": "RandomClustering", "k": len(sizes), "sizes": list(sizes), "repeat": self.repeat, "bytes": 0}
         return Assignment(cluster_ids, len(sizes), reason)
+
+    def check_num_clients(self, num_clients: int) -> None:
+        """Raise UserError if the cluster sizes do not sum to the number of clients."""
+        sizes = self.cluster_sizes
+        if not sizes:
+            self.sizes_from.check_num_clients(num_clients)
+        elif sum(sizes) != num_clients:
+            raise UserError(f"clustering.cluster_sizes {list(sizes)} sum to {sum(sizes)}, but there are {num_clients} clients.")
 
 
 @dataclass(frozen=True)
@@ -220,6 +231,10 @@ class SoftClustering(NoClustering):
     def warnings(self) -> list[str]:
         """Return the warnings of the text clustering."""
         return self.text.warnings()
+
+    def check_num_clients(self, num_clients: int) -> None:
+        """Raise UserError if the text clustering does not fit the number of clients."""
+        self.text.check_num_clients(num_clients)
 
     def incompatibilities(self, algorithm: FedAvg, param_names: Collection[str]) -> list[str]:
         """Return the reasons why models cannot be mixed with this algorithm or these parameters.

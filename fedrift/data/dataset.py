@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -189,7 +191,7 @@ def collect_documents(config: DatasetConfig, data_dir: Path | None, subset: str,
         return merge_datasets(
             parts, counts, validation_fraction=config.validation_fraction, test_fraction=config.test_fraction, seed=config.split_seed
         )
-    rows.append(read_rows(config, data_dir))
+    rows.append(find_reader(config, data_dir)())
     documents = extract_documents(rows[-1], counts, skip_headings=bool(named and named.skip_headings))
     if named and named.label_domains:
         documents = map_labels_to_domains(documents, dict(named.label_domains), counts)
@@ -204,26 +206,29 @@ def resolve_data_dir(data_dir: Path | None) -> Path | None:
     return Path(folder).expanduser() if folder else None
 
 
-def read_rows(config: DatasetConfig, data_dir: Path | None) -> Rows:
-    """Read the rows of a named dataset, an extension's dataset, a local path or a hub dataset, tried in this order.
+def find_reader(config: DatasetConfig, data_dir: Path | None) -> Callable[[], Rows]:
+    """Return the function that reads the rows of a dataset; nothing is read before it is called.
+
+    The dataset is a named one, that of an extension, a local path or a hub dataset, tried in this order.
 
     Raises:
-        UserError: The name is unknown, or the data cannot be read.
+        UserError: The name is unknown, or the data is not on this machine and cannot be downloaded.
     """
     named = NAMED_DATASETS.get(config.name)
     if config.name == "synthetic":
-        return generate_rows(config.synthetic)
+        return lambda: generate_rows(config.synthetic)
     extension = None if named else find_extension("dataset", config.name)
     if extension is not None:
-        return rows_of_frame(extension(), config)
+        return lambda: rows_of_frame(extension(), config)
     if named:
         original = named.base_name or config.name
-        if data_dir and (data_dir / original).is_dir():
-            return read_path(data_dir / original)
+        if data_dir and (folder := data_dir / original).is_dir():
+            return lambda: read_path(folder)
         if original == "bbc":
-            return read_bbc()
+            return read_bbc
         if named.hub_id:
-            return read_hub(named.hub_id, named.configs, ColumnNames(named.text_column, named.label_column, data_format="text"))
+            names = ColumnNames(named.text_column, named.label_column, data_format="text")
+            return partial(read_hub, named.hub_id, named.configs, names)
         raise UserError(
             f"dataset {config.name!r} has no verified hub id and is read from a local folder only: put "
             f"train.parquet and test.parquet (columns text, label, source) in a folder {original}/ and set "
@@ -233,14 +238,31 @@ def read_rows(config: DatasetConfig, data_dir: Path | None) -> Rows:
         )
     path, columns = find_local_path(config.name), ColumnNames(config.text_column, config.label_column, config.source_column, config.format)
     if path:
-        return read_path(path, columns)
+        return partial(read_path, path, columns)
     if config.name.startswith((".", "/", "~")) or detect_format(Path(config.name)):
         raise missing_path_error(Path(os.path.expanduser(config.name)))
     hub = HUB_ID_PATTERN.fullmatch(config.name)
     if hub:
-        return read_hub(hub[1], hub_configs(config, hub[2]), columns, config.revision or None, config.split or None)
+        return partial(read_hub, hub[1], hub_configs(config, hub[2]), columns, config.revision or None, config.split or None)
     error = unknown_name_error("dataset", config.name[:80], NAMED_DATASETS)
     raise UserError(f"{error}. You can also give a local file or folder, or a Hugging Face dataset id as owner/name")
+
+
+def check_available(config: DatasetConfig, *, data_dir: Path | None = None, subset: str = "all") -> None:
+    """Check the settings and the name of a dataset without reading its documents.
+
+    Args:
+        config: The dataset.
+        data_dir: The folder with local copies, as in `load_corpus`.
+        subset: As in `load_corpus`.
+
+    Raises:
+        UserError: Settings contradict each other, the name is unknown, or the data is not on this machine and cannot be downloaded.
+    """
+    check_settings(config, subset)
+    named = NAMED_DATASETS.get(config.name)
+    for name in [part for _, part in named.parts] if named and named.parts else [config.name]:
+        find_reader(replace(config, name=name), resolve_data_dir(data_dir))
 
 
 def hub_configs(config: DatasetConfig, name_suffix: str | None) -> tuple[str, ...]:

@@ -27,7 +27,6 @@ from ..data import TEST, TRAIN, VALIDATION, Blocks, Corpus, TokenizedCorpus, pac
 from ..data.chat_tokens import template_notes
 from ..data.dataset import load_general_corpus
 from ..data.encoders import embed_texts
-from ..data.tokenization import count_trained
 from ..models.arithmetic import ARITHMETICS, Arithmetic, ArithmeticChoice, choose_arithmetic
 from ..models.device_check import compare_step
 from ..models.export import check_peft_compatible
@@ -64,6 +63,7 @@ from ..simulation import ClientSimulator
 from ..simulation.batches import StragglingBatches, TextBatches, choose_clients_per_pass, choose_faster
 from ..simulation.simulator import client_losses_per_model, value_and_gradient
 from .cache import ResourceCache
+from .checks import check_block_length, check_combination, check_context_length, check_measured_domains, no_held_out_error
 
 SPLIT_CODES = {"validation": VALIDATION, "test": TEST}
 
@@ -140,9 +140,7 @@ def build_evaluation(
     )
     held_out = build_held_out(corpus, tokens, *block_options, count_client_domain_tokens(rewritten.corpus, client_rows))
     if not len(held_out.blocks):
-        raise UserError(
-            f"dataset {corpus.name!r} has no {evaluation.split} documents for the evaluation; increase dataset.{evaluation.split}_fraction"
-        )
+        raise no_held_out_error(corpus.name, evaluation.split)
     personalized_params = config.algorithm.personalized_params if config.algorithm.is_personalized and has_client_state else None
     tokenizer = resources.get_language_model(*model_key_of(config)).tokenizer
     round_held_out = held_out.head(evaluation.blocks_per_domain)
@@ -255,29 +253,9 @@ def check_held_out(held_out: HeldOut, split: str, corpus_name: str) -> list[str]
     Raises:
         UserError: None of the domains of a client has held-out text.
     """
-    is_trained, is_measured = held_out.client_domain_tokens > 0, count_predicted_tokens(held_out) > 0
-    missing = [name for name, is_missing in zip(held_out.domains, is_trained.any(0) & ~is_measured, strict=True) if is_missing]
-    unmeasured_clients = np.flatnonzero(is_trained.any(1) & ~(is_trained & is_measured).any(1))
-    if len(unmeasured_clients):
-        raise UserError(
-            f"no loss of {format_names(unmeasured_clients.tolist(), 'client')} can be measured: dataset {corpus_name!r} has no {split} "
-            f"documents of {format_names(missing, 'domain')}. Increase dataset.{split}_fraction, find fewer topics with "
-            "dataset.num_clusters, select larger domains with dataset.domains, or ignore the labels with dataset.label_column=''"
-        )
-    return (
-        [
-            f"{format_names(missing, 'domain')} of dataset {corpus_name!r}: no {split} documents, so clients train on text for which no "
-            "loss is measured, and the losses over all domains do not include it"
-        ]
-        if missing
-        else []
+    return check_measured_domains(
+        held_out.client_domain_tokens > 0, count_predicted_tokens(held_out) > 0, held_out.domains, split, corpus_name
     )
-
-
-def format_names(names: Sequence[object], noun: str) -> str:
-    """List names after a noun: ``client 3``, ``domains a, b``, or the first five names and the number of the others."""
-    listed = ", ".join(str(name)[:40] for name in names[:5])
-    return f"{noun}{'s' * (len(names) > 1)} {listed}" + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
 
 
 def held_out_as_rewritten(
@@ -356,37 +334,6 @@ def model_key_of(config: ExperimentConfig) -> tuple[str, Trainable, int | None]:
     return config.model, config.trainable, config.random_weights_seed
 
 
-def check_block_length(config: ExperimentConfig, corpus: Corpus, tokens: TokenizedCorpus) -> list[str]:
-    """Check that blocks are long enough for instruction and chat data, whose examples are cut to the length of a block.
-
-    Returns:
-        Notes on the number of examples that are cut, or that have no answer within a block.
-
-    Raises:
-        UserError: No training example has an answer within a block.
-    """
-    if not tokens.keeps_whole:
-        return []
-    length, rows = config.training.max_seq_length, np.flatnonzero(corpus.split == TRAIN)
-    num_trained = int((count_trained(tokens, rows, length) > 0).sum())
-    median = f"the median of the training examples is {int(np.median(tokens.lengths[rows])):,} tokens"
-    if not num_trained:
-        raise UserError(
-            f"training.max_seq_length is {length}, but no example of dataset {corpus.name!r} has an answer within {length} tokens "
-            f"({median}): increase training.max_seq_length"
-        )
-    notes = []
-    if num_cut := int((tokens.lengths[rows] > length).sum()):
-        notes.append(
-            f"{num_cut:,} of {len(rows):,} training examples are longer than training.max_seq_length {length} and are cut to it ({median})"
-        )
-    if num_trained < len(rows):
-        notes.append(
-            f"{len(rows) - num_trained:,} of {len(rows):,} training examples have no answer within {length} tokens and are not used"
-        )
-    return notes
-
-
 def partition_documents(config: ExperimentConfig, corpus: Corpus) -> Partition:
     """Assign the training documents to the clients. The rows of the partition are indices of the whole corpus."""
     train = np.flatnonzero(corpus.split == TRAIN)
@@ -415,10 +362,7 @@ def build_run(
     runtime, model_key = resources.runtime, model_key_of(config)
     loaded_corpus = resources.get_corpus(replace(config.dataset, fingerprint=""), config.model)
     language_model = resources.get_language_model(*model_key)
-    if training.max_seq_length > language_model.context_length:
-        raise UserError(
-            f"training.max_seq_length is {training.max_seq_length} tokens, but {config.model} takes {language_model.context_length} at most"
-        )
+    check_context_length(config, language_model.context_length)
     tokens = resources.get_tokens(loaded_corpus, *model_key)
     corpus = loaded_corpus.with_sizes(tokens.trained_lengths)
     token_notes = check_block_length(config, corpus, tokens) + template_notes(
@@ -438,12 +382,8 @@ def build_run(
     blocks = pack_client_blocks(config, client_tokens, client_rows)
     params = model.init_params(config.seed).to(runtime.resolve_device())
     strategy = config.clustering
-    reasons = config.algorithm.incompatibilities(training.client_optimizer, training.client_weighting, list(params))
-    reasons += strategy.incompatibilities(config.algorithm, list(params))
-    if strategy != NoClustering() and len(client_rows) != len(partition.rows):
-        reasons.append(f"{type(config.algorithm).__name__} has no clients to group; remove the clustering")
-    if reasons:
-        raise UserError("\n".join(reasons))
+    check_combination(config, list(params), len(client_rows))
+    strategy.check_num_clients(config.partition.num_clients)
 
     batches = make_batches(config, blocks, local_steps, len(client_rows) == len(partition.rows), runtime)
     max_clients = len(client_rows) if strategy.has_full_participation_rounds else cohort_size

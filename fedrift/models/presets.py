@@ -209,17 +209,40 @@ def fingerprint_model(name: str, has_template: bool = False) -> str:
     folder = resolve_model(name)
     if not isinstance(folder, Path):
         return ""
-    check_no_adapter(folder)
-    weights = weight_files(folder)
+    weights = find_weights(folder)
     names = (*FINGERPRINTED_FILES, *([TEMPLATE_FILE] if has_template else []))
     settings = [folder / part for part in names if (folder / part).is_file()]
-    if not weights:
-        raise UserError(f"there are no weights (*.safetensors) in {folder}; it contains {list_names(folder)}")
     digest = hashlib.sha256()
     for path in settings + weights:
         with path.open("rb") as file:
             digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+def find_weights(folder: Path) -> list[Path]:
+    """List the weight files of a model's folder as `weight_files` does.
+
+    Raises:
+        UserError: The folder has no weights, or it contains an adapter.
+    """
+    check_no_adapter(folder)
+    weights = weight_files(folder)
+    if not weights:
+        raise UserError(f"there are no weights (*.safetensors) in {folder}; it contains {list_names(folder)}")
+    return weights
+
+
+def find_context_length(name: str) -> int | None:
+    """Return the longest input of a preset or of the model in a local folder, in tokens; None if its config does not say it."""
+    source = resolve_model(name)
+    config: Any = {}
+    if isinstance(source, Preset):
+        config = source.architecture
+    elif isinstance(source, Path):
+        config = read_json_object(source / "config.json")
+        config = config.get("text_config") or config
+    length = next((config[key] for key in ("max_position_embeddings", "n_positions") if key in config), None)
+    return length if isinstance(length, int) else None
 
 
 def weight_files(folder: Path) -> list[Path]:
