@@ -350,7 +350,7 @@ def commands_page() -> str:
         parts.append("\n".join(["| argument or option | default | meaning |", "|---|---|---|", *rows]) + "\n")
 
     for name in group.list_commands(context):  # type: ignore[attr-defined]
-        add(group.commands[name], f"fedrift {name}")  # type: ignore[attr-defined]
+        add(group.get_command(context, name), f"fedrift {name}")  # type: ignore[attr-defined]
     return "\n".join(parts)
 
 
@@ -361,7 +361,8 @@ def option_row(param: Any) -> str:
     default = "" if param.default is None or callable(param.default) or param.required else str(param.default)
     if default in ("False", "[]", "()") or dataclasses.is_dataclass(param.default):
         default = ""
-    return f"| `{name}` | {f'`{default}`' if default else ''} | {cell(getattr(param, 'help', '') or '')} |"
+    escaped = name.replace("|", "\\|")
+    return f"| `{escaped}` | {f'`{default}`' if default else ''} | {cell(getattr(param, 'help', '') or '')} |"
 
 
 if __name__ == "__main__":

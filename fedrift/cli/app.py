@@ -9,10 +9,12 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from inspect import unwrap
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperGroup, TyperOption
+from typer.models import ArgumentInfo
 
 from .. import __version__
 from ..core.errors import UserError
@@ -29,6 +31,9 @@ class CommandGroup(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return the subcommand, with the option ``--verbose`` added if it lacks one."""
         command = super().get_command(ctx, cmd_name)
+        for each in (command, *getattr(command, "commands", {}).values()):
+            if each is not None:
+                restore_argument_help(each)
         if command is not None and all(param.name != "verbose" for param in command.params):
             command.params.append(
                 TyperOption(
@@ -41,6 +46,16 @@ class CommandGroup(TyperGroup):
                 )
             )
         return command
+
+
+def restore_argument_help(command: Any) -> None:
+    """Set the help texts of a command's arguments, which Typer 0.20 loses when it is used with Click 8.5."""
+    arguments = [param for param in command.params if param.param_type_name == "argument" and not getattr(param, "help", None)]
+    if arguments and command.callback is not None:
+        hints = get_type_hints(unwrap(command.callback), include_extras=True)
+        for param in arguments:
+            infos = [info for info in getattr(hints.get(param.name), "__metadata__", ()) if isinstance(info, ArgumentInfo)]
+            param.help = infos[0].help if infos else None
 
 
 app = typer.Typer(

@@ -46,7 +46,7 @@ def list_command(runs_dir: RunsDir = DEFAULT_RUNS_DIR, as_json: Json = False) ->
         )
         return
     if not (listed or unreadable):
-        typer.echo(f"no runs in {runs_dir.resolve()}; `fedrift demo` creates six")
+        typer.echo(f"no runs in {runs_dir.resolve()}; `fedrift demo` creates seven")
         return
     if listed:
         print_list(Console(highlight=False, markup=False), listed)

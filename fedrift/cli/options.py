@@ -85,8 +85,8 @@ ClientsPerPass = Annotated[
         "--clients-per-pass",
         min=0,
         max=100_000,
-        help="The number of clients that train in one forward pass; by default the available memory decides. 0 times that number "
-        "against one client per pass and uses the faster. The option changes only rounding.",
+        help="The number of clients that train in one forward pass; by default the available memory decides. The value 0 measures the "
+        "time of a step with this number and with one client per pass, and uses the faster. The option changes only rounding.",
     ),
 ]
 Dtype = Annotated[

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 
+import click
 import pytest
+import typer
 import yaml
 
-from fedrift.cli.app import main
+from fedrift.cli.app import app, main
 from fedrift.core.records import Record
 from fedrift.storage import Run
 from tests.small_experiment import experiment
@@ -235,3 +237,12 @@ def test_a_run_prints_nothing_but_its_progress_on_stderr(experiment_folder, trai
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert lines and all("/1 " in line and ("seed 0" in line or "loading" in line) for line in lines), done.stderr
+
+
+def test_every_argument_and_option_has_a_help_text():
+    group = typer.main.get_command(app)
+    context = click.Context(group)
+    commands = [group.get_command(context, name) for name in group.list_commands(context)]
+    commands += [inner for command in commands for inner in getattr(command, "commands", {}).values()]
+    silent = [f"{command.name} {param.name}" for command in commands for param in command.params if not getattr(param, "help", None)]
+    assert len(commands) > 25 and not silent
