@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from fedrift.config.runtime import Runtime
 from fedrift.config.schema import ExperimentConfig, parse_config
 from fedrift.engine.cache import ResourceCache
+from fedrift.models.load import quiet_transformers
 from fedrift.storage import Run
 from fedrift.storage.fork import Checkpoint
 from tests.models.tiny import random_model
@@ -53,7 +54,8 @@ def byte_tokenizer(vocabulary: int = 320) -> PreTrainedTokenizerFast:
 def model_folder(folder: Path, kind: str = "llama") -> Path:
     """Save a tiny random model in a folder, as local models are saved."""
     language = random_model(kind, byte_tokenizer())
-    language.network.save_pretrained(folder)
+    with quiet_transformers():
+        language.network.save_pretrained(folder)
     language.tokenizer.save_pretrained(folder)
     return folder
 

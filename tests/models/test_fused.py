@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from transformers.utils import logging
 
 from fedrift.core.tree import Tree
 from fedrift.models import fused
@@ -85,14 +86,17 @@ def test_a_network_in_another_precision_fuses_its_weights_again():
     assert first.k_proj.weight.data_ptr() != 0 and torch.equal(first.fused[0].weight[16:24], first.k_proj.weight)
 
 
-def test_fused_weights_share_memory_with_the_network_and_are_saved(tmp_path):
+def test_fused_weights_share_memory_with_the_network_and_are_saved(tmp_path, capfd):
     ours, *_ = fused_and_plain("llama", LastBlocks(1), torch.float32)
     mlp = ours.network.model.layers[0].mlp
     assert mlp.gate_proj.weight.untyped_storage().data_ptr() == mlp.up_proj.weight.untyped_storage().data_ptr()
     from fedrift.algorithms import FedAvg
     from fedrift.engine.loop import init_state
 
+    settings = logging.get_verbosity(), logging.is_progress_bar_enabled()
     save_model(tmp_path, ours, LastBlocks(1), "llama", init_state(FedAvg(), ours.init_params(), 1).server)
+    assert capfd.readouterr() == ("", "")  # no progress bar of transformers
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == settings
     from safetensors.torch import load_file
 
     kept = {name: leaf for file in tmp_path.rglob("*.safetensors") for name, leaf in load_file(file).items()}

@@ -24,7 +24,7 @@ from transformers import (
 
 import fedrift.models.presets
 from fedrift.core.errors import UserError
-from fedrift.models.load import LanguageModel, load_model
+from fedrift.models.load import LanguageModel, load_model, quiet_transformers
 from fedrift.models.presets import POCKET_FILES, PRESETS, fingerprint_model, pocket_folder
 from fedrift.models.stacked_model import StackedModel
 from fedrift.models.trainable import Lora
@@ -34,7 +34,8 @@ TOKENIZER_FOLDERS = {"gpt2": "gpt2", "qwen2": "qwen2", "llama": "llama2-tinyllam
 
 
 def save_model(model: LanguageModel, folder: Path) -> Path:
-    model.network.save_pretrained(folder)
+    with quiet_transformers():
+        model.network.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     return folder
 
