@@ -110,10 +110,14 @@ def print_summary(run: Run) -> None:
     if run.is_finished:
         result = run.read_json("finished")
         seconds = result["seconds"]
+        final_loss = result["final_loss"]  # None or NaN without a larger evaluation (evaluation.final_blocks_per_domain=0)
+        final = (
+            ""
+            if final_loss is None or math.isnan(final_loss)
+            else f"final perplexity {to_perplexity(final_loss)} (loss {final_loss:.3f} nats per token) on the larger held-out set; "
+        )
         console.print(
-            f"final perplexity {to_perplexity(result['final_loss'])} (loss {result['final_loss']:.3f} nats per token) on the larger "
-            f"held-out set; "
-            f"trained on {result['train_tokens']:,.0f} tokens in {seconds['train']:.0f} s, "
+            f"{final}trained on {result['train_tokens']:,.0f} tokens in {seconds['train']:.0f} s, "
             f"evaluated in {seconds['evaluate'] + seconds['final']:.0f} s"
         )
         if (updates := result.get("updates")) and (run.folder / "updates").is_dir():
