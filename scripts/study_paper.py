@@ -603,7 +603,6 @@ def write_abstract(studies: Mapping[str, StudyData], verdicts: Mapping[Key, Hypo
     """Return the abstract: one paragraph, every result in it chosen by a verdict."""
     runs = {entry.run for data in studies.values() for entry in data.manifest_values["runs"]}
     finished = {run for data in studies.values() for run in data.finished}
-    counts = Counter(verdict.verdict for verdict in verdicts.values())
     sentences = [
         "We ask when federated fine-tuning of a causal language model breaks under extreme heterogeneity, how FedAvg, FedProx and"
         " SCAFFOLD differ there, and what repairs it.",
@@ -615,11 +614,7 @@ def write_abstract(studies: Mapping[str, StudyData], verdicts: Mapping[Key, Hypo
             all(key in verdicts and verdicts[key].verdict == verdict for key, verdict in lead.needs.items()) for lead in question.leads
         ):
             sentences.append(choose_lead(question, verdicts))
-    total = sum(counts.values())
-    sentences.append(
-        f"Of {pluralize(total, 'hypothesis', 'hypotheses')} that could be judged, {counts['supported']} are supported,"
-        f" {counts['refuted']} refuted, {counts['inconclusive']} inconclusive and {counts['void']} void."
-    )
+    sentences.append(count_verdicts(verdicts))
     return " ".join(sentences)
 
 
@@ -702,18 +697,37 @@ def markdown_table(table: Table) -> list[str]:
     return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
 
 
-def readme_findings(verdicts: Mapping[Key, HypothesisVerdict]) -> str:
-    """Return the README's findings: the first three questions that have an answer, each with the command that makes its runs."""
-    lines = []
+def readme_findings(studies: Mapping[str, StudyData]) -> str:
+    """Return the README's findings: the first three questions that have an answer, with their commands, and the count of verdicts."""
+    lines, verdicts = [], read_verdicts(studies)
     for question in QUESTIONS:
         held = [
             lead for lead in question.leads if all(key in verdicts and verdicts[key].verdict == need for key, need in lead.needs.items())
         ]
         if held and len(lines) < 3:
-            studies = sorted({key[0] for key in held[0].needs})
-            commands = ", ".join(f"`fedrift study studies/{name}.yaml`" for name in studies)
+            names = sorted({key[0] for key in held[0].needs})
+            commands = ", ".join(f"`fedrift study studies/{name}.yaml`" for name in names)
             lines.append(f"- **{question.title}.** {choose_lead(question, verdicts)} ({commands})")
-    return "\n".join(lines) + "\n" if lines else ""
+    incomplete = [f"`{name}`" for name in STUDIES if name not in studies or not is_complete(studies[name])]
+    unfinished = f" Not finished: {', '.join(incomplete)}." if incomplete else ""
+    lines.append(f"- {count_verdicts(verdicts)}{unfinished}")
+    return "\n".join(lines) + "\n"
+
+
+def count_verdicts(verdicts: Mapping[Key, HypothesisVerdict]) -> str:
+    """Return the sentence that counts the verdicts."""
+    counts = Counter(verdict.verdict for verdict in verdicts.values())
+    return (
+        f"Of {pluralize(sum(counts.values()), 'hypothesis', 'hypotheses')} that could be judged, {counts['supported']} are supported,"
+        f" {counts['refuted']} refuted, {counts['inconclusive']} inconclusive and {counts['void']} void."
+    )
+
+
+def is_complete(study_data: StudyData) -> bool:
+    """Return whether all runs of a study are finished."""
+    content = study_data.manifest_values
+    entries = [entry for entry in content["runs"] if entry.role != "trial"]
+    return content.get("complete", True) and all(entry.run in study_data.finished for entry in entries)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -743,7 +757,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         start, end = README_MARKERS
         before, rest = text.split(start, 1)
         after = rest.split(end, 1)[1]
-        write_atomically(options.readme, f"{before}{start}\n{readme_findings(read_verdicts(studies))}{end}{after}".encode())
+        write_atomically(options.readme, f"{before}{start}\n{readme_findings(studies)}{end}{after}".encode())
 
 
 if __name__ == "__main__":
