@@ -15,14 +15,14 @@ from fedrift.studies.plan import plan_trials
 from fedrift.studies.spec import expand_cells, list_factor_names, list_seeds
 
 STUDIES = Path(__file__).parents[2] / "studies"
-REGISTERED = ["recency", "drift", "dose", "repair", "grid", "real_styles", "real_styles_long"]
+REGISTERED = ["recency", "drift", "dose", "repair", "grid", "real_styles", "real_styles_long", "drift_wide"]
 
 
 @pytest.mark.parametrize("name", REGISTERED)
 def test_a_registered_study_compares_what_it_runs(name):
     study = load_study(STUDIES / f"{name}.yaml")
     seeds = list_seeds(study)
-    first = 110 if name == "real_styles_long" else 100  # a second version has fresh seeds
+    first = 110 if name in ("real_styles_long", "drift_wide") else 100  # a second version has fresh seeds
     assert seeds == tuple(range(first, first + (3 if name == "grid" else 8)))
     assert min(study.tuning.seeds) >= 1000 and study.gate is not None and study.gate.min == 0.15
     metrics = {*study.metrics, *(metric for each in study.hypotheses for metric in list_hypothesis_metrics(each))}
