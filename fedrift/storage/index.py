@@ -186,9 +186,9 @@ def add_tags(run: Run, tags: Iterable[str], removed: Iterable[str] = ()) -> list
                 f"the tag {quote_value(tag)} is not allowed: use one word of at most 40 letters, digits and . _ + -, e.g. best-lr"
             )
     without = set(removed)
-    kept = [tag for tag in dict.fromkeys([*old["tags"], *new]) if tag not in without]
-    run.write_json("labels", {**old, "tags": kept})
-    return kept
+    tags = [tag for tag in dict.fromkeys([*old["tags"], *new]) if tag not in without]
+    run.write_json("labels", {**old, "tags": tags})
+    return tags
 
 
 def write_note(run: Run, note: str) -> None:
