@@ -85,15 +85,18 @@ def normalize_words(text: str) -> bytes:
 
 def count_words(texts: Iterable[str]) -> WordCounts:
     """Count the words of each text. Words are numbered in order of first occurrence."""
-    normalized = pa.array([normalize_words(text).strip() for text in texts], pa.large_binary()).cast(pa.large_string())
-    split = pc.ascii_split_whitespace(normalized)
-    all_words = split.flatten()
-    is_empty = pc.equal(normalized, "").to_numpy(zero_copy_only=False)  # splitting an empty text yields one empty word
-    words = (all_words.filter(pc.not_equal(all_words, "")) if is_empty.any() else all_words).dictionary_encode()
-    lengths = np.where(is_empty, 0, pc.list_value_length(split).to_numpy())
-    vocabulary, word_ids = tuple(words.dictionary.to_pylist()), words.indices.to_numpy()
+    encoded = [normalize_words(text).strip() for text in texts]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    is_empty = np.diff(ends) == 0
+    # Splitting an empty text would yield one empty word. ``pyarrow.array`` and ``to_numpy`` import pandas.
+    buffers = [None, pa.py_buffer(np.unique(ends)), pa.py_buffer(b"".join(encoded))]
+    split = pc.ascii_split_whitespace(pa.Array.from_buffers(pa.large_string(), int((~is_empty).sum()), buffers))
+    lengths = np.zeros(len(encoded), dtype=np.int64)
+    lengths[~is_empty] = np.from_dlpack(pc.list_value_length(split))
+    words = split.flatten().dictionary_encode()
+    vocabulary, word_ids = tuple(words.dictionary.to_pylist()), np.from_dlpack(words.indices)
     offset = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    counts = sparse.csr_array((np.ones(len(word_ids)), word_ids, offset), shape=(len(normalized), len(vocabulary)))
+    counts = sparse.csr_array((np.ones(len(word_ids)), word_ids, offset), shape=(len(encoded), len(vocabulary)))
     counts.sum_duplicates()
     return WordCounts(counts, vocabulary)
 

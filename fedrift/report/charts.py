@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import altair as alt
 
 from .data import RUN, Row, round_value
-from .figures import LINE_DASHES, Chart, SharedRows, Width, round_axis
+from .figures import LINE_DASHES, Chart, SharedRows, Width, conditional_color, round_axis
 
 CONDITION_FILTER = "conditions === null || datum.condition < 0 || indexof(conditions, datum.condition) >= 0"
 DOMAIN_FILTER = "datum.domain === domain"
@@ -283,7 +283,7 @@ def heatmap(
                     x=x_axis,
                     y=y_axis,
                     text=alt.Text("value:Q", format=style.number_format),
-                    color=alt.condition(dark, alt.value("white"), alt.value("black")),
+                    color=conditional_color(dark, "white", "black"),
                 )
             )
         return layer_with_signals(*layers, width=width, height=max(style.step * len(y), style.step))

@@ -148,10 +148,7 @@ def partition_heatmap(domains: Sequence[str], tokens: Sequence[Sequence[float]],
     numbers = (
         base.transform_filter("datum.tokens > 0")
         .mark_text(fontSize=10)
-        .encode(
-            text=alt.Text("tokens:Q", format=".2~s"),
-            color=alt.condition(f"datum.tokens > {0.6 * largest}", alt.value("black"), alt.value("white")),
-        )
+        .encode(text=alt.Text("tokens:Q", format=".2~s"), color=conditional_color(f"datum.tokens > {0.6 * largest}", "black", "white"))
     )
     layers = [cells, numbers] if len(domains) <= 12 and len(tokens) <= 40 else [cells]
     return alt.layer(*layers).properties(width=width, height=max(step * len(tokens), step))
@@ -231,8 +228,8 @@ def _line_layers(
         point_tooltips = [*tooltips, alt.Tooltip("perplexity:Q", format=".2f")]
     scale = _value_scale(inside, loss, value_range)
     y = alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(tickCount=height // 40))
-    line = base.mark_line().encode(y=y, strokeDash=dash, strokeWidth=_unless_baseline(2, 1.5))
-    dots = base.mark_point(filled=True, size=14).encode(y=y, opacity=_unless_baseline(1, 0))
+    line = base.mark_line().encode(y=y, strokeDash=dash, strokeWidth=_unless_baseline(alt.StrokeWidthValue, 2, 1.5))
+    dots = base.mark_point(filled=True, size=14).encode(y=y, opacity=_unless_baseline(alt.OpacityValue, 1, 0))
     hover_points = base.mark_point(filled=True, size=150, opacity=0).encode(y=y, tooltip=point_tooltips)
     cross_tooltips = [*tooltips[:-1], alt.Tooltip("note:N", title="value")]
     cross = (
@@ -248,9 +245,17 @@ def _categorical_scale(mapping: Mapping[str, Any]) -> alt.Scale:
     return alt.Scale(domain=list(mapping), range=list(mapping.values()))
 
 
-def _unless_baseline(run_value: float, baseline_value: float) -> Any:
+def conditional_color(test: str, color: str, other_color: str) -> alt.ColorValue:
+    """Return a color for marks that pass a Vega expression, and another for the rest.
+
+    ``alt.condition`` gives the same chart, but Altair takes longer to parse its result than to draw the chart.
+    """
+    return alt.ColorValue(other_color, condition={"test": test, "value": color})
+
+
+def _unless_baseline(channel: Any, run_value: float, baseline_value: float) -> Any:
     """Return one value for runs and another for IID baselines, which are drawn thinner and without dots."""
-    return alt.condition(f"datum.which === {IID_BASELINE!r}", alt.value(baseline_value), alt.value(run_value))
+    return channel(run_value, condition={"test": f"datum.which === {IID_BASELINE!r}", "value": baseline_value})
 
 
 def round_axis(num_ticks: int = 8) -> alt.X:
@@ -306,8 +311,7 @@ def divergence_matrix(pairwise: np.ndarray, *, width: Width = "container") -> Ch
     if count <= MAX_LABELED_CLIENTS:
         layers.append(
             base.mark_text(fontSize=10).encode(
-                text=alt.Text("bits:Q", format=".2f"),
-                color=alt.condition(f"datum.bits > {0.6 * largest}", alt.value("black"), alt.value("white")),
+                text=alt.Text("bits:Q", format=".2f"), color=conditional_color(f"datum.bits > {0.6 * largest}", "black", "white")
             )
         )
     return alt.layer(*layers).properties(width=width, height=max(step * count, 60))
@@ -323,7 +327,7 @@ def distinctive_words_chart(words: Sequence[tuple[str, float]], max_z: float, ch
         width: Width in pixels, or ``"container"``.
     """
     rows = [{"word": word, "z": round(z, 2)} for word, z in words]
-    color = alt.condition(f"datum.z > {chance_z}", alt.value(OKABE_ITO[0]), alt.value("#9aa5b0"))
+    color = conditional_color(f"datum.z > {chance_z}", OKABE_ITO[0], "#9aa5b0")
     bars = (
         alt.Chart(SharedRows(values=rows))
         .mark_bar(height=11)

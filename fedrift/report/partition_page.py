@@ -185,7 +185,12 @@ def build_partition_report(
         len(corpus),
         len(corpus) - len(rows),
         measure_heterogeneity(
-            corpus, partition, make_rng("heterogeneity"), resplits=num_resplits, vectors=embeddings and embeddings.vectors
+            corpus,
+            partition,
+            make_rng("heterogeneity"),
+            vectors=embeddings and embeddings.vectors,
+            resplits=num_resplits,
+            words=word_counts,
         ),
         distinctive_words(counts_by_client(word_counts.counts, owner, len(partition)), word_counts.vocabulary),
         max_z_by_chance(word_counts, owner, len(partition), make_rng("heterogeneity", "words")),

@@ -6,6 +6,10 @@ import json
 
 import numpy as np
 import pytest
+from scipy.linalg import sqrtm
+from scipy.sparse import csr_array
+from scipy.spatial.distance import cdist, pdist
+from sklearn.naive_bayes import MultinomialNB
 
 import fedrift.partition as room
 from fedrift.core.random import numpy_stream
@@ -21,7 +25,15 @@ from fedrift.partition import (  # fmt: skip
     TopicMix,
     Truncate,
 )
-from fedrift.partition.heterogeneity import frechet_distance, identification_accuracy, measure_heterogeneity, mmd2, project_principal
+from fedrift.partition.heterogeneity import (
+    frechet_distance,
+    identification_accuracy,
+    measure_heterogeneity,
+    mmd2,
+    predict_clients,
+    project_principal,
+    squared_distances,
+)
 from fedrift.partition.words import count_words, is_content_word
 
 from .corpora import corpus, make_topic_corpus
@@ -148,6 +160,24 @@ def test_frechet_distance_of_gaussians_equals_the_formula():
     two = rng.normal(size=(200_000, 2)) * [3, 2] + [1, 1]
     assert abs(frechet_distance(one, two) - (1 + 4)) < 0.1
     assert frechet_distance(one, one) < 1e-6
+
+
+def test_fast_formulas_equal_those_of_the_libraries():
+    """The matrix product, the symmetric root and the own naive Bayes give what SciPy and scikit-learn give."""
+    rng = np.random.default_rng(0)
+    one, two = rng.normal(size=(40, 5)) + 100, rng.normal(size=(30, 5)) * [1, 2, 3, 1, 0.5] + 100.5
+    both = np.concatenate([one, two])
+    assert np.allclose(squared_distances(both), cdist(both, both, "sqeuclidean"), atol=1e-10)
+    width = 2 * np.median(pdist(both, "sqeuclidean"))
+    within = [(np.exp(-cdist(x, x, "sqeuclidean") / width).sum() - len(x)) / (len(x) * (len(x) - 1)) for x in (one, two)]
+    assert np.isclose(mmd2(one, two), sum(within) - 2 * np.exp(-cdist(one, two, "sqeuclidean") / width).mean(), rtol=1e-10, atol=0)
+    covariances = [np.cov(sample, rowvar=False) for sample in (one, two)]
+    cross = np.real(sqrtm(covariances[0] @ covariances[1]))
+    expected = ((one.mean(axis=0) - two.mean(axis=0)) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * cross)
+    assert np.isclose(frechet_distance(one, two), expected, rtol=1e-10, atol=0)
+    counts, owner = csr_array(rng.poisson(0.7, size=(300, 20)).astype(float)), rng.choice([0, 2, 3], 300)
+    own = predict_clients(counts[:150], owner[:150], counts[150:], 5)
+    assert (own == MultinomialNB(fit_prior=False).fit(counts[:150], owner[:150]).predict(counts[150:])).all()
 
 
 def test_principal_axes_are_ordered_by_variance_and_keep_distances():
