@@ -37,7 +37,7 @@ from fedrift.core.tree import Tree
 from fedrift.engine.cache import ResourceCache, resolve_fingerprints
 from fedrift.engine.callbacks import Progress
 from fedrift.engine.run import run_experiment
-from fedrift.models.device_check import DEVICE_TOLERANCE, compare_step
+from fedrift.models.arithmetic import DEVICE_TOLERANCE, compare_step
 from fedrift.models.load import load_model, make_random_network
 from fedrift.models.presets import PRESETS
 from fedrift.models.stacked_model import StackedModel

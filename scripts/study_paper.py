@@ -363,8 +363,13 @@ def is_in_nats(metric: str) -> bool:
 
 def describe_unjudged(question: Question, verdicts: Mapping[Key, HypothesisVerdict]) -> tuple[str, ...]:
     """Name the hypotheses of a question that have no verdict, or a void one; an empty tuple if there are none."""
-    missing = [name for study, name in question.hypotheses if (study, name) not in verdicts]
-    void = [name for study, name in question.hypotheses if (study, name) in verdicts and verdicts[study, name].verdict == "void"]
+    count = Counter(name for _, name in question.hypotheses)
+
+    def label(key: Key) -> str:
+        return f"{key[1]} (`{key[0]}`)" if count[key[1]] > 1 else key[1]
+
+    missing = [label(key) for key in question.hypotheses if key not in verdicts]
+    void = [label(key) for key in question.hypotheses if key in verdicts and verdicts[key].verdict == "void"]
     return (
         *((f"Without runs, and so without a verdict: {', '.join(missing)}.",) if missing else ()),
         *((f"Void, because an IID baseline gained less than the gate asks for: {', '.join(void)}.",) if void else ()),

@@ -76,7 +76,7 @@ def read_summary(name: str, overrides: list[str], num_examples: int, data_dir: P
     if file is None:
         summary["notes"].append(note)
         return summary
-    from ..models.tokenizer import load_tokenizer
+    from ..models.presets import load_tokenizer
 
     tokenizer = load_tokenizer(file.parent)
     tokens = tokenize_corpus(corpus, tokenizer, cache_dir=None)

@@ -188,7 +188,7 @@ def find_tokenizer(model: str) -> tuple[Path | None, str]:
 def count_answer_tokens(corpus: Corpus, folder: Path) -> np.ndarray:
     """Count the tokens of each conversation that count in the loss, [D], as a run counts them."""
     from ..data import tokenize_corpus
-    from ..models.tokenizer import load_tokenizer
+    from ..models.presets import load_tokenizer
 
     return tokenize_corpus(corpus, load_tokenizer(folder), cache_dir=None).trained_lengths
 

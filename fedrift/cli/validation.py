@@ -124,7 +124,7 @@ def check_documents(config: ExperimentConfig, corpus: Corpus) -> list[str]:
     train = np.flatnonzero(corpus.split == TRAIN)
     sizes, has_loss = corpus.size, np.ones(len(corpus), dtype=bool)
     if is_counted and file is not None and has_examples:
-        from ..models.tokenizer import load_tokenizer
+        from ..models.presets import load_tokenizer
 
         tokens = tokenize_corpus(corpus, load_tokenizer(file.parent), cache_dir=None)
         check_block_length(config, corpus, tokens)

@@ -27,8 +27,7 @@ from ..data import TEST, TRAIN, VALIDATION, Blocks, Corpus, TokenizedCorpus, pac
 from ..data.chat_tokens import template_notes
 from ..data.dataset import load_general_corpus
 from ..data.encoders import embed_texts
-from ..models.arithmetic import ARITHMETICS, Arithmetic, ArithmeticChoice, choose_arithmetic
-from ..models.device_check import compare_step
+from ..models.arithmetic import ARITHMETICS, Arithmetic, ArithmeticChoice, choose_arithmetic, compare_step
 from ..models.export import check_peft_compatible
 from ..models.introspection import HiddenStateEncoder
 from ..models.presets import PRESETS, fingerprint_model

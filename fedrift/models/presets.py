@@ -1,4 +1,4 @@
-"""Resolve the name of a model to a preset, a local folder or a hub id, and fingerprint local folders.
+"""Resolve the name of a model to a preset, a local folder or a hub id, fingerprint local folders, and load a tokenizer without weights.
 
 This module does not import torch.
 """
@@ -328,3 +328,31 @@ def pocket_folder() -> Path:
             f"{folder}: reinstall fedrift, or create them with scripts/pretrain_pocket.py"
         )
     return folder
+
+
+def load_tokenizer(source: Path | str) -> Any:
+    """Load the fast tokenizer of a model folder or hub id, as training does.
+
+    A ``tokenizer.json`` is read as it is. transformers would build the tokenizer of some model families from other files.
+
+    Args:
+        source: A folder, or a hub id whose files are in the local cache or can be downloaded.
+
+    Raises:
+        UserError: There is no readable tokenizer, or it has no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # imported here because it takes a second
+    from transformers.utils.hub import has_file
+
+    local: dict[str, Any] = {"local_files_only": isinstance(source, Path), "trust_remote_code": False}
+    try:
+        is_fast = has_file(source, "tokenizer.json", local_files_only=isinstance(source, Path))
+        tokenizer = (PreTrainedTokenizerFast if is_fast else AutoTokenizer).from_pretrained(source, **local)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"cannot read the tokenizer of the model in {source}: {reason}. Expected: tokenizer.json, tokenizer_config.json"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer in {source} has no end-of-sequence token: set eos_token in tokenizer_config.json")
+    return tokenizer

@@ -11,7 +11,7 @@ from fedrift.core.errors import UserError
 
 pytest.importorskip("dp_accounting", reason="needs the extra: pip install fedrift[privacy]")
 
-from fedrift.algorithms.privacy_accountant import compute_epsilon
+from fedrift.algorithms.aggregators.private import compute_epsilon
 
 SETTING = {"num_rounds": 50, "cohort_size": 10, "num_clients": 1000, "delta": 1e-4}
 

@@ -10,7 +10,7 @@ from fedrift.config.runtime import Runtime, measure_bf16_speedup
 from fedrift.core.errors import UserError
 from fedrift.core.tree import Tree
 from fedrift.engine.run import run_experiment
-from fedrift.models.device_check import DeviceCheck, compare_step
+from fedrift.models.arithmetic import DeviceCheck, compare_step
 from fedrift.models.stacked_layers import ActiveParams, PerClientEmbedding
 from fedrift.models.stacked_model import StackedModel
 from fedrift.models.trainable import All, LastBlocks, Lora
