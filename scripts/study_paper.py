@@ -246,6 +246,16 @@ QUESTIONS = (
         tuple(("repair", name) for name in ("P10 style", "P10 sandbox", "P10 topic", "P10 damped style", "P10 damped sandbox")),
         (
             Lead(
+                {
+                    **require("supported", ("repair", "P10 style"), ("repair", "P10 sandbox")),
+                    **require("refuted", ("repair", "P10 topic"), ("repair", "P10 damped style"), ("repair", "P10 damped sandbox")),
+                },
+                "Models for clusters of like clients, found by embeddings of their texts, end below models for random clusters of the"
+                " same sizes under styles ({repair/P10 style}) and in the sandbox ({repair/P10 sandbox}). Under topic skew the two do not"
+                " end within 0.01 nats of each other ({repair/P10 topic}). A damped server step recovers less than 80 % of what"
+                " the clusters gain over FedAvg, under styles and in the sandbox.",
+            ),
+            Lead(
                 require("supported", ("repair", "P10 style"), ("repair", "P10 sandbox")),
                 "Models for clusters of like clients, found by embeddings of their texts, end below models for random clusters of the"
                 " same sizes under styles ({repair/P10 style}) and in the sandbox ({repair/P10 sandbox}).",
