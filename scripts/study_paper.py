@@ -462,7 +462,9 @@ def outcome_section(studies: Mapping[str, StudyData]) -> Section:
     rows: list[tuple[str, ...]] = []
     void = diverged = total = 0
     for name, data in studies.items():
-        numbers = {metric: data.outcome_by_run(metric) for metric in ("start", "loss", "gap", "gap.relative", "baseline.gain")}
+        numbers = {
+            metric: data.outcome_by_run(metric) for metric in ("start", "loss", "loss.clients", "gap", "gap.relative", "baseline.gain")
+        }
         limit = (data.study_config.get("gate") or {}).get("min", -math.inf)
         has_diverged = dict(zip(data.frame["run"], data.frame["diverged"], strict=True))
         for stage in data.stages:
@@ -482,6 +484,7 @@ def outcome_section(studies: Mapping[str, StudyData]) -> Section:
                         name_condition(data, condition),
                         format_number(cells["start"][0]),
                         format_number(cells["loss"][0]),
+                        format_number(cells["loss.clients"][0]) if math.isfinite(cells["loss.clients"][0]) else DASH,
                         f"{format_signed(cells['gap'][0])} ({format_interval(cells['gap'][1], cells['gap'][2], is_signed=True)})"
                         if math.isfinite(cells["gap"][0])
                         else DASH,
@@ -493,12 +496,12 @@ def outcome_section(studies: Mapping[str, StudyData]) -> Section:
                 )
     table = Table(
         "outcomes",
-        "Every condition: the loss of the untrained model and of the trained one (nats per token, means over seeds), the gap to the IID"
-        " baseline with its 95 % t-interval, and the gap relative to what the baseline gained. Conditions whose baseline gained too"
-        " little are void.",
-        ("study", "condition", "untrained", "end", "gap", "relative", "seeds", "diverged", "gate"),
+        "Every condition: the loss of the untrained model and of the trained one (nats per token, means over seeds), that of every"
+        " client's model on the client's own held-out text where a study measures it, the gap to the IID baseline with its 95 %"
+        " t-interval, and the gap relative to what the baseline gained. Conditions whose baseline gained too little are void.",
+        ("study", "condition", "untrained", "end", "end, own text", "gap", "relative", "seeds", "diverged", "gate"),
         tuple(rows),
-        frozenset({2, 3, 4, 5, 6, 7}),
+        frozenset({2, 3, 4, 5, 6, 7, 8}),
         is_long=True,
     )
     text = f"{pluralize(total, 'condition')} have finished runs; {void} are void and {pluralize(diverged, 'run')} diverged."
