@@ -11,16 +11,17 @@ import argparse
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 
 from fedrift import __version__
 from fedrift.report import study_dynamics, study_results, study_setup
-from fedrift.report.document import Document, Figure, MissingSection, Section, Table
+from fedrift.report.document import Document, Figure, LegendKey, MissingSection, Section, Table
 from fedrift.report.format import DASH, format_interval, format_number, format_signed, pluralize, seed_mean_ci
 from fedrift.report.study_data import Condition, StudyData, load_study_data, short_name
-from fedrift.report.study_report import render_pdf
+from fedrift.report.study_report import MAX_PAPER_PANELS, render_pdf
 from fedrift.stats import HypothesisVerdict
 from fedrift.storage.files import write_atomically
 from fedrift.studies import StudyManifest, load_study
@@ -715,9 +716,8 @@ def build_paper(studies: Mapping[str, StudyData]) -> Document:
     )
 
 
-def to_markdown(document: Document, drawings: Iterable[str], figures_dir: str) -> str:
-    """Return the paper as Markdown; the figures are the SVG files that ``render_pdf`` returns."""
-    names = sorted(drawings)
+def to_markdown(document: Document, figures_dir: str) -> str:
+    """Return the paper as Markdown; the figures are the SVG files of ``render_pdf`` and ``draw_legends``."""
     lines = [
         f"# {document.question}",
         "",
@@ -734,15 +734,48 @@ def to_markdown(document: Document, drawings: Iterable[str], figures_dir: str) -
         for block in section.blocks:
             if isinstance(block, Figure):
                 figure_number += 1
-                for name in (name for name in names if name.startswith(f"figure-{figure_number:02d}-")):
-                    lines += [f"![{block.caption}]({figures_dir}/{name})"]
-                lines += ["", f"*Figure {figure_number}. {block.caption} {block.note}".rstrip() + "*", ""]
+                if block.legend:
+                    labels = ", ".join(key.label for key in block.legend)
+                    lines += [f"![Legend: {labels}]({figures_dir}/figure-{figure_number:02d}-legend.svg)", ""]
+                for index, panel in enumerate(block.panels[:MAX_PAPER_PANELS], 1):
+                    lines += [f"**{panel.title}**", ""] if panel.title else []
+                    lines += [f"![{panel.title or block.caption}]({figures_dir}/figure-{figure_number:02d}-{index:02d}.svg)", ""]
+                lines += [f"*Figure {figure_number}. {block.caption} {block.note}".rstrip() + "*", ""]
             else:
                 table_number += 1
                 lines += [f"*Table {table_number}. {block.caption} {block.note}".rstrip() + "*", "", *markdown_table(block), ""]
     lines += ["## What was not run", ""]
     lines += [f"- {each.title}: {each.requirement}." for each in document.missing]
     return "\n".join(lines) + "\n"
+
+
+LEGEND_WIDTH, LINE_HEIGHT = 640, 18  # pixels
+
+
+def draw_legends(document: Document) -> dict[str, str]:
+    """Return the legend of every figure that has one as SVG by file name; the PDF draws its own."""
+    return {
+        f"figure-{number:02d}-legend.svg": draw_legend(figure.legend) for number, figure in enumerate(document.figures, 1) if figure.legend
+    }
+
+
+def draw_legend(keys: Sequence[LegendKey]) -> str:
+    """Return a legend as SVG, with as many entries in a line as fit."""
+    x, y, marks = 0, LINE_HEIGHT // 2, []
+    for key in keys:
+        width = 52 + 7 * len(key.label)  # the font is not known, so a letter counts as 7 pixels
+        if x and x + width > LEGEND_WIDTH:
+            x, y = 0, y + LINE_HEIGHT
+        color = key.color or "black"
+        if key.mark == "dot":
+            marks.append(f'<circle cx="{x + 12}" cy="{y}" r="4" fill="{color}"/>')
+        else:
+            dash = ' stroke-dasharray="5 4"' if key.mark == "dash" else ""
+            marks.append(f'<line x1="{x}" y1="{y}" x2="{x + 24}" y2="{y}" stroke="{color}" stroke-width="2.5"{dash}/>')
+        marks.append(f'<text x="{x + 30}" y="{y + 4}" font-family="sans-serif" font-size="12">{escape(key.label)}</text>')
+        x += width
+    size = f'width="{LEGEND_WIDTH}" height="{y + LINE_HEIGHT // 2}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(marks)}</svg>\n'
 
 
 def markdown_table(table: Table) -> list[str]:
@@ -803,11 +836,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     document = build_paper(studies)
     content, drawings = render_pdf(document, print)
+    drawings |= draw_legends(document)
     options.output.mkdir(parents=True, exist_ok=True)
+    for path in (options.output / "paper").glob("figure-*.svg"):
+        if path.name not in drawings:
+            path.unlink()
     for name, drawing in drawings.items():
         write_atomically(options.output / "paper" / name, drawing.encode())
     write_atomically(options.output / "paper.pdf", content)
-    write_atomically(options.output / "paper.md", to_markdown(document, drawings, "paper").encode())
+    write_atomically(options.output / "paper.md", to_markdown(document, "paper").encode())
     if options.readme:
         text = options.readme.read_text(encoding="utf-8")
         start, end = README_MARKERS

@@ -68,8 +68,21 @@ def line_chart(
         height: Height in pixels.
         legend: Whether the chart carries its own legend.
     """
+    # The columns are far apart because a viewer's font may be wider than the one that the layout was computed with.
     legend_spec = (
-        alt.Legend(title=None, orient="top", labelLimit=400, symbolType="stroke", symbolStrokeWidth=2.5, symbolSize=250) if legend else None
+        alt.Legend(
+            title=None,
+            orient="bottom",
+            columns=2,
+            columnPadding=45,
+            padding=6,
+            labelLimit=400,
+            symbolType="stroke",
+            symbolStrokeWidth=2.5,
+            symbolSize=250,
+        )
+        if legend
+        else None
     )
     color = alt.Color("run:N", scale=_categorical_scale(color_by_run), legend=legend_spec)
     dash = alt.StrokeDash("which:N", scale=_categorical_scale(LINE_DASHES), legend=legend_spec)

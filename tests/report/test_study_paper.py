@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
+from fedrift.report.document import LegendKey
 from scripts import study_paper
 from tests.report.stored_study import make_study
 
@@ -82,3 +84,19 @@ def test_the_readme_gets_the_findings_between_its_markers(tmp_path):
 def test_a_folder_without_studies_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="holds none of the studies"):
         study_paper.main(["--runs-dir", str(tmp_path)])
+
+
+def test_a_legend_is_valid_svg_whose_entries_do_not_overlap():
+    keys = [
+        LegendKey("FedAvg & co", "#0072B2"),
+        LegendKey("IID baseline", "", "dash"),
+        *(LegendKey(f"level {i}" * 3, "red", "dot") for i in range(9)),
+    ]
+    root = ElementTree.fromstring(study_paper.draw_legend(keys))
+    texts = [element for element in root if element.tag.endswith("text")]
+    assert [element.text for element in texts] == [key.label for key in keys]
+    places = [(int(element.get("y")), int(element.get("x"))) for element in texts]
+    assert places == sorted(places)  # from left to right, line by line
+    assert max(x for _, x in places) < study_paper.LEGEND_WIDTH and max(y for y, _ in places) <= int(root.get("height"))
+    for (y, x), (next_y, next_x), key in zip(places, places[1:], keys, strict=False):
+        assert next_y > y or next_x - x >= 7 * len(key.label)
