@@ -347,13 +347,29 @@ def load_studies(runs_dirs: Sequence[Path], on_progress: Callable[[str], None] =
 
 
 def read_verdicts(studies: Mapping[str, StudyData]) -> dict[Key, HypothesisVerdict]:
-    """Return the verdicts that rest on at least one seed, by study and hypothesis."""
+    """Return the verdicts by study and hypothesis. A hypothesis of which runs are missing has none yet."""
     return {
         (name, verdict.name): verdict
         for name, data in studies.items()
         for verdict in data.verdicts
-        if verdict.seeds or verdict.verdict == "void"
+        if (verdict.seeds or verdict.verdict == "void")
+        and (is_complete(data) or verdict.seeds + verdict.both_diverged >= len(registered_seeds(data)))
     }
+
+
+def registered_seeds(study_data: StudyData) -> Sequence[int]:
+    """Return the seeds of a study."""
+    seeds = study_data.study_config["seeds"]
+    return range(seeds) if isinstance(seeds, int) else seeds
+
+
+def finished_conditions(study_data: StudyData) -> list[int]:
+    """Return the indices of the conditions all of whose runs are finished; the paper shows no others, so that no result is seen early."""
+    return [
+        condition.index
+        for condition in study_data.conditions
+        if len(condition.runs) >= len(registered_seeds(study_data)) and study_data.finished.keys() >= set(condition.runs.values())
+    ]
 
 
 def registered_hypotheses() -> set[Key]:
@@ -382,7 +398,7 @@ def describe_unjudged(question: Question, verdicts: Mapping[Key, HypothesisVerdi
     missing = [label(key) for key in question.hypotheses if key not in verdicts]
     void = [label(key) for key in question.hypotheses if key in verdicts and verdicts[key].verdict == "void"]
     return (
-        *((f"Without runs, and so without a verdict: {', '.join(missing)}.",) if missing else ()),
+        *((f"Without a verdict, because runs are missing: {', '.join(missing)}.",) if missing else ()),
         *((f"Void, because an IID baseline gained less than the gate asks for: {', '.join(void)}.",) if void else ()),
     )
 
@@ -468,10 +484,11 @@ def outcome_section(studies: Mapping[str, StudyData]) -> Section:
         }
         limit = (data.study_config.get("gate") or {}).get("min", -math.inf)
         has_diverged = dict(zip(data.frame["run"], data.frame["diverged"], strict=True))
+        shown = set(finished_conditions(data))
         for stage in data.stages:
             for condition in stage.conditions:
-                runs = [run for run in condition.runs.values() if run in data.finished]
-                if not runs:
+                runs = list(condition.runs.values())
+                if condition.index not in shown:
                     continue
                 cells = {metric: seed_mean_ci(values.get(run, math.nan) for run in runs) for metric, values in numbers.items()}
                 total += 1
@@ -575,7 +592,10 @@ def failure_section(studies: Mapping[str, StudyData]) -> Section:
     judged = 0
     for name, data in studies.items():
         conditions = {condition.index: condition for condition in data.conditions}
+        shown = set(finished_conditions(data))
         for index, diagnoses in study_results.diagnose_conditions(data).items():
+            if index not in shown:
+                continue
             judged += 1
             condition = conditions[index]
             rows += [

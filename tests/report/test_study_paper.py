@@ -51,6 +51,15 @@ def test_without_an_effect_the_paper_concludes_nothing(tmp_path):
     assert "0 are supported" in text
 
 
+def test_a_hypothesis_with_missing_runs_has_no_verdict_yet(tmp_path):
+    """All runs of the last seed are unfinished, so nothing that depends on them is shown."""
+    make_study(tmp_path / "runs", "recency", hypotheses=HYPOTHESES, ended=lambda place: place < 5 * 6)
+    study_paper.main(["--runs-dir", str(tmp_path / "runs"), "--output", str(tmp_path / "paper")])
+    text = (tmp_path / "paper" / "paper.md").read_text()
+    assert "0 are supported, 0 refuted, 0 inconclusive" in text and "because runs are missing: P1 style, P1 sandbox" in text
+    assert "| recency |" not in text and "0 conditions have finished runs" in text
+
+
 def test_a_repeated_build_gives_the_same_paper_byte_for_byte(tmp_path):
     write_paper(tmp_path, effect=0.3)
     files = sorted(path for path in (tmp_path / "paper").rglob("*") if path.is_file())
