@@ -13,7 +13,7 @@ from ..core.random import numpy_stream
 from ..data import TEST, TRAIN, VALIDATION, Corpus, DatasetConfig, load_corpus, tokenize_corpus
 from ..data.catalog import NAMED_DATASETS
 from ..data.dataset import check_available, load_general_corpus
-from ..data.readers import find_local_path
+from ..data.readers import find_local_path, list_files
 from ..data.tokenization import count_trained
 from ..engine.checks import check_block_length, check_combination, check_context_length, check_measured_domains, no_held_out_error
 from ..models.presets import PRESETS, find_context_length, find_weights, resolve_model
@@ -91,7 +91,7 @@ def is_quick_to_read(name: str) -> bool:
     path = None if name in NAMED_DATASETS else find_local_path(name)
     if path is None:
         return False
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    files = [path] if path.is_file() else [file for file in list_files(path) if file.is_file()]
     return sum(file.stat().st_size for file in files) <= MAX_BYTES
 
 
