@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.errors import UserError, closest_match
-from .rows import ColumnNames, Table, requested_columns
+from .rows import DEFAULT_COLUMNS, ColumnNames, Table, requested_columns
 
 LONG_CELL_LINES = 5  # a cell of more lines is reported if hardly any other cell has two lines
 RARE_SHARE = 0.05  # largest share of the rows that counts as hardly any
@@ -346,6 +346,8 @@ def resolve_columns(where: str, columns: Sequence[str], request: Sequence[str] |
                 + (
                     ", or another dataset.format"
                     if isinstance(request, ColumnNames) and request.data_format not in ("auto", "text")
+                    else ". Instruction data has the columns messages, prompt and completion, or instruction and output"
+                    if isinstance(request, ColumnNames) and name == DEFAULT_COLUMNS.text
                     else ""
                 )
             )
