@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -71,6 +72,7 @@ def check_model(config: ExperimentConfig) -> None:
     source = resolve_model(config.model)
     if isinstance(source, Path):
         find_weights(source)
+        check_model_config(source / "config.json")
     check_quantization_installed(getattr(config.trainable, "quantization", "none"))
     context_length = find_context_length(config.model)
     if context_length is not None:
@@ -84,6 +86,17 @@ def check_model(config: ExperimentConfig) -> None:
             placeholders, config.training.cohort_size(num_clients), config.training.local_steps
         )
         check_combination(config, names, len(client_rows))
+
+
+def check_model_config(path: Path) -> None:
+    """Raise UserError if the configuration of a model is missing or no JSON object."""
+    try:
+        is_object = isinstance(json.loads(path.read_bytes()), dict)
+    except (OSError, ValueError, RecursionError):
+        is_object = False
+    if not is_object:
+        problem = "is not a JSON object" if path.exists() else "does not exist"
+        raise UserError(f"{path} {problem}: copy the model's config.json there, or name another folder as model")
 
 
 def is_quick_to_read(name: str) -> bool:
