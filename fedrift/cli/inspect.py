@@ -378,7 +378,8 @@ def import_study(
 
     `fedrift import first.zip`, then `fedrift report first`
 
-    The command adds the study and its runs to the runs directory. Runs that are already stored there stay unchanged.
+    The command adds the study and its runs to the runs directory. Runs that are already stored there stay unchanged; other results
+    of a finished run are refused.
     """
     from ..studies import import_study
 

@@ -179,8 +179,10 @@ def parse_prompt_completion(prompt: Any, completion: Any) -> Example | Unusable:
         if not isinstance(cell, (str, list, tuple, Mapping)):
             return Unusable(NO_CONVERSATION, f"the column {name!r} holds {describe_cell(cell)}, not text")
     first, second = parse_messages(prompt), parse_messages(completion)
-    if isinstance(first, Unusable) or isinstance(second, Unusable):
-        return first if isinstance(first, Unusable) else second
+    for turns in (first, second):
+        if isinstance(turns, Unusable):
+            return turns
+    assert not isinstance(first, Unusable) and not isinstance(second, Unusable)
     return check_answer(Example((*first, *second), len(first)))
 
 
@@ -269,7 +271,8 @@ def parse_message(message: Mapping[str, Any]) -> Turn | Unusable:
         return Unusable(NO_CONVERSATION, "a message calls a tool, which is not read")
     if isinstance(content, (list, tuple)):
         parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
-        content = "".join(parts) if all(isinstance(part, str) for part in parts) else content
+        texts = [part for part in parts if isinstance(part, str)]
+        content = "".join(texts) if len(texts) == len(parts) else content
     if not isinstance(role, str) or not isinstance(content, str):
         wrong = f"holds {describe_cell(content)}, not text" if isinstance(role, str) else f"has a role that is {describe_cell(role)}"
         return Unusable(NO_CONVERSATION, f"a message{f' of the role {role[:40]}' if isinstance(role, str) else ''} {wrong}")
