@@ -108,7 +108,7 @@ def print_summary(run: Run) -> None:
     for warning in run_warnings(run):
         console.print(f"Warning: {escape(warning)}.")
     if run.is_finished:
-        result = run.read_json("finished")
+        result = run.summary()
         seconds = result["seconds"]
         final_loss = result["final_loss"]  # None or NaN without a larger evaluation (evaluation.final_blocks_per_domain=0)
         final = (

@@ -60,6 +60,8 @@ def read_summary(name: str, overrides: list[str], num_examples: int, data_dir: P
         num_examples: The number of examples to show.
         data_dir: The folder of local datasets.
     """
+    from ..config.loader import parse_value
+    from ..config.schema import REGISTRY, TrainingConfig
     from ..core.errors import default_cache_dir
     from ..data import load_corpus, tokenize_corpus
     from ..data.chat_tokens import template_notes
@@ -68,8 +70,8 @@ def read_summary(name: str, overrides: list[str], num_examples: int, data_dir: P
 
     content = read_data_keys(Path(name) if is_experiment_file(name) else {"dataset": {"name": name}}, overrides)
     config = parse_data_config(content)
-    training = content.get("training")
-    block_length = int(training.get("max_seq_length", 64)) if isinstance(training, dict) else 64
+    training: TrainingConfig = parse_value(TrainingConfig, content.get("training", {}), REGISTRY, "training")
+    block_length = training.max_seq_length
     corpus = load_corpus(config.dataset, data_dir=data_dir, subset=dataset_subset(config.model), cache_dir=default_cache_dir() / "vectors")
     summary = {**summarize_corpus(config.dataset, corpus), "model": config.model}
     file, note = find_tokenizer(config.model)

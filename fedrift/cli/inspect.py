@@ -103,7 +103,7 @@ def show(
     for event in run.events():
         typer.echo(f"round {event['round']}: {event['kind']}: {event['message']}")
     if run.status == "failed":
-        failure = run.read_json("failed")
+        failure = run.read_json("failed", dict)
         typer.echo(f"failed after round {failure['round']}: {failure['message']}")
         if VERBOSE.get():
             typer.echo(failure.get("traceback", "no traceback was stored"))
@@ -378,13 +378,16 @@ def import_study(
 
     `fedrift import first.zip`, then `fedrift report first`
 
-    The command adds the study and its runs to the runs directory. Runs that are already stored there stay unchanged.
+    The command adds the study and its runs to the runs directory. Runs that are already stored there stay unchanged; other results
+    of a finished run are refused.
     """
     from ..studies import import_study
 
     manifest = import_study(archive, runs_dir)
-    count = len({entry.run for entry in manifest.read()["runs"]})
-    typer.echo(f"study {manifest.name}, {count} runs in {runs_dir.resolve()}; `fedrift report {manifest.name}` shows it")
+    ids = {entry.run for entry in manifest.read()["runs"]}
+    missing = sum(manifest.get_status(id) == "missing" for id in ids)
+    absent = f", of which {missing} are not in the archive" if missing else ""
+    typer.echo(f"study {manifest.name}, {len(ids)} runs{absent}, in {runs_dir.resolve()}; `fedrift report {manifest.name}` shows it")
 
 
 # monitor

@@ -221,7 +221,12 @@ def tokenize_lengths(corpus: Corpus, file: Path) -> np.ndarray:
     """Tokenize each document and return the number of its tokens [D], including the end token."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(file))
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises this class itself
+        raise UserError(
+            f"cannot read the tokenizer in {file}: {' '.join(str(error).split())[:200]}. Copy the model's tokenizer.json again"
+        ) from error
     tokenizer.encode_special_tokens = True  # text that spells a special token is tokenized as text
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -216,7 +216,7 @@ def run_and_summarize(
 def print_traceback(run: Run) -> None:
     """Print the stored traceback of a failed run, if there is one."""
     if (run.folder / "failed.json").exists():
-        typer.echo(f"run {run.id}:\n{run.read_json('failed').get('traceback', '')}", err=True)
+        typer.echo(f"run {run.id}:\n{run.read_json('failed', dict).get('traceback', '')}", err=True)
 
 
 def runs_dir_option(cache: ResourceCache) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ..core.random import numpy_stream
 from ..data import TEST, TRAIN, VALIDATION, Corpus, DatasetConfig, load_corpus, tokenize_corpus
 from ..data.catalog import NAMED_DATASETS
 from ..data.dataset import check_available, load_general_corpus
-from ..data.readers import find_local_path
+from ..data.readers import find_local_path, list_files
 from ..data.tokenization import count_trained
 from ..engine.checks import check_block_length, check_combination, check_context_length, check_measured_domains, no_held_out_error
 from ..models.presets import PRESETS, find_context_length, find_weights, resolve_model
@@ -71,6 +72,7 @@ def check_model(config: ExperimentConfig) -> None:
     source = resolve_model(config.model)
     if isinstance(source, Path):
         find_weights(source)
+        check_model_config(source / "config.json")
     check_quantization_installed(getattr(config.trainable, "quantization", "none"))
     context_length = find_context_length(config.model)
     if context_length is not None:
@@ -86,12 +88,23 @@ def check_model(config: ExperimentConfig) -> None:
         check_combination(config, names, len(client_rows))
 
 
+def check_model_config(path: Path) -> None:
+    """Raise UserError if the configuration of a model is missing or no JSON object."""
+    try:
+        is_object = isinstance(json.loads(path.read_bytes()), dict)
+    except (OSError, ValueError, RecursionError):
+        is_object = False
+    if not is_object:
+        problem = "is not a JSON object" if path.exists() else "does not exist"
+        raise UserError(f"{path} {problem}: copy the model's config.json there, or name another folder as model")
+
+
 def is_quick_to_read(name: str) -> bool:
     """Return whether a dataset is a file or folder of the user and not large."""
     path = None if name in NAMED_DATASETS else find_local_path(name)
     if path is None:
         return False
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    files = [path] if path.is_file() else [file for file in list_files(path) if file.is_file()]
     return sum(file.stat().st_size for file in files) <= MAX_BYTES
 
 

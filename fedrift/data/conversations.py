@@ -23,6 +23,14 @@ FORMAT_COLUMNS: Mapping[str, tuple[str, ...]] = {"prompt_completion": ("prompt",
 # The names that ShareGPT and other collections give to the roles.
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
 NO_ANSWER, NO_CONVERSATION = "no answer", "no conversation"
+MESSAGE_KEYS = {"role", "content", "from", "value"}  # the keys of a message that are read
+TOOL_KEYS = ("tool_calls", "function_call")  # a message with one of them is more than its text
+# Columns that belong to instruction and chat data. The format decides which of them are read.
+EXAMPLE_COLUMNS = (
+    *CHAT_COLUMNS,
+    *(name for columns in FORMAT_COLUMNS.values() for name in columns),
+    *("input", "system", "system_prompt", "history", "tools", "functions"),
+)
 
 
 class Turn(NamedTuple):
@@ -36,6 +44,7 @@ class Unusable(NamedTuple):
     """Stands for a row that cannot be used."""
 
     reason: str  # a key of ``Corpus.drop_counts``
+    detail: str = ""  # what is wrong with this row
 
 
 @dataclass(frozen=True)
@@ -157,18 +166,24 @@ def is_message_list(cell: Any) -> bool:
 def parse_conversation(cell: Any) -> Example | Unusable:
     """Convert a cell with messages to an example."""
     turns = parse_messages(cell)
-    if not turns:
-        return Unusable(NO_CONVERSATION)
-    return check_answer(Example(turns))
+    return turns if isinstance(turns, Unusable) else check_answer(Example(turns))
 
 
 def parse_prompt_completion(prompt: Any, completion: Any) -> Example | Unusable:
     """Convert a prompt and its completion, two texts or two lists of messages, to an example."""
-    if isinstance(prompt, str) and isinstance(completion, str) and not (prompt.startswith("[{") and parse_messages(prompt)):
+    has_texts = isinstance(prompt, str) and isinstance(completion, str)
+    if has_texts and not (prompt.startswith("[{") and not isinstance(parse_messages(prompt), Unusable)):
         parts = Turn("prompt", normalize_characters(prompt)), Turn("completion", normalize_characters(completion))
         return check_answer(Example(parts, 1, uses_template=False))
+    for name, cell in (("prompt", prompt), ("completion", completion)):
+        if not isinstance(cell, (str, list, tuple, Mapping)):
+            return Unusable(NO_CONVERSATION, f"the column {name!r} holds {describe_cell(cell)}, not text")
     first, second = parse_messages(prompt), parse_messages(completion)
-    return check_answer(Example((*first, *second), len(first))) if first and second else Unusable(NO_CONVERSATION)
+    for turns in (first, second):
+        if isinstance(turns, Unusable):
+            return turns
+    assert not isinstance(first, Unusable) and not isinstance(second, Unusable)
+    return check_answer(Example((*first, *second), len(first)))
 
 
 def parse_alpaca(instruction: Any, context: Any, output: Any) -> Example | Unusable:
@@ -176,19 +191,52 @@ def parse_alpaca(instruction: Any, context: Any, output: Any) -> Example | Unusa
 
     The user's turn is the instruction, followed by a blank line and the input if there is one.
     """
-    if not isinstance(instruction, str) or not isinstance(output, str):
-        return Unusable(NO_CONVERSATION)
+    for name, cell in (("instruction", instruction), ("output", output), ("input", context if context is not None else "")):
+        if not isinstance(cell, str):
+            return Unusable(NO_CONVERSATION, f"the column {name!r} holds {describe_cell(cell)}, not text")
     question = f"{instruction}\n\n{context}" if isinstance(context, str) and context.strip() else instruction
     return check_answer(Example((Turn("user", normalize_characters(question)), Turn("assistant", normalize_characters(output)))))
 
 
 def check_answer(example: Example) -> Example | Unusable:
     """Return the example if it has an answer that is not blank."""
-    return example if any(answer.strip() for answer in example.answers) else Unusable(NO_ANSWER)
+    if any(answer.strip() for answer in example.answers):
+        return example
+    if example.answers:
+        return Unusable(NO_ANSWER, "the answer is blank")
+    roles = ", ".join(dict.fromkeys(turn.role[:40] for turn in example.turns))
+    return Unusable(NO_ANSWER, f"its roles are {roles}, but an answer has the role assistant, gpt, chatgpt, bot or model")
 
 
-def parse_messages(cell: Any) -> tuple[Turn, ...]:
-    """Convert a list of messages, or its JSON, to turns; return an empty tuple if it is something else.
+def describe_cell(cell: Any) -> str:
+    """Describe the type of a cell for a message."""
+    names = {type(None): "null", str: "text", dict: "an object", list: "a list", tuple: "a list", bool: "a truth value"}
+    return names.get(type(cell), "a number" if isinstance(cell, (int, float)) else type(cell).__name__)
+
+
+def unread_notes(cells: Mapping[str, Sequence[Any]], read_columns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return notes on the parts of instruction and chat data that are not read.
+
+    Args:
+        cells: The columns that were read.
+        read_columns: Those of them that hold the content of documents.
+        names: All columns of the table.
+    """
+    notes = []
+    columns = [name for name in names if name in EXAMPLE_COLUMNS and name not in read_columns]
+    if columns:
+        hint = "; write a system prompt as the first message, with the role system" if "system" in "".join(columns) else ""
+        notes.append(f"columns that are not read: {', '.join(columns)}{hint}")
+    messages = (message for name in read_columns for cell in cells.get(name, ()) if is_message_list(cell) for message in cell)
+    keys = dict.fromkeys(str(key)[:40] for message in messages for key, value in message.items() if value is not None)
+    unread = [key for key in keys if key not in (*MESSAGE_KEYS, *TOOL_KEYS)]
+    if unread:
+        notes.append(f"only role and content of a message are read; its other keys have no effect: {', '.join(unread[:10])}")
+    return notes
+
+
+def parse_messages(cell: Any) -> tuple[Turn, ...] | Unusable:
+    """Convert a list of messages, or its JSON, to turns.
 
     Messages have the keys ``role`` and ``content``, or ``from`` and ``value`` as in ShareGPT. A content of several parts is joined
     if all of them are text.
@@ -197,25 +245,37 @@ def parse_messages(cell: Any) -> tuple[Turn, ...]:
         try:
             cell = json.loads(cell)
         except (ValueError, RecursionError):
-            return ()
+            return Unusable(NO_CONVERSATION, "the cell holds text that is not JSON, where a list of messages is expected")
     if isinstance(cell, Mapping):  # the library `datasets` stores some lists of structures as a structure of lists
         columns = [cell.get(name) for name in ("role", "content")]
         if not all(isinstance(column, (list, tuple)) for column in columns):
-            return ()
+            return Unusable(NO_CONVERSATION, "the cell holds an object, where a list of messages is expected")
         cell = [{"role": role, "content": content} for role, content in zip(*columns, strict=False)]  # type: ignore[arg-type]
     if not is_message_list(cell):
-        return ()
-    turns = [parse_message(message) for message in cell]
-    return tuple(turn for turn in turns if turn is not None) if None not in turns else ()
+        is_list = isinstance(cell, (list, tuple)) and bool(cell)
+        found = "a list whose parts are not all objects with the key role or from" if is_list else describe_cell(cell)
+        return Unusable(NO_CONVERSATION, f"the cell holds {found}, where a list of messages is expected")
+    turns: list[Turn] = []
+    for message in cell:
+        turn = parse_message(message)
+        if isinstance(turn, Unusable):
+            return turn
+        turns.append(turn)
+    return tuple(turns)
 
 
-def parse_message(message: Mapping[str, Any]) -> Turn | None:
-    """Convert one message to a turn; return None if its content is not text."""
+def parse_message(message: Mapping[str, Any]) -> Turn | Unusable:
+    """Convert one message to a turn."""
     role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
-    if isinstance(content, (list, tuple)) and all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content):
-        content = "".join(part["text"] for part in content)
+    if any(message.get(key) for key in TOOL_KEYS):
+        return Unusable(NO_CONVERSATION, "a message calls a tool, which is not read")
+    if isinstance(content, (list, tuple)):
+        parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+        texts = [part for part in parts if isinstance(part, str)]
+        content = "".join(texts) if len(texts) == len(parts) else content
     if not isinstance(role, str) or not isinstance(content, str):
-        return None
+        wrong = f"holds {describe_cell(content)}, not text" if isinstance(role, str) else f"has a role that is {describe_cell(role)}"
+        return Unusable(NO_CONVERSATION, f"a message{f' of the role {role[:40]}' if isinstance(role, str) else ''} {wrong}")
     return Turn(ROLES.get(role.lower(), role.lower()), normalize_characters(content))
 
 

@@ -24,7 +24,7 @@ from ..core.lazy_imports import pd
 from ..core.random import Seed, numpy_stream
 from ..core.registry import find_extension
 from .catalog import NAMED_DATASETS, POCKET_PRETRAINING_DATASETS, NamedDataset
-from .conversations import NO_ANSWER, NO_CONVERSATION, ChatTemplate, DataFormat, TrainOn, content_columns, find_format, read_documents
+from .conversations import NO_ANSWER, NO_CONVERSATION, ChatTemplate, DataFormat, TrainOn, Unusable
 from .corpus import TRAIN, Corpus
 from .documents import (
     Document,
@@ -39,9 +39,9 @@ from .documents import (
 )
 from .encoders import Encoder, embed_texts, label_by_cluster
 from .readers import BBC_PACKAGE, find_local_path, find_table_files, list_bbc_files, missing_path_error, read_bbc, read_hub, read_path
-from .rows import ColumnNames, Rows, concat_rows, detect_split, group_similar_names, normalize_label
+from .rows import ColumnNames, Rows, Table, concat_rows, detect_split, group_similar_names, normalize_label, table_to_rows
 from .synthetic import SyntheticConfig, generate_rows
-from .tables import detect_format, read_table
+from .tables import detect_format, read_table, resolve_columns
 
 SUBSETS = ("all", "pretraining", "unseen")
 MIN_LABELED_DOCUMENTS = 20  # with at least this many labeled documents, label columns that hardly repeat a value are refused
@@ -127,8 +127,7 @@ def load_corpus(config: DatasetConfig, *, data_dir: Path | None = None, subset: 
         counts["limit"] = max(0, len(documents) - config.limit)
         documents = subsample(documents, config.limit, config.split_seed)
     if not documents:
-        dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count)
-        raise UserError(f"dataset {config.name!r} has no usable documents (left out: {dropped or 'nothing'})")
+        raise no_documents_error(config.name, counts, concat_rows(rows))
     corpus = build_corpus(config, documents, counts, concat_rows(rows))
     if config.num_clusters is not None:
         vectors = embed_texts(corpus.text.tolist(), config.encoder or "lsa", cache_dir=cache_dir)
@@ -139,6 +138,25 @@ def load_corpus(config: DatasetConfig, *, data_dir: Path | None = None, subset: 
             f"has {corpus.fingerprint[:12]}. Restore the old files, or start a new run"
         )
     return corpus
+
+
+def no_documents_error(name: str, counts: Counter[str], rows: Rows) -> UserError:
+    """Return the error for a dataset without usable documents, with what was left out and why."""
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count) or "nothing"
+    reasons = [f"for example, {detail}" for detail in unusable_details(rows).values()] + list(rows.notes)
+    return UserError(
+        f"dataset {name!r} has no usable documents (left out: {dropped}{''.join(f'; {reason}' for reason in reasons[:3])}). "
+        "`fedrift dataset show` prints what is read from a dataset"
+    )
+
+
+def unusable_details(rows: Rows) -> dict[str, str]:
+    """Return what is wrong with the first of the rows that cannot be used, for each reason."""
+    details: dict[str, str] = {}
+    for cell in rows.text:
+        if isinstance(cell, Unusable) and cell.detail:
+            details.setdefault(cell.reason, cell.detail)
+    return details
 
 
 def check_settings(config: DatasetConfig, subset: str) -> None:
@@ -305,31 +323,19 @@ def rows_of_frame(table: Any, config: DatasetConfig) -> Rows:
         UserError: The text column is missing, or a split is unknown.
     """
     frame = pd.DataFrame(table)
-    names = tuple(map(str, frame.columns))
-    required, _ = content_columns(find_format(config.format, config.text_column, names), config.text_column, names)
-    if not set(required) <= set(names):
-        raise UserError(
-            f"dataset {config.name!r}: the extension returned the columns {', '.join(names) or 'none'}; required "
-            f"is {' and '.join(map(repr, required))}, optional are {config.label_column!r}, {config.source_column!r} and 'split'"
-        )
-    cells = {name: frame[name].tolist() for name in names}
-    absent = [None] * len(frame)
-    splits: list[int | None] = [TRAIN] * len(frame)
-    if "split" in frame:
-        splits = [detect_split(str(cell)) for cell in frame["split"]]
+    where, names = f"dataset {config.name!r}", list(map(str, frame.columns))
+    columns = ColumnNames(config.text_column, config.label_column, config.source_column, config.format)
+    cells = {name: frame.iloc[:, names.index(name)].tolist() for name in resolve_columns(where, names, columns)}
+    rows = table_to_rows(Table(cells, tuple(names)), TRAIN, columns, where, "")
+    if "split" not in frame:
+        return rows
+    splits = [detect_split(str(cell)) for cell in frame["split"]]
     if None in splits:
         raise UserError(
             f"dataset {config.name!r}: the column 'split' holds {frame['split'].iloc[splits.index(None)]!r}; allowed: train, "
             "validation, test"
         )
-    return Rows(
-        read_documents(config.format, config.text_column, cells, names),
-        frame[config.label_column].tolist() if config.label_column in frame else absent,
-        frame[config.source_column].tolist() if config.source_column in frame else absent,
-        [split for split in splits if split is not None],
-        names,
-        config.source_column in frame,
-    )
+    return replace(rows, split=[split for split in splits if split is not None])
 
 
 def known_origin(name: str) -> str:
@@ -380,10 +386,27 @@ def corpus_notes(domains: tuple[str, ...], counts: Counter[str], rows: Rows) -> 
     notes = list(rows.notes)
     for names in group_similar_names(domains):
         notes.append(f"topics {', '.join(map(repr, names))} differ only in capitals or white space and count as {len(names)} topics")
+    details = unusable_details(rows)
     for reason, part in (("not text", "text"), (NO_ANSWER, "answer"), (NO_CONVERSATION, "readable conversation")):
         if counts[reason]:
-            notes.append(f"{counts[reason]:,} rows have no {part} and were left out")
+            detail = f"; for example, {details[reason]}" if reason in details else ""
+            notes.append(f"{counts[reason]:,} rows have no {part} and were left out{detail}")
+    if 2 * counts["duplicate"] > len(rows):
+        notes.append(f"{counts['duplicate']:,} of {len(rows):,} rows repeat the text of another row and were left out")
     return tuple(notes)
+
+
+def split_label_notes(documents: list[Document]) -> list[str]:
+    """Return notes on labels that disagree between the splits of the data, so that what is trained is not measured or vice versa."""
+    held_out = [d for d in documents if d.split != TRAIN]
+    labels, trained = ({d.label for d in part if d.label is not None} for part in (held_out, [d for d in documents if d.split == TRAIN]))
+    if held_out and bool(labels) != bool(trained):
+        named, other = ("training", "held-out") if trained else ("held-out", "training")
+        return [f"the {named} documents have topics, but no {other} document has one: check that all files have the label column"]
+    if labels - trained:
+        names = ", ".join(map(repr, sorted(labels - trained)[:5]))
+        return [f"held-out documents have topics without training documents ({names}): check that all splits name topics alike"]
+    return []
 
 
 def build_corpus(config: DatasetConfig, documents: list[Document], counts: Counter[str], rows: Rows) -> Corpus:
@@ -412,7 +435,7 @@ def build_corpus(config: DatasetConfig, documents: list[Document], counts: Count
         drop_counts={reason: count for reason, count in counts.items() if count},
         columns=rows.columns,
         has_source=rows.has_source,
-        notes=corpus_notes(domains, counts, rows),
+        notes=(*corpus_notes(domains, counts, rows), *split_label_notes(documents)),
         examples=collect_examples(config, documents),
         train_on=config.train_on,
         chat_template=config.chat_template,

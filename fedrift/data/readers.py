@@ -118,7 +118,7 @@ def read_saved_dataset(folder: Path, columns: ColumnNames) -> Rows:
             f"the dataset that save_to_disk wrote to {folder} cannot be read ({type(error).__name__}: {first_line(error)}): save it again"
         ) from error
     splits = dataset if isinstance(dataset, datasets.DatasetDict) else {str(dataset.split or "data"): dataset}
-    return read_dataset_splits(splits, str(folder), folder.name, columns)
+    return read_dataset_splits(splits, str(folder), folder_name(folder), columns)
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -200,8 +200,9 @@ def read_path(path: Path, columns: ColumnNames = DEFAULT_COLUMNS) -> Rows:
         return read_paragraphs(path, TRAIN)
     if file_format in SUFFIXES:
         return read_table_rows(path, TRAIN, columns, path.name)
-    suffix = "".join(path.suffixes[-2:]) or "a name without suffix"
-    raise UserError(f"{path}: the format {suffix!r} is not supported. Supported formats: {SUPPORTED_FORMATS}")
+    suffix = "".join(path.suffixes[-2:])
+    problem = f"the format {suffix!r} is not supported" if suffix else "the name has no suffix, so that the format is unknown"
+    raise UserError(f"{path}: {problem}. Supported formats: {SUPPORTED_FORMATS}")
 
 
 def read_folder(folder: Path, columns: ColumnNames) -> Rows:
@@ -223,10 +224,12 @@ def find_table_files(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
     if not tables:
         return [], []
     ignored = [file.relative_to(folder).as_posix() for file in files if file not in tables.values()]
-    splits, notes = detect_splits(list(tables), folder.name)
-    notes += missing_shard_notes(list(splits), folder.name)
+    splits, notes = detect_splits(list(tables), folder_name(folder))
+    notes += missing_shard_notes(list(splits), folder_name(folder))
     if ignored:
-        notes.append(f"{folder.name}: ignored {format_names(ignored)} (not a table, or in a folder that is not named after a split)")
+        notes.append(
+            f"{folder_name(folder)}: ignored {format_names(ignored)} (not a table, or in a folder that is not named after a split)"
+        )
     return [(tables[name], split) for name, split in splits.items()], notes
 
 
@@ -285,18 +288,18 @@ def read_text_folder(folder: Path) -> Rows:
         raise no_documents_error(folder)
     path_parts = {file: file.relative_to(folder).parts for file in files}
     ignored = [file.relative_to(folder).as_posix() for file in all_files if file not in path_parts and not is_metadata_file(file)]
-    notes = [f"{folder.name}: ignored {format_names(ignored)} (not a text file)"] if ignored else []
+    notes = [f"{folder_name(folder)}: ignored {format_names(ignored)} (not a text file)"] if ignored else []
     if all(len(parts) == 1 for parts in path_parts.values()):
         file_splits = {split for file in files if (split := detect_split(base_stem(file))) is not None}
         if TRAIN in file_splits and len(file_splits) > 1:
-            splits, split_notes = detect_splits([file.name for file in files], folder.name)
+            splits, split_notes = detect_splits([file.name for file in files], folder_name(folder))
             return concat_rows((read_paragraphs(folder / name, split) for name, split in splits.items()), [*split_notes, *notes])
     file_to_split, split_notes = detect_text_splits(folder, path_parts)
     labels = folder_labels({file: path_parts[file][:-1] for file in file_to_split})
     topics, folders = set(labels.values()), {path_parts[file][:-1] for file in file_to_split}
     if len(topics) == 1 and None not in topics and len(folders) > 1 and set(file_to_split.values()) == {TRAIN}:
         topic = topics.pop()
-        notes.append(f"{folder.name}: all texts are below {topic}/, which is their only topic; that folder alone has others")
+        notes.append(f"{folder_name(folder)}: all texts are below {topic}/, which is their only topic; that folder alone has others")
     rows = Rows(
         [read_text(file, allow_empty=True) for file in file_to_split],
         [labels[file] for file in file_to_split],
@@ -323,13 +326,13 @@ def detect_text_splits(folder: Path, path_parts: Mapping[Path, Sequence[str]]) -
     splits = {file: detect_split("/".join(parts[:-1])) for file, parts in path_parts.items()}
     known = {file: split for file, split in splits.items() if split is not None}
     if not known:
-        check_not_split_like(("/".join(parts[:-1]) for parts in path_parts.values()), folder.name)
+        check_not_split_like(("/".join(parts[:-1]) for parts in path_parts.values()), folder_name(folder))
         check_no_split_files(folder, path_parts)
         return dict.fromkeys(path_parts, TRAIN), []
     outside = [file for file in path_parts if splits[file] is None]
     others = sorted({path_parts[file][0] + "/" for file in outside if len(path_parts[file]) > 1})
     named = sorted({part + "/" for file in known for part in path_parts[file][:-1] if split_words(part)})
-    where = folder.name
+    where = folder_name(folder)
     if TRAIN not in known.values() and (others or len(set(known.values())) > 1):
         raise UserError(
             f"{where} has {format_names(named)} but no subfolder named after train"
@@ -361,8 +364,8 @@ def check_no_split_files(folder: Path, path_parts: Mapping[Path, Sequence[str]])
     for parts, splits in by_folder.items():
         if TRAIN in splits.values() and len(set(splits.values())) > 1:
             raise UserError(
-                f"{folder.name}: the files {format_names(sorted(splits))} in {'/'.join(parts)}/ are named after splits, but lie in a "
-                f"subfolder that is a topic. Name the subfolders after splits (train/{parts[0]}/1.txt), or use one such folder as dataset"
+                f"{folder_name(folder)}: the files {format_names(sorted(splits))} in {'/'.join(parts)}/ are named after splits, but lie in "
+                f"a subfolder that is a topic. Name the subfolders after splits (train/{parts[0]}/1.txt), or use one such folder as dataset"
             )
 
 
@@ -382,21 +385,45 @@ def folder_labels(path_parts: Mapping[Path, Sequence[str]]) -> dict[Path, str | 
 def list_files(folder: Path) -> list[Path]:
     """List all files in a folder and its subfolders in sorted order, without hidden ones.
 
+    Links to folders are followed, except a link that leads back to a folder above it.
+
     Raises:
-        UserError: The folder cannot be read.
+        UserError: The folder or one of its subfolders cannot be read.
     """
-    try:
-        return sorted(
-            file
-            for file in folder.glob("**/*")
-            if not file.is_dir() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-        )
-    except OSError as error:
-        raise UserError(f"cannot read {folder}: {error.strerror or error}") from error
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot read {error.filename or folder}: {error.strerror or error}") from error
+
+    def leads_back(parent: Path, name: str) -> bool:
+        if not os.path.islink(parent / name):
+            return False
+        target = os.path.realpath(parent / name)
+        above = [parent, *(folder / part for part in parent.relative_to(folder).parents)]
+        return any(Path(os.path.realpath(path)).is_relative_to(target) for path in above)
+
+    files: list[Path] = []
+    for parent, subfolders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".") and not leads_back(Path(parent), name)]
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
+    return sorted(files)
+
+
+def folder_name(folder: Path) -> str:
+    """Return the name of a folder for messages, also of ``.``, which has none of its own."""
+    return folder.name or folder.resolve().name
 
 
 def missing_path_error(path: Path) -> UserError:
     """Return the error for a path that does not exist, with the most similar name in the same folder."""
+    if re.match(r"\w+:/", str(path)):
+        return UserError(
+            f"{str(path)[:80]!r} is an address, which is not read: download the file and give its path, or give a dataset of the "
+            "Hugging Face hub as owner/name"
+        )
+    if "*" in path.name:
+        return UserError(
+            f"no file or folder {str(path)[-80:]!r}, and patterns are not expanded: give the folder, whose tables are read together"
+        )
     siblings = [sibling.name for sibling in path.parent.iterdir()] if os.path.isdir(path.parent) else []
     match = closest_match(path.name, siblings) if len(path.name) < 256 else None
     hint = f"; did you mean {str(path.parent / match)!r}?" if match else ""

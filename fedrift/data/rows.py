@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from unicodedata import normalize
 
 from ..core.errors import UserError
-from .conversations import content_columns, find_example_format, find_format, read_documents
+from .conversations import content_columns, find_example_format, find_format, read_documents, unread_notes
 from .corpus import TEST, TRAIN, VALIDATION
 
 # The strings that pandas, and hence the CSV reader of the library `datasets`, reads as missing values.
@@ -62,6 +62,17 @@ def read_labels(cells: Sequence[Any], feature: Any, where: str) -> tuple[list[st
     if ambiguous:
         notes.append(f"{where}: {quote_labels(ambiguous)} counts as a topic ({ambiguous.total():,} rows); dataset.domains can exclude it")
     return [None if name in MISSING_VALUES else name for name in labels], notes
+
+
+def check_sources(cells: Sequence[Any], where: str) -> None:
+    """Raise UserError if the cells of a source column are structures, lists or bytes."""
+    for cell in cells:
+        if isinstance(cell, (Mapping, list, tuple, bytes)):
+            found = "lists" if isinstance(cell, (list, tuple)) else describe_type(cell)
+            raise UserError(
+                f"{where} holds {found}, which cannot be sources. Name a column of text or numbers with dataset.source_column, or use no "
+                "sources with dataset.source_column=''"
+            )
 
 
 def normalize_label(cell: Any) -> str | None:
@@ -306,8 +317,13 @@ def table_to_rows(table: Table, split: int, columns: ColumnNames, where: str, de
         )
     if not count:
         notes.append(f"{where} has no rows")
-    other = find_example_format(table.column_names)
-    if columns.data_format == "auto" and other and isinstance(next(iter(documents), None), str):
+    if source in cells:
+        check_sources(cells[source], f"{where}, column {source!r}")
+    other, found = find_example_format(table.column_names), find_format(columns.data_format, columns.text, table.column_names)
+    if found != "text":
+        required, optional = content_columns(found, columns.text, table.column_names)
+        notes += unread_notes(cells, [*required, *optional], table.column_names)
+    if columns.data_format == "auto" and other and any(isinstance(document, str) for document in documents):
         notes.append(f"{where}: the column {columns.text!r} is read; the format of the other columns is dataset.format={other}")
     return Rows(
         documents,

@@ -16,6 +16,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.errors import UserError, closest_match
-from .rows import ColumnNames, Table, requested_columns
+from .rows import DEFAULT_COLUMNS, ColumnNames, Table, requested_columns
 
 LONG_CELL_LINES = 5  # a cell of more lines is reported if hardly any other cell has two lines
 RARE_SHARE = 0.05  # largest share of the rows that counts as hardly any
@@ -221,12 +222,37 @@ def decompress_zst(data: bytes) -> bytes:
         return bytes(stream.read())
 
 
+def decompress_streams(data: bytes, make_decompressor: Callable[[], Any]) -> bytes:
+    """Decompress streams that follow each other, as in a bzip2 or xz file of a parallel compressor.
+
+    The functions of the standard library ignore everything from the first damaged stream on, so that documents would be missing.
+
+    Args:
+        data: The content of the file.
+        make_decompressor: Creates the decompressor of one stream.
+
+    Raises:
+        ValueError: A stream is not complete.
+        OSError: The bytes after a stream are no stream.
+        lzma.LZMAError: As OSError, for xz.
+    """
+    parts = []
+    while data:
+        decompressor = make_decompressor()
+        parts.append(decompressor.decompress(data))
+        if not decompressor.eof:
+            raise ValueError("Compressed data ended before the end-of-stream marker was reached")
+        data = decompressor.unused_data.lstrip(b"\0")  # xz files may be padded with zeros
+    return b"".join(parts)
+
+
 DECOMPRESSORS: Mapping[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
+    ".bz2": partial(decompress_streams, make_decompressor=bz2.BZ2Decompressor),
+    ".xz": partial(decompress_streams, make_decompressor=lzma.LZMADecompressor),
     ".zst": decompress_zst,
 }
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # the first bytes of a file whose content Git LFS has not downloaded
 SUPPORTED_FORMATS = f"{' '.join(SUFFIXES)} {TEXT_SUFFIX}, each also with {' '.join(DECOMPRESSORS)}"
 
 
@@ -320,6 +346,8 @@ def resolve_columns(where: str, columns: Sequence[str], request: Sequence[str] |
                 + (
                     ", or another dataset.format"
                     if isinstance(request, ColumnNames) and request.data_format not in ("auto", "text")
+                    else ". Instruction data has the columns messages, prompt and completion, or instruction and output"
+                    if isinstance(request, ColumnNames) and name == DEFAULT_COLUMNS.text
                     else ""
                 )
             )
@@ -350,6 +378,7 @@ def read_bytes(path: Path) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    check_not_pointer(path, data)
     decompress = DECOMPRESSORS.get(path.suffix.lower())
     if decompress is None or not data:
         return data
@@ -357,6 +386,12 @@ def read_bytes(path: Path) -> bytes:
         return decompress(data)
     except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error, pa.ArrowException) as error:
         raise UserError(f"{path} is not a readable {path.suffix} file: {error}") from error
+
+
+def check_not_pointer(path: Path, data: bytes) -> None:
+    """Raise UserError if the first bytes of a file are those of a pointer of Git LFS, which stands for the file."""
+    if data.startswith(LFS_POINTER):
+        raise UserError(f"{path} is a pointer of Git LFS, not the data: run `git lfs pull` in its repository, or download the file")
 
 
 def read_text(path: Path, *, allow_empty: bool = False) -> str:
@@ -388,7 +423,11 @@ def read_columns(path: Path, kind: str, request: Sequence[str] | ColumnNames) ->
         data = read_bytes(path)
         if not data:
             raise UserError(f"{path} is empty")
+    names: list[str] = []
     try:
+        if not (is_compressed or kind == ".arrow"):
+            with path.open("rb") as start:
+                check_not_pointer(path, start.read(len(LFS_POINTER)))
         if kind == ".arrow":
             table = read_arrow(data)
             names = resolve_columns(path.name, table.schema.names, request)
@@ -398,6 +437,11 @@ def read_columns(path: Path, kind: str, request: Sequence[str] | ColumnNames) ->
             return arrow_columns(file.read(columns=names), file.schema_arrow)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a readable {kind[1:].capitalize()} file: {first_line(error)}") from error
+    except (OverflowError, ValueError) as error:  # dates and times that Python cannot represent
+        raise UserError(
+            f"{path} holds a value that cannot be converted to Python ({first_line(error)}): store the columns "
+            f"{format_columns(names)} as text"
+        ) from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {first_line(error)}") from error
 

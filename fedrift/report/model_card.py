@@ -55,7 +55,11 @@ def export_models(run: Run, output_dir: Path, base_model_id: str = "", license_i
         UserError: The run is not finished, a model file was changed since the run ended, or ``output_dir`` is not empty.
     """
     source = run.folder / "model"
-    if not run.is_finished or not source.is_dir():
+    if run.is_finished and not source.is_dir():
+        raise UserError(
+            f"run {run.id} is finished, but {source} is missing: restore it, or compute the run again with `fedrift run --fresh`"
+        )
+    if not run.is_finished:
         raise UserError(f"run {run.id} has no models yet because it is {run.status}; repeat its `fedrift run` command to finish it")
     run.check_models()
     if output_dir.exists() and any(output_dir.iterdir()):

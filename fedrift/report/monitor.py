@@ -513,7 +513,7 @@ class Monitor:
     def _failure_message(self, id: str) -> str:
         try:
             return str(json.loads((self._get_run(id).folder / "failed.json").read_bytes())["message"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return ""
 
     def _build_snapshot(self, rows: tuple[RunGroup, ...]) -> Snapshot:

@@ -107,7 +107,13 @@ def format_reason(error: BaseException) -> str:
 
 
 def _list_folders(root: Path) -> list[Run]:
-    """List the runs whose folder has an experiment, oldest first, readable or not."""
+    """List the runs whose folder has an experiment, oldest first, readable or not.
+
+    Raises:
+        UserError: The path is no folder.
+    """
+    if Path(root).exists() and not Path(root).is_dir():
+        raise UserError(f"{root} is a file, not a folder of runs: name the folder with --runs-dir")
     times_and_names = []
     for path in Path(root).glob("*/experiment.json"):
         try:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -255,6 +256,11 @@ class Run:
         lines = jsonl.read_complete_lines(path, start)
         records = [_parse_record(row, path) for row in jsonl.parse_lines(lines, path)]
         return records, start + sum(len(line) + 1 for line in lines)
+
+    def compute_records_checksum(self) -> list[int]:
+        """Return the size and the CRC-32 of ``records.jsonl`` with the records of the run, also if only the Parquet file exists."""
+        content = "".join(f"{line}\n" for line in _format_records(self.records())).encode()
+        return [len(content), zlib.crc32(content)]
 
     def check_records(self) -> None:
         """Raise UserError if the records of a finished run have changed since it finished; runs of old versions have no checksums."""

@@ -16,17 +16,19 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from ..core.errors import UserError
+from ..core.errors import UserError, quote_value
 from ..storage import Run
 from ..storage.files import explain_write_errors, format_error, replace_atomically
+from ..storage.index import get_read_error
 from ..storage.parquet import check_run_column
 from ..storage.query import ensure_parquet
-from .manifest import STUDIES_FOLDER, StudyManifest
+from .manifest import STUDIES_FOLDER, ManifestEntry, StudyManifest
 
 RUN_FILES = (
     "experiment.json",
@@ -106,7 +108,7 @@ def import_study(archive: Path, root: Path) -> StudyManifest:
 
     Raises:
         UserError: The file is not an archive of a study, a run in it does not match its id, or ``root`` contains another study of that
-            name. Nothing has been written in these cases.
+            name, or one of its runs with other results. Nothing has been written in these cases.
     """
     archive, root = Path(archive), Path(root)
     if not archive.is_file():
@@ -170,7 +172,8 @@ def _check_contents(staged_manifest: StudyManifest) -> None:
     """Read everything that was unpacked with the code that reads runs later; raise UserError if something is invalid."""
     from ..config.schema import compute_id
 
-    run_ids = {entry.run for entry in staged_manifest.read()["runs"]}
+    entries: list[ManifestEntry] = staged_manifest.read()["runs"]
+    run_ids, experiments = {entry.run for entry in entries}, dict[str, dict[str, Any]]()
     for folder in sorted(path for path in staged_manifest.root.iterdir() if path.name != STUDIES_FOLDER):
         run = Run(staged_manifest.root, folder.name)
         if run.id not in run_ids:
@@ -180,12 +183,45 @@ def _check_contents(staged_manifest: StudyManifest) -> None:
         if (id, stored["id"]) != (run.id, run.id):
             raise UserError(f"the experiment of run {run.id} has the id {id}: it was changed after the run, or it belongs to another run")
         run.check_files()
-        run.records()
+        checksum = run.compute_records_checksum()
         check_run_column(run.folder)
+        if run.summary().get("stored", {}).get("records.jsonl", checksum) != checksum:
+            raise UserError(f"the records of run {run.id} are not those with which it finished, according to its finished.json")
+        experiments[run.id] = stored
+    for entry in entries:
+        if entry.run in experiments:
+            _check_entry(entry, experiments[entry.run], run_ids)
+
+
+def _check_entry(entry: ManifestEntry, stored: Mapping[str, Any], run_ids: set[str]) -> None:
+    """Check that the manifest describes a run as its experiment does, so that reports compare it with the right baseline.
+
+    Args:
+        entry: The entry of the run.
+        stored: The stored experiment of the run.
+        run_ids: The runs of the study.
+
+    Raises:
+        UserError: The seed, the role or the IID baseline is another one.
+    """
+    from ..config.schema import compute_id
+
+    partition = stored["partition"]
+    baseline = {key: value for key, value in stored.items() if key != "fork"}
+    baseline["partition"] = {**partition, "severity": 0.0, **({"alpha": None} if "alpha" in partition else {})}
+    for name, described, true in (
+        ("seed", entry.seed, stored["seed"]),
+        ("iid", entry.iid, entry.iid and partition.get("severity") == 0),
+        ("iid_baseline", entry.iid_baseline, compute_id(baseline) if entry.iid_baseline else ""),
+    ):
+        if described != true:
+            raise UserError(f"study.json says {name} {quote_value(described)} of run {entry.run}, which is not that of its experiment")
+    if entry.iid_baseline not in {"", *run_ids}:
+        raise UserError(f"study.json names {entry.iid_baseline} as IID baseline of run {entry.run}, but does not list it")
 
 
 def _check_local(staged_manifest: StudyManifest, local_manifest: StudyManifest) -> None:
-    """Raise UserError if a different study of the same name exists."""
+    """Raise UserError if a different study of the same name, or other results of one of its runs, exist."""
     if (
         local_manifest.exists
         and (local_manifest.folder / "study.json").read_bytes() != (staged_manifest.folder / "study.json").read_bytes()
@@ -194,6 +230,18 @@ def _check_local(staged_manifest: StudyManifest, local_manifest: StudyManifest) 
             f"{local_manifest.folder} already exists and contains another study {local_manifest.name!r}, which was not changed. "
             "Import into another folder (--runs-dir), or export the existing study and remove its folder first"
         )
+    for folder in sorted(path for path in staged_manifest.root.iterdir() if path.name != STUDIES_FOLDER):
+        imported, local = staged_manifest.get_run(folder.name), local_manifest.get_run(folder.name)
+        if not imported.is_finished or not (os.path.lexists(local.folder) and (local.folder / "experiment.json").exists()):
+            continue
+        problem = get_read_error(local) or ("" if local.is_finished else f"is {local.status}")
+        if not problem and imported.compute_records_checksum() != local.compute_records_checksum():
+            problem = "has other records"
+        if problem:
+            raise UserError(
+                f"run {local.id} already exists in {local_manifest.root} but {problem}, so the study would show that run. Import into "
+                f"another folder (--runs-dir), or move the run away first (`fedrift delete {local.id} --force`)"
+            )
 
 
 def _move_into_place(staged_manifest: StudyManifest, local_manifest: StudyManifest) -> None:

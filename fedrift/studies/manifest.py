@@ -23,6 +23,8 @@ from ..storage.run import JSON_TYPE_NAMES, read_json_file
 
 STUDIES_FOLDER = "studies"
 MANIFEST_TYPES = {"study": dict, "factors": list, "complete": bool, "designs": dict, "tuning_results": list, "runs": list}  # of study.json
+PART_TYPES = {"factors": str, "designs": dict, "tuning_results": dict}  # the types of their parts
+ENTRY_ROLES = ("run", "iid_baseline", "trial")
 ENTRY_TYPES: dict[str, Any] = {
     "run": str,
     "role": str,
@@ -117,6 +119,11 @@ class StudyManifest:
                 raise UserError(
                     f"{path}: {key!r} must be {JSON_TYPE_NAMES[json_type]}, got {str(content[key])[:80]!r}; {MANIFEST_RECOVERY_HINT}"
                 )
+        for key, part_type in PART_TYPES.items():
+            parts = content[key].values() if isinstance(content[key], dict) else content[key]
+            for part in parts:
+                if not isinstance(part, part_type):
+                    raise UserError(f"{path}: {key!r} contains {str(part)[:80]!r}, which is not allowed there; {MANIFEST_RECOVERY_HINT}")
         for entry in content["runs"]:
             if not _is_entry(entry):
                 raise UserError(f"{path}: 'runs' contains {str(entry)[:80]!r}, which is not a run of a study; {MANIFEST_RECOVERY_HINT}")
@@ -156,6 +163,7 @@ def _is_entry(value: Any) -> bool:
         isinstance(value, dict)
         and value.keys() == ENTRY_TYPES.keys()
         and all(isinstance(value[key], ENTRY_TYPES[key]) for key in ENTRY_TYPES)
+        and value["role"] in ENTRY_ROLES
         and bool(NAME_PATTERN.fullmatch(value["run"]))
         and (not value["iid_baseline"] or bool(NAME_PATTERN.fullmatch(value["iid_baseline"])))
     )

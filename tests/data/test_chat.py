@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +137,53 @@ def test_rows_without_an_answer_or_a_conversation_are_omitted():
     image = [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "cat"}]
     rows = [{"messages": cell} for cell in (CHATS[0][:1], [], None, "text", image, [{"role": "assistant", "content": " "}])]
     assert [row.reason for row in examples_of(rows, "chat")] == ["no answer", *["no conversation"] * 4, "no answer"]
-    assert examples_of([{"prompt": "the", "completion": ""}]) == [Unusable("no answer")]
+    assert [row.reason for row in examples_of([{"prompt": "the", "completion": ""}])] == ["no answer"]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"messages": [{"role": "Human", "content": "a"}, {"role": "AI", "content": "b"}]}, "roles are user, ai, but an answer has"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]}, "role assistant holds null"),
+        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}]}, "calls a tool"),
+        ({"messages": [{"role": "assistant", "content": "b", "tool_calls": [{"id": 1}]}]}, "calls a tool"),
+        ({"messages": ["a", "b"]}, "not all objects"),
+        ({"messages": "a"}, "not JSON"),
+        ({"prompt": "a", "completion": 5}, "'completion' holds a number"),
+        ({"instruction": "a", "input": 5, "output": "b"}, "'input' holds a number"),
+        ({"instruction": "a", "output": None}, "'output' holds null"),
+    ],
+)
+def test_a_row_that_cannot_be_used_says_why(tmp_path, row, words):
+    (unusable,) = examples_of([row])
+    assert isinstance(unusable, Unusable) and words in unusable.detail
+    (tmp_path / "t.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_corpus(DatasetConfig(str(tmp_path / "t.jsonl")))
+
+
+def test_parts_of_a_content_may_be_plain_text():
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "a"}, "b"], "tool_calls": None}
+    assert examples_of([{"messages": [answer]}])[0].answers == ("ab",)
+
+
+def test_keys_and_columns_without_effect_have_a_note(tmp_path):
+    chat = [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c", "weight": 0, "name": None}]
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps({"messages": chat, "system": "be kind", "prompt": "x", "label": "y", "id": 1}))
+    notes = load_corpus(DatasetConfig(str(path))).notes
+    assert any("have no effect: weight" in note and "name" not in note for note in notes)
+    assert any("not read: system, prompt; write a system prompt" in note for note in notes)
+    path.write_text(json.dumps({"messages": chat[:1] + [{"role": "assistant", "content": "c"}], "label": "y"}))
+    assert load_corpus(DatasetConfig(str(path))).notes == ()
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_conversations_beside_texts_are_told_whichever_comes_first(tmp_path, order):
+    rows = [{"text": "a b c"}, {"messages": [{"role": "assistant", "content": "d"}]}][::order]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    notes = load_corpus(DatasetConfig(str(tmp_path / "t.jsonl"))).notes
+    assert any("dataset.format=chat" in note for note in notes) and any("1 rows have no text" in note for note in notes)
 
 
 @pytest.mark.parametrize(

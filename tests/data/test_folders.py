@@ -7,12 +7,14 @@ import gzip
 import json
 import lzma
 import os
+import re
 import socket
 from pathlib import Path
 
 import datasets
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fedrift.core.errors import UserError
@@ -284,3 +286,60 @@ def test_an_invalid_file_name_is_refused_in_one_line(name):
         load_corpus(DatasetConfig(name))
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("suffix", [".bz2", ".xz"])
+def test_a_damaged_second_stream_is_refused_and_never_left_out(tmp_path, suffix):
+    first, second = (PACK[suffix](f"text,label\n{word} b,x\n"[11 * number :].encode()) for number, word in enumerate(("aa", "cc")))
+    path = tmp_path / f"t.csv{suffix}"
+    path.write_bytes(first + second + bytes(8) * (suffix == ".xz"))
+    assert sorted(load(path).text) == ["aa b", "cc b"]
+    path.write_bytes(first + b"?" + second[1:])
+    assert "not a readable" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.txt", "t.parquet", "t.arrow", "t.csv.gz"])
+def test_a_pointer_of_git_lfs_is_refused_as_such(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    assert "git lfs pull" in refusal(tmp_path / name)
+
+
+def test_a_link_to_a_folder_is_followed_but_not_one_that_leads_back(tmp_path):
+    for folder, word in (("news/sport", "ball"), ("elsewhere/food", "soup")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "1.txt").write_text(f"the {word}")
+    (tmp_path / "news/food").symlink_to(tmp_path / "elsewhere/food")
+    (tmp_path / "news/sport/loop").symlink_to(tmp_path / "news")
+    (tmp_path / "elsewhere/food/loop").symlink_to(tmp_path / "elsewhere")
+    corpus = load(tmp_path / "news")
+    assert sorted(corpus.text) == ["the ball", "the soup"]
+    assert corpus.domains == ("food", "sport")
+
+
+def test_a_subfolder_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
+    for topic in ("food", "sport"):
+        (tmp_path / topic).mkdir()
+        (tmp_path / topic / "1.txt").write_text(topic)
+    scandir = os.scandir
+
+    def deny(path):
+        if Path(path).name == "food":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", deny)
+    assert re.search("food: Permission denied", refusal(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("https://example.org/a.jsonl", "download the file"), ("s3://bucket/a.csv", "download the file"), ("data/*.jsonl", "give the folder")],
+)
+def test_addresses_and_patterns_are_refused_with_the_way_out(name, words):
+    assert words in refusal(name)
+
+
+def test_a_date_outside_the_range_of_python_is_refused(tmp_path):
+    days = pa.array([0, 2**31 - 1], pa.date32())
+    pq.write_table(pa.table({"text": ["a b", "c d"], "label": days}), tmp_path / "t.parquet")
+    assert "as text" in refusal(tmp_path / "t.parquet")

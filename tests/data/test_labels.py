@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
 from pathlib import Path
 
@@ -143,3 +144,47 @@ def test_labels_that_are_document_ids_are_refused(tmp_path):
         load_corpus(DatasetConfig(str(tmp_path / "t.csv")))
     assert load_corpus(DatasetConfig(str(tmp_path / "t.csv"), label_column="")).domains == ()
     assert load_corpus(DatasetConfig(str(tmp_path / "t.csv"), num_clusters=2)).domains == ("cluster0", "cluster1")
+
+
+@pytest.mark.parametrize("cell", [{"id": 1}, ["a", "b"], [{"id": 1}]])
+def test_sources_that_are_structures_are_refused(tmp_path, cell):
+    path = tmp_path / "t.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"{n} word", "source": cell}) for n in range(4)))
+    with pytest.raises(UserError, match=r"cannot be sources.*source_column=''"):
+        load_corpus(DatasetConfig(str(path)))
+    assert len(load_corpus(DatasetConfig(str(path), source_column=""))) == 4
+
+
+@pytest.mark.parametrize(
+    ("key", "names", "words"),
+    [("topic", ("sport", "food"), "no held-out document has one"), ("label", ("0", "1"), "topics without training documents ('0', '1')")],
+)
+def test_splits_whose_labels_disagree_have_a_note(tmp_path, key, names, words):
+    rows = [{"text": f"train {n}", "label": ("sport", "food")[n % 2]} for n in range(8)]
+    tests = [{"text": f"test {n}", key: names[n % 2]} for n in range(4)]
+    for name, part in (("train", rows), ("test", tests)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)))
+    assert any(words in note for note in load_corpus(DatasetConfig(str(tmp_path))).notes)
+
+
+def test_a_corpus_of_mostly_repeated_texts_has_a_note(tmp_path):
+    (tmp_path / "t.csv").write_text("text,label\n" + "sport,a\n" * 9 + "food,b\n")
+    assert load_corpus(DatasetConfig(str(tmp_path / "t.csv"))).notes == ("8 of 10 rows repeat the text of another row and were left out",)
+
+
+def test_a_table_without_rows_says_so(tmp_path):
+    (tmp_path / "t.csv").write_text("text,label\n")
+    with pytest.raises(UserError, match=r"t\.csv has no rows"):
+        load_corpus(DatasetConfig(str(tmp_path / "t.csv")))
+
+
+def test_the_labels_of_an_extension_are_read_like_those_of_a_file():
+    from fedrift.data.dataset import rows_of_frame
+
+    table = [{"text": "a b", "topic": "NA", "split": "test"}, {"text": "c d", "topic": 1.0, "split": "train"}]
+    rows = rows_of_frame(table, DatasetConfig("own", label_column="topic"))
+    assert rows.label == [None, "1"] and list(rows.split) == [2, 0] and "'NA'" in rows.notes[0]
+    with pytest.raises(UserError, match="has no column 'topik'; did you mean 'topic'"):
+        rows_of_frame(table, DatasetConfig("own", label_column="topik"))
+    with pytest.raises(UserError, match="cannot be topics"):
+        rows_of_frame([{"text": "a", "label": {"id": 1}}], DatasetConfig("own"))

@@ -97,6 +97,36 @@ def test_an_existing_run_stays_unchanged_and_an_empty_one_is_filled(manifest, so
     assert there.get_run(first).summary() == {"loss": 1.0} and there.get_run(second).config == manifest.get_run(second).config
 
 
+@pytest.mark.parametrize("case", ["unfinished", "other records", "damaged", "same"])
+def test_a_finished_run_is_never_hidden_by_a_local_one_with_other_results(manifest, sound, tmp_path, case):
+    path, first = tmp_path / "made.zip", manifest.read()["runs"][0].run
+    path.write_bytes(sound)
+    local = import_study(path, tmp_path / "runs").get_run(first)
+    if case == "unfinished":
+        (local.folder / "finished.json").unlink()
+    elif case == "other records":
+        shutil.copy(manifest.get_run(manifest.read()["runs"][1]).folder / "records.jsonl", local.folder)
+        (local.folder / "records.parquet").unlink()
+        local.write_json("finished", {"loss": 1.0})
+    elif case == "damaged":
+        (local.folder / "experiment.json").write_text("{")
+    if case == "same":
+        import_study(path, tmp_path / "runs")
+        return
+    told = refusal(path, tmp_path / "runs")
+    assert {"unfinished": "is unfinished", "other records": "has other records", "damaged": "not JSON"}[case] in told
+    assert f"fedrift delete {first}" in told
+
+
+def test_an_archive_without_some_runs_says_so(sound, tmp_path, monkeypatch, capsys):
+    from fedrift.cli.inspect import import_study as import_command
+
+    files = members(sound, tmp_path / "s.zip")
+    left_out = next(name for name in files if name.endswith("/finished.json"))[:12]
+    import_command(write_zip(tmp_path / "x.zip", {name: data for name, data in files.items() if left_out not in name}), tmp_path / "runs")
+    assert "2 runs, of which 1 are not in the archive" in capsys.readouterr().out
+
+
 def test_records_of_another_run_are_refused(manifest, sound, tmp_path):
     files = members(sound, tmp_path / "made.zip")
     first, second = (entry.run for entry in manifest.read()["runs"])
@@ -116,6 +146,11 @@ def with_name(files: dict[str, bytes], old: str, new: str) -> dict[str, bytes]:
     return {name.replace(old, new): content for name, content in files.items()}
 
 
+def change_entries(said: dict, **changes) -> dict:
+    """Return the content of study.json with changes of the entry that is no IID baseline."""
+    return {**said, "runs": [{**entry, **changes} if entry["role"] == "run" else entry for entry in said["runs"]]}
+
+
 CHANGED = {
     "study {}": ("study.json", lambda said: {}, "has no 'study'"),
     "study []": ("study.json", lambda said: [], "must contain an object"),
@@ -124,6 +159,15 @@ CHANGED = {
     "run without a name": ("study.json", lambda said: {**said, "runs": [{"run": "0" * 12}]}, "not a run of a study"),
     "run elsewhere": ("study.json", lambda said: {**said, "runs": [{**said["runs"][0], "run": "../../outside"}]}, "not a run of"),
     "a run less": ("study.json", lambda said: {**said, "runs": said["runs"][:1]}, "is not part of the study made"),
+    "factors": ("study.json", lambda said: {**said, "factors": [1]}, "'factors' contains '1'"),
+    "designs": ("study.json", lambda said: {**said, "designs": {"main": 5}}, "'designs' contains '5'"),
+    "tuning results": ("study.json", lambda said: {**said, "tuning_results": [1]}, "'tuning_results' contains '1'"),
+    "role": ("study.json", lambda said: change_entries(said, role="boss"), "not a run of a study"),
+    "entry seed": ("study.json", lambda said: change_entries(said, seed=77), "says seed 77 of run"),
+    "entry iid": ("study.json", lambda said: change_entries(said, iid=True), "says iid true of run"),
+    "own baseline": ("study.json", lambda said: change_entries(said, iid_baseline=said["runs"][0]["run"]), "says iid_baseline"),
+    "absent baseline": ("study.json", lambda said: change_entries(said, iid_baseline="0" * 12), "says iid_baseline"),
+    "digest": ("finished.json", lambda said: {**said, "stored": {"records.jsonl": [1, 2]}}, "are not those with which it finished"),
     "other seed": ("experiment.json", lambda said: {**said, "seed": 77}, "has the id"),
     "other id": ("experiment.json", lambda said: {**said, "id": "0" * 12}, "has the id"),
     "no id": ("experiment.json", lambda said: {key: value for key, value in said.items() if key != "id"}, "has no 'id'"),

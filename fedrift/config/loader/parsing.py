@@ -280,7 +280,10 @@ def _field_values(value: Any) -> dict[str, Any]:
 def _unknown_choice_error(key_path: str, raw: Any, name: Any, choices: Mapping[str, type]) -> UserError:
     if not isinstance(name, str):
         return UserError(f"choose a class with `type:`; available: {', '.join(sorted(choices))}; got {quote_value(raw)}")
-    return unknown_name_error(key_path.rsplit(".", 1)[-1], name, choices)
+    error = unknown_name_error(key_path.rsplit(".", 1)[-1], name, choices)
+    if name.casefold() == "iid" and any("severity" in _field_types(choice) for choice in choices.values()):
+        return UserError(f"{error}. Clients are IID at severity 0 of every partition: give partition.severity=0")
+    return error
 
 
 def _field_default(f: Field[Any]) -> Any:
