@@ -44,7 +44,9 @@ def make_model(base: Any, rank: int = 4) -> Any:
 
 
 def adapter_state(model: Any) -> dict[str, Tensor]:
-    return {name: leaf.detach().clone() for name, leaf in get_peft_model_state_dict(model).items()}
+    # By default, PEFT asks the Hugging Face Hub in each call whether the embeddings were resized, which would be part of each round.
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: leaf.detach().clone() for name, leaf in state.items()}
 
 
 def mean_loss(model: Any, tokens: Tensor) -> Tensor:

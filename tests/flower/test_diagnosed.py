@@ -63,6 +63,14 @@ STRATEGIES = {
 }
 
 
+def test_the_adapters_are_read_without_asking_the_hub(app_parts, monkeypatch):
+    """By default, PEFT sends a request in each call (``findings/peft_state_dict_asks_the_hub.sh``)."""
+    requests = []
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda *names: requests.append(names))
+    monkeypatch.setattr(app_parts[0].peft_config["default"], "base_model_name_or_path", "company/base")
+    assert adapter_state(app_parts[0]).keys() == app_parts[1].keys() and not requests
+
+
 @pytest.mark.parametrize("kind", STRATEGIES)
 def test_the_trajectory_is_that_of_the_strategy_bit_for_bit(kind, app_parts, tmp_path):
     plain = run_small_app(STRATEGIES[kind](), app_parts[2], app_parts, 3)
