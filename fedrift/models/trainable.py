@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -220,21 +221,29 @@ class Lora:
         return {path: module for path, module in linear.items() if has_ending(path, self.target_modules)}
 
     def warnings(self, network: nn.Module) -> list[str]:
-        """Return warnings about weights outside linear maps, such as those of experts, which ``all`` does not adapt."""
+        """Return warnings about weights outside linear maps, such as those of experts, which are neither adapted nor quantized."""
         from .stacked_layers import is_known
 
-        if self.target_modules != ("all",):
-            return []
-        num_weights, size = dict[str, int](), sum(leaf.numel() for leaf in network.parameters())
+        size = sum(leaf.numel() for leaf in network.parameters())
+        messages, stacked, unknown = [], Counter[str](), Counter[str]()
         for module in network.modules():
-            module_size = sum(leaf.numel() for leaf in module.parameters(recurse=False) if leaf.ndim > 1)
-            if module_size and not is_known(module):
-                num_weights[type(module).__name__] = num_weights.get(type(module).__name__, 0) + module_size
-        return [
-            f"trainable.target_modules: [all] adapts linear maps only, so that {name} ({share:.1%} of the model's weights) gets no adapter"
-            for name, count in num_weights.items()
-            if (share := count / size) >= 0.001
-        ]
+            leaves = list(module.parameters(recurse=False))
+            stacked[type(module).__name__] += sum(leaf.numel() for leaf in leaves if leaf.ndim > 2)
+            if not is_known(module):
+                unknown[type(module).__name__] += sum(leaf.numel() for leaf in leaves if leaf.ndim > 1)
+        if self.quantization != "none":
+            messages += [
+                f"trainable.quantization: {self.quantization} applies to linear maps only, so the weights of {name} keep full precision"
+                for name, count in stacked.items()
+                if count / size >= 0.001
+            ]
+        if self.target_modules == ("all",):
+            messages += [
+                f"trainable.target_modules: [all] adapts linear maps only, so {name} ({share:.1%} of the model's weights) gets no adapter"
+                for name, count in unknown.items()
+                if (share := count / size) >= 0.001
+            ]
+        return messages
 
     def init_params(self, modules: dict[str, nn.Module], seed: int) -> Tree:
         """Return the initial adapters, A [1, R, I] and B [1, O, R]."""

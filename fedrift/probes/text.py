@@ -7,6 +7,7 @@ Scores of continuations are low and noisy for every model, because many continua
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,7 +113,7 @@ def score_continuations(pairs: Sequence[tuple[str, str]], prefix: str = METRIC_P
     """Compute all scores of pairs (continuation, reference), as metrics with the prefix ``prefix``."""
     from rouge_score.rouge_scorer import RougeScorer  # loaded on use: the import takes a second, and few runs need it
 
-    scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
+    scorer = RougeScorer(list(ROUGE_TYPES), tokenizer=make_rouge_tokenizer())
     rouge = [scorer.score(reference, continuation) for continuation, reference in pairs]
     words = [continuation.split() for continuation, _ in pairs]
     scores = bleu_score(pairs)[0]
@@ -121,6 +122,30 @@ def score_continuations(pairs: Sequence[tuple[str, str]], prefix: str = METRIC_P
         scores |= {name: float(values.mean()), f"{name}.ci": bootstrap_half_width(values)}
     scores |= {"distinct2": distinct_ngrams(words, 2), "repetition": repetition_rate(words, 4)}
     return {f"{prefix}.{name}": value for name, value in scores.items()}
+
+
+# A word for ROUGE: letters and digits of any script. In scripts without spaces (Thai, Lao, Burmese, Khmer, kana, Han) it is one character.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
+
+
+def make_rouge_tokenizer() -> Any:
+    """Return a tokenizer for rouge-score that reads the words of all scripts.
+
+    The default of rouge-score 0.1.2 reads the letters a to z only, so that equal Russian texts have a score of 0. ASCII text is read by
+    that default, with stemming.
+    """
+    from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
+
+    default = DefaultTokenizer(use_stemmer=True)
+
+    class WordTokenizer(Tokenizer):  # type: ignore[misc]
+        def tokenize(self, text: str) -> list[str]:
+            if text.isascii():
+                return list(default.tokenize(text))
+            return [token for word in WORD.findall(text.lower()) for token in (default.tokenize(word) if word.isascii() else [word])]
+
+    return WordTokenizer()
 
 
 def bleu_score(pairs: Sequence[tuple[str, str]]) -> tuple[dict[str, float], str]:

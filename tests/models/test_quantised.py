@@ -102,3 +102,18 @@ def test_a_missing_package_is_refused_with_the_way_to_install_it(monkeypatch):
     with pytest.raises(UserError, match="pip install"):
         check_quantization_installed("nf4")
     check_quantization_installed("none")
+
+
+def test_weights_that_are_not_quantized_are_reported():
+    """transformers stores the experts of a mixture as parameters of three dimensions, which both quantizations leave out."""
+
+    class Experts(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate_up_proj = torch.nn.Parameter(torch.zeros(4, 8, 8))
+
+    network = torch.nn.Sequential(torch.nn.Linear(8, 8), Experts())
+    for base in ("int8", "nf4"):
+        (message,) = Lora(quantization=base).warnings(network)
+        assert f"{base} applies to linear maps only, so the weights of Experts keep full precision" in message
+    assert Lora(quantization="int8").warnings(network[0]) == [] == Lora().warnings(network)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
 from fedrift.models.stacked_model import NucleusSampler, StackedModel, generate_tokens
@@ -24,6 +25,18 @@ def test_the_reference_text_has_the_highest_score_and_another_text_zero():
     other = score_continuations([("cook an onion with butter", text)])
     assert other["text.bleu"] == pytest.approx(0, abs=5)
     assert other["text.rouge1"] == 0
+
+
+def test_rouge_reads_the_words_of_every_script():
+    """rouge-score's own tokenizer reads a to z only: its score of equal Russian texts is 0."""
+    for text in ("погода была очень хорошая", "天气很好", "मौसम अच्छा था", "Größe und Übung"):
+        assert score_continuations([(text, text)])["text.rouge2"] == 1
+    assert score_continuations([("погода была плохая", "погода была хорошая")])["text.rouge1"] == pytest.approx(2 / 3)
+    assert score_continuations([("今天天气很好", "昨天天气不好")])["text.rouge1"] == pytest.approx(4 / 6)
+    pairs = [("The players' goals, 2-1 late_goal!", "A player's goal: 2 of 1, lately"), ("running runs", "run")]
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    expected = np.mean([scorer.score(reference, text)["rougeL"].fmeasure for text, reference in pairs])
+    assert score_continuations(pairs)["text.rougeL"] == expected  # English is scored as by rouge-score itself
 
 
 def test_rouge_compares_stems():
