@@ -238,6 +238,12 @@ def test_a_diverging_run_finishes_and_records_the_failure(tmp_path):
     assert said.has_diverged and said.sentence.startswith("Training failed: ")
 
 
+def test_a_dataset_without_the_probes_that_read_it_is_told(tmp_path):
+    general = experiment(tmp_path, "evaluation.general_dataset=wikitext2", "evaluation.probes=[language]")
+    assert any("evaluation.general_dataset has no effect" in warning for warning in config_warnings(general))
+    assert not config_warnings(experiment(tmp_path, "evaluation.general_dataset=wikitext2", "evaluation.probes=[general]"))
+
+
 def test_a_cohort_of_one_client_has_a_warning(tmp_path, capsys):
     said = {
         name: any(
@@ -248,6 +254,7 @@ def test_a_cohort_of_one_client_has_a_warning(tmp_path, capsys):
     }
     assert said == {"FedAvg": True, "Scaffold": True, "LocalOnly": False, "Centralized": False, "Pretrained": False}
     assert not any("one client" in warning for warning in config_warnings(experiment(tmp_path)))
+
     run = run_experiment(
         experiment(tmp_path, "training.participation_rate=0.34", "training.num_rounds=1", "evaluation.final_blocks_per_domain=0"),
         make_cache(tmp_path),

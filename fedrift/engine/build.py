@@ -516,6 +516,8 @@ def config_warnings(config: ExperimentConfig) -> list[str]:
             "adapters are trained on random weights, which stay random and are not stored with the adapters; set trainable.type=All to "
             "train all weights from a random start"
         )
+    if config.evaluation.general_dataset and "general" not in config.evaluation.probes:
+        warnings.append("evaluation.general_dataset has no effect without the probe group general: add it to evaluation.probes")
     return warnings + config.clustering.warnings() + partition_notes(config.partition)
 
 
