@@ -281,7 +281,14 @@ QUESTIONS = (
         (
             Lead(
                 require("supported", *recency("R1 style", "R1 sandbox", "R2 style", "R2 sandbox")),
-                "Skewed data move hidden states and attention farther from the pretrained model than IID data do, in both regimes.",
+                "With one client in a round, skewed data move hidden states and attention farther from the pretrained model than IID data"
+                " do, under rewritten styles and in the sandbox.",
+            ),
+            Lead(
+                require("supported", *recency("R1 style", "R2 style", "R2 sandbox")),
+                "With one client in a round, skewed data move attention farther from the pretrained model than IID data do, under rewritten"
+                " styles and in the sandbox. That they also move hidden states farther is established under styles only (CKA:"
+                " {recency/R1 style}).",
             ),
         ),
         "That skewed data move hidden states and attention farther from the pretrained model than IID data do is not established for"
