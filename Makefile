@@ -246,7 +246,7 @@ clean:
 .PHONY: study study-report
 STUDY_RUNS ?= runs
 STUDY_OUT ?= study-report
-STUDIES := recency drift dose repair grid real_styles real_styles_long drift_wide
+STUDIES := recency drift dose repair grid real_styles real_styles_long drift_wide induced
 study: $(VENV)/.ready
 	failed=0; for name in $(STUDIES); do $(BIN)/fedrift study studies/$$name.yaml --runs-dir $(STUDY_RUNS) \
 		$(if $(DATA),--data-dir $(DATA)) $(STUDY_OPTIONS) || failed=1; done; exit $$failed

@@ -27,7 +27,7 @@ from fedrift.storage.files import write_atomically
 from fedrift.studies import StudyManifest, load_study
 
 ROOT = Path(__file__).resolve().parents[1]
-STUDIES = ("recency", "drift", "drift_wide", "dose", "repair", "real_styles", "real_styles_long", "grid")
+STUDIES = ("recency", "drift", "drift_wide", "dose", "repair", "real_styles", "real_styles_long", "grid", "induced")
 TITLE = "When federated fine-tuning of language models breaks under heterogeneity, and what repairs it"
 README_MARKERS = ("<!-- findings -->", "<!-- end of findings -->")
 
@@ -295,6 +295,29 @@ QUESTIONS = (
         " both and in both regimes.",
     ),
     Question(
+        "induced",
+        "Induced failures: how large a setting must be",
+        tuple(("induced", name) for name in ("I1 syntax", "I1 bound", "I2 few", "I3 rate")),
+        (
+            Lead(
+                require("supported", ("induced", "I1 syntax"), ("induced", "I2 few"), ("induced", "I3 rate")),
+                "All three induced failures appear: 80 local steps on one topic cost minimal pairs ({induced/I1 syntax} as a share), one"
+                " client of twenty in a round costs more than four do ({induced/I2 few}), and at four times the rate that IID data ask for"
+                " the run on one style a client ends above the untrained model (gain: {induced/I3 rate}).",
+            ),
+            Lead(
+                require("supported", ("induced", "I1 bound"), ("induced", "I2 few")),
+                "80 local steps on one topic change the share of correct minimal pairs by less than three points ({induced/I1 bound} as a"
+                " share). One client of twenty in a round costs more than four do: {induced/I2 few}.",
+            ),
+            Lead(
+                require("supported", ("induced", "I2 few")),
+                "One client of twenty in a round costs more than four do: {induced/I2 few}. The other failures are not established.",
+            ),
+        ),
+        "The failures that were to be induced are not established together; each hypothesis has its own verdict.",
+    ),
+    Question(
         "claims",
         "Earlier public claims",
         (
@@ -375,7 +398,7 @@ def finished_conditions(study_data: StudyData) -> list[int]:
     return [
         condition.index
         for condition in study_data.conditions
-        if len(condition.runs) >= len(registered_seeds(study_data)) and study_data.finished.keys() >= set(condition.runs.values())
+        if study_data.manifest_values.get("complete", True) and study_data.finished.keys() >= set(condition.runs.values())
     ]
 
 
@@ -455,6 +478,7 @@ def question_figures(key: str, studies: Mapping[str, StudyData]) -> list[Figure 
         "recency": ("recency", study_dynamics.losses_section, "participation"),
         "dose": ("dose", study_results.dose_response_section, ""),
         "drift": ("drift", study_dynamics.drift_section, ""),
+        "induced": ("induced", study_results.stability_section, "map"),
     }
     if key not in sources or sources[key][0] not in studies:
         return []

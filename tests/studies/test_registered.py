@@ -15,14 +15,15 @@ from fedrift.studies.plan import plan_trials
 from fedrift.studies.spec import expand_cells, list_factor_names, list_seeds
 
 STUDIES = Path(__file__).parents[2] / "studies"
-REGISTERED = ["recency", "drift", "dose", "repair", "grid", "real_styles", "real_styles_long", "drift_wide"]
+REGISTERED = ["recency", "drift", "dose", "repair", "grid", "real_styles", "real_styles_long", "drift_wide", "induced"]
+FIRST_SEEDS = {"real_styles_long": 110, "drift_wide": 110, "induced": 120}  # those registered later have fresh seeds
 
 
 @pytest.mark.parametrize("name", REGISTERED)
 def test_a_registered_study_compares_what_it_runs(name):
     study = load_study(STUDIES / f"{name}.yaml")
     seeds = list_seeds(study)
-    first = 110 if name in ("real_styles_long", "drift_wide") else 100  # a second version has fresh seeds
+    first = FIRST_SEEDS.get(name, 100)
     assert seeds == tuple(range(first, first + (3 if name == "grid" else 8)))
     assert min(study.tuning.seeds) >= 1000 and study.gate is not None and study.gate.min == 0.15
     metrics = {*study.metrics, *(metric for each in study.hypotheses for metric in list_hypothesis_metrics(each))}
@@ -39,7 +40,7 @@ def test_a_registered_study_compares_what_it_runs(name):
     assert all(list_used_conditions(each, runs) for each in study.hypotheses)
     found = evaluate_gated(study.hypotheses, runs, list_factor_names(study), study.gate)
     empty = [each.name for each in found if not each.seeds]
-    assert not [each for each in empty if not each.startswith("R")], empty  # R1 and R2 need rows of the baselines
+    assert not [each for each in empty if not each.startswith(("R", "I1"))], empty  # these need rows of the baselines
     groups = {(trial.condition, trial.seed) for trial in plan_trials(study)}
     assert len(plan_trials(study)) == study.tuning.trials * len(groups)
 
