@@ -93,14 +93,19 @@ def delete(
 
 
 def describe_dependents(runs: Sequence[Run]) -> list[str]:
-    """Return one line for each of the runs that a stored study or another run needs."""
+    """Return one line for each of the runs that a stored study or another run needs, and for each study that cannot be read."""
+    from ..core.errors import UserError
     from ..storage import list_runs
     from ..studies import find_study, list_studies
 
     ids, lines = {run.id for run in runs}, []
     for root in dict.fromkeys(Path(run.root) for run in runs):
         for name in list_studies(root):
-            needed = {entry.run for entry in find_study(root, name).read()["runs"]}
+            try:
+                needed = {entry.run for entry in find_study(root, name).read()["runs"]}
+            except UserError as error:
+                lines.append(f"the study {name} may need the runs, but it cannot be read: {error}")
+                continue
             lines += [f"run {run_id[:6]} belongs to the study {name}" for run_id in sorted(ids & needed)]
         for run in list_runs(root):
             fork = run.config.get("fork")

@@ -144,6 +144,16 @@ def test_delete_asks_first_and_refuses_runs_of_a_study(tmp_path, run_command, mo
     assert code == 0 and not other.folder.exists() and "removed" in out
 
 
+def test_delete_says_that_a_damaged_study_may_need_the_run(tmp_path, run_command):
+    run = store(tmp_path / "runs")
+    damaged = tmp_path / "runs" / "studies" / "damaged" / "study.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("[")
+    code, _, err = run_command("delete", run.id, "--yes")
+    assert code == 2 and "the study damaged may need the runs, but it cannot be read" in err and "--force" in err
+    assert run_command("delete", run.id, "--yes", "--force")[0] == 0 and not run.folder.exists()
+
+
 class _Study:
     """A stored study that lists some runs."""
 
