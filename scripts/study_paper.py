@@ -166,6 +166,16 @@ QUESTIONS = (
                 " client rate tuned on the skewed data is not established.",
             ),
             Lead(
+                require("supported", *recency("P3 half style")),
+                "Under rewritten styles a server learning rate below one leaves at most half of the gap. In the sandbox this is not"
+                " established.",
+            ),
+            Lead(
+                require("supported", *recency("P3 half sandbox")),
+                "Where sources share no open-class words, a server learning rate below one leaves at most half of the gap. Under rewritten"
+                " styles this is not established.",
+            ),
+            Lead(
                 require("supported", ("real_styles_long", "P3 real long")),
                 "Under real styles a server learning rate below one leaves at most half of the gap. In the other regimes this is not"
                 " established.",
