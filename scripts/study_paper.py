@@ -29,6 +29,8 @@ from fedrift.studies import StudyManifest, load_study
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ("recency", "drift", "drift_wide", "dose", "repair", "real_styles", "real_styles_long", "grid", "induced")
 TITLE = "When federated fine-tuning of language models breaks under heterogeneity, and what repairs it"
+# Where training breaks in two ways, and what repairs it. Other questions follow if one of these has no answer.
+README_QUESTIONS = ("recency", "drift", "clusters")
 README_MARKERS = ("<!-- findings -->", "<!-- end of findings -->")
 
 Key = tuple[str, str]  # study, hypothesis
@@ -847,9 +849,9 @@ def markdown_table(table: Table) -> list[str]:
 
 
 def readme_findings(studies: Mapping[str, StudyData]) -> str:
-    """Return the README's findings: the first three questions that have an answer, with their commands, and the count of verdicts."""
+    """Return the README's findings: three questions that have an answer, with their commands, and the count of verdicts."""
     lines, verdicts = [], read_verdicts(studies)
-    for question in QUESTIONS:
+    for question in sorted(QUESTIONS, key=lambda question: question.key not in README_QUESTIONS):
         held = [
             lead for lead in question.leads if all(key in verdicts and verdicts[key].verdict == need for key, need in lead.needs.items())
         ]
