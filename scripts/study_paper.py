@@ -2,7 +2,8 @@
 
 ``python scripts/study_paper.py --runs-dir RUNS`` reads the registered studies that are stored under RUNS (`make study-report` imports
 them from ``studies/results``). Every number comes from the stored runs. Every sentence that interprets a number is chosen by the verdicts
-of the hypotheses that it rests on, so that other results give other sentences. What was not run is listed as not run.
+of the hypotheses that it rests on, so that other results give other sentences. ``study_paper.yaml`` holds the questions, the sentences,
+the related work and the limits. What was not run is listed as not run.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from fedrift import __version__
 from fedrift.report import study_dynamics, study_results, study_setup
@@ -68,313 +72,33 @@ class Question:
     otherwise: str
 
 
-def require(verdict: str, *keys: Key) -> dict[Key, str]:
-    """Return the requirement that all ``keys`` have the same verdict."""
-    return dict.fromkeys(keys, verdict)
+def parse_key(text: str) -> Key:
+    """Split ``study/hypothesis``."""
+    study, _, name = text.partition("/")
+    return study, name
 
 
-def recency(*names: str) -> tuple[Key, ...]:
-    """Return hypotheses of the study ``recency``."""
-    return tuple(("recency", name) for name in names)
+def read_questions(entries: Sequence[Mapping[str, Any]]) -> tuple[Question, ...]:
+    """Return the questions of ``study_paper.yaml``."""
+    return tuple(
+        Question(
+            entry["key"],
+            entry["title"],
+            tuple(parse_key(key) for key in entry["hypotheses"]),
+            tuple(
+                Lead({parse_key(key): verdict for key, verdict in conclusion["needs"].items()}, conclusion["text"])
+                for conclusion in entry["conclusions"]
+            ),
+            entry["otherwise"],
+        )
+        for entry in entries
+    )
 
 
-QUESTIONS = (
-    Question(
-        "recency",
-        "Recency: few clients in a round",
-        (
-            *recency("P1 style", "P1 sandbox"),
-            ("real_styles", "P1 real styles"),
-            ("real_styles_long", "P1 real long"),
-            *recency("P1 trend style", "P1 trend sandbox", "P1 homogeneous", "P1 equal work", "P1 skew rate style", "P1 skew rate sandbox"),
-        ),
-        (
-            Lead(
-                require("supported", *recency("P1 style", "P1 sandbox"), ("real_styles_long", "P1 real long")),
-                "With one client in a round the loss ends farther above the IID baseline than with all five clients, under rewritten"
-                " styles, under real styles and where sources share no open-class words: by {recency/P1 style},"
-                " {real_styles_long/P1 real long} and {recency/P1 sandbox}.",
-            ),
-            Lead(
-                require("supported", *recency("P1 style", "P1 sandbox")),
-                "With one client in a round the loss ends farther above the IID baseline than with all five clients, under rewritten"
-                " styles and where sources share no open-class words: by {recency/P1 style} and {recency/P1 sandbox}.",
-            ),
-            Lead(
-                require("supported", *recency("P1 sandbox")),
-                "Where sources share no open-class words, one client in a round costs more than all five clients do: {recency/P1 sandbox}."
-                " Under rewritten styles this is not established.",
-            ),
-            Lead(
-                require("supported", *recency("P1 style")),
-                "Under rewritten styles one client in a round costs more than all five clients do: {recency/P1 style}. Where sources"
-                " share no open-class words this is not established.",
-            ),
-            Lead(
-                require("supported", ("real_styles_long", "P1 real long")),
-                "Under real styles one client in a round costs more than all five clients do: {real_styles_long/P1 real long}. In the other"
-                " regimes this is not established.",
-            ),
-        ),
-        "That one client in a round costs more than all five clients do is established in no regime.",
-    ),
-    Question(
-        "mechanism",
-        "Mechanism: what happens to a client that is away",
-        (
-            *recency("P2 style", "P2 sandbox"),
-            ("real_styles", "P2 real styles"),
-            ("real_styles_long", "P2 real long"),
-            *recency("P2 baseline style", "P2 baseline sandbox"),
-        ),
-        (
-            Lead(
-                require("supported", *recency("P2 style", "P2 sandbox", "P2 baseline style", "P2 baseline sandbox")),
-                "The loss on a client's own text rises while the client is away, by {recency/P2 style} under styles and"
-                " {recency/P2 sandbox} in the sandbox; in the IID baseline it does not.",
-            ),
-            Lead(
-                require("supported", *recency("P2 style", "P2 sandbox")),
-                "The loss on a client's own text rises while the client is away, by {recency/P2 style} under styles and"
-                " {recency/P2 sandbox} in the sandbox; that nothing of the kind happens in the IID baseline is not established"
-                " in both regimes.",
-            ),
-            Lead(
-                require("supported", ("real_styles_long", "P2 real long")),
-                "Under real styles the loss on a client's own text rises while the client is away, by {real_styles_long/P2 real long}. In"
-                " the other regimes this is not established.",
-            ),
-        ),
-        "That clients fall behind while they are away is not established in both regimes.",
-    ),
-    Question(
-        "remedy",
-        "Remedy: a damped server step",
-        (
-            *recency("P3 half style", "P3 half sandbox"),
-            ("real_styles", "P3 real styles"),
-            ("real_styles_long", "P3 real long"),
-            *recency("P3 FedProx style", "P3 FedProx sandbox", "P3 step style", "P3 step sandbox"),
-        ),
-        (
-            Lead(
-                require("supported", *recency("P3 half style", "P3 half sandbox", "P3 step style", "P3 step sandbox")),
-                "A server learning rate below one leaves at most half of the gap in both regimes, and does no more than FedAvg does at a"
-                " client rate tuned on the skewed data: the repair is a smaller step.",
-            ),
-            Lead(
-                require("supported", *recency("P3 half style", "P3 half sandbox")),
-                "A server learning rate below one leaves at most half of the gap in both regimes. That it does no more than FedAvg at a"
-                " client rate tuned on the skewed data is not established.",
-            ),
-            Lead(
-                require("supported", *recency("P3 half style")),
-                "Under rewritten styles a server learning rate below one leaves at most half of the gap. In the sandbox this is not"
-                " established.",
-            ),
-            Lead(
-                require("supported", *recency("P3 half sandbox")),
-                "Where sources share no open-class words, a server learning rate below one leaves at most half of the gap. Under rewritten"
-                " styles this is not established.",
-            ),
-            Lead(
-                require("supported", ("real_styles_long", "P3 real long")),
-                "Under real styles a server learning rate below one leaves at most half of the gap. In the other regimes this is not"
-                " established.",
-            ),
-        ),
-        "That a server learning rate below one leaves at most half of the gap is not established in both regimes.",
-    ),
-    Question(
-        "fedprox",
-        "FedProx beside FedAvg with steps of equal size",
-        recency("P4 style", "P4 sandbox", "P4 tuned style", "P4 tuned sandbox"),
-        (
-            Lead(
-                require("supported", *recency("P4 style", "P4 sandbox", "P4 tuned style", "P4 tuned sandbox")),
-                "At the same mean update norm FedProx and FedAvg end within 0.02 nats of each other, at fixed and at tuned settings:"
-                " here FedProx is FedAvg with a smaller step.",
-            ),
-            Lead(
-                require("supported", *recency("P4 style", "P4 sandbox")),
-                "At the same mean update norm FedProx and FedAvg end within 0.02 nats of each other at fixed settings.",
-            ),
-        ),
-        "That FedProx equals FedAvg at the same mean update norm is not established in both regimes.",
-    ),
-    Question(
-        "drift",
-        "Averaging drift: everybody takes part",
-        tuple((name, f"P5 {what}") for name in ("drift", "drift_wide") for what in ("gap", "steps", "SCAFFOLD", "few steps")),
-        (
-            Lead(
-                {
-                    **require("supported", ("drift", "P5 gap"), ("drift", "P5 steps"), ("drift", "P5 SCAFFOLD")),
-                    ("drift", "P5 few steps"): "refuted",
-                },
-                "Averaging itself costs loss: with full participation and 100 local steps on sources without common open-class"
-                " words a gap of {drift/P5 gap} remains, it is larger than at 20 local steps, and SCAFFOLD changes the loss by"
-                " {drift/P5 SCAFFOLD}. At 20 local steps, with the settings that were tuned at 100, SCAFFOLD does not end within 0.02"
-                " nats of FedAvg: {drift/P5 few steps}.",
-            ),
-            Lead(
-                require("supported", ("drift", "P5 gap"), ("drift", "P5 steps"), ("drift", "P5 SCAFFOLD")),
-                "Averaging itself costs loss: with full participation and 100 local steps on sources without common open-class"
-                " words a gap of {drift/P5 gap} remains, it is larger than at 20 local steps, and SCAFFOLD changes the"
-                " loss by {drift/P5 SCAFFOLD}.",
-            ),
-            Lead(
-                require("supported", ("drift", "P5 gap"), ("drift", "P5 steps")),
-                "Averaging itself costs loss: with full participation and 100 local steps on sources without common open-class"
-                " words a gap remains ({drift/P5 gap}), and it is larger than at 20 local steps. That SCAFFOLD lowers"
-                " it is not established.",
-            ),
-            Lead(
-                require("supported", ("drift", "P5 gap")),
-                "With full participation and 100 local steps on sources without common open-class words a gap remains: {drift/P5 gap}"
-                ". That it is larger than at 20 local steps is not established.",
-            ),
-        ),
-        "That averaging costs anything with full participation is not established.",
-    ),
-    Question(
-        "dose",
-        "Dose and kind: how far sources lie apart, and in what",
-        tuple(
-            ("dose", name)
-            for name in ("P6 overlap", "P6 full overlap", "P6 topic", "P6 style", "P8 style", "P8 stop words", "P8 substitution")
-        ),
-        (
-            Lead(
-                require("supported", ("dose", "P6 overlap"), ("dose", "P6 full overlap")),
-                "The gap grows as the sources share fewer words, and there is none where they share all.",
-            ),
-            Lead(require("supported", ("dose", "P6 overlap")), "The gap grows as the sources share fewer words."),
-        ),
-        "That the gap grows as the sources share fewer words is not established.",
-    ),
-    Question(
-        "clusters",
-        "Clusters of clients",
-        tuple(("repair", name) for name in ("P10 style", "P10 sandbox", "P10 topic", "P10 damped style", "P10 damped sandbox")),
-        (
-            Lead(
-                {
-                    **require("supported", ("repair", "P10 style"), ("repair", "P10 sandbox")),
-                    **require("refuted", ("repair", "P10 topic"), ("repair", "P10 damped style"), ("repair", "P10 damped sandbox")),
-                },
-                "Models for clusters of like clients, found by embeddings of their texts, end below models for random clusters of the"
-                " same sizes under styles ({repair/P10 style}) and in the sandbox ({repair/P10 sandbox}). Under topic skew the two do not"
-                " end within 0.01 nats of each other ({repair/P10 topic}). A damped server step recovers less than 80 % of what"
-                " the clusters gain over FedAvg, under styles and in the sandbox.",
-            ),
-            Lead(
-                require("supported", ("repair", "P10 style"), ("repair", "P10 sandbox")),
-                "Models for clusters of like clients, found by embeddings of their texts, end below models for random clusters of the"
-                " same sizes under styles ({repair/P10 style}) and in the sandbox ({repair/P10 sandbox}).",
-            ),
-            Lead(
-                require("supported", ("repair", "P10 sandbox")),
-                "Models for clusters of like clients end below models for random clusters of the same sizes in the sandbox"
-                " ({repair/P10 sandbox}); under styles this is not established.",
-            ),
-            Lead(
-                require("supported", ("repair", "P10 style")),
-                "Models for clusters of like clients end below models for random clusters of the same sizes under styles"
-                " ({repair/P10 style}); in the sandbox this is not established.",
-            ),
-        ),
-        "That clusters of like clients help more than random clusters of the same sizes is established in neither regime.",
-    ),
-    Question(
-        "representations",
-        "Representations: hidden states and attention",
-        recency("R1 style", "R1 sandbox", "R2 style", "R2 sandbox"),
-        (
-            Lead(
-                require("supported", *recency("R1 style", "R1 sandbox", "R2 style", "R2 sandbox")),
-                "With one client in a round, skewed data move hidden states and attention farther from the pretrained model than IID data"
-                " do, under rewritten styles and in the sandbox.",
-            ),
-            Lead(
-                require("supported", *recency("R1 style", "R2 style", "R2 sandbox")),
-                "With one client in a round, skewed data move attention farther from the pretrained model than IID data do, under rewritten"
-                " styles and in the sandbox. That they also move hidden states farther is established under styles only (CKA:"
-                " {recency/R1 style}).",
-            ),
-        ),
-        "That skewed data move hidden states and attention farther from the pretrained model than IID data do is not established for"
-        " both and in both regimes.",
-    ),
-    Question(
-        "induced",
-        "Induced failures: how large a setting must be",
-        tuple(("induced", name) for name in ("I1 syntax", "I1 bound", "I2 few", "I3 rate")),
-        (
-            Lead(
-                require("supported", ("induced", "I1 syntax"), ("induced", "I2 few"), ("induced", "I3 rate")),
-                "All three induced failures appear: 80 local steps on one topic cost minimal pairs ({induced/I1 syntax} as a share), one"
-                " client of twenty in a round costs more than four do ({induced/I2 few}), and at four times the rate that IID data ask for"
-                " the run on one style a client ends above the untrained model (gain: {induced/I3 rate}).",
-            ),
-            Lead(
-                require("supported", ("induced", "I1 bound"), ("induced", "I2 few")),
-                "80 local steps on one topic change the share of correct minimal pairs by less than three points ({induced/I1 bound} as a"
-                " share). One client of twenty in a round costs more than four do: {induced/I2 few}.",
-            ),
-            Lead(
-                require("supported", ("induced", "I2 few")),
-                "One client of twenty in a round costs more than four do: {induced/I2 few}. The other failures are not established.",
-            ),
-        ),
-        "The failures that were to be induced are not established together; each hypothesis has its own verdict.",
-    ),
-    Question(
-        "claims",
-        "Earlier public claims",
-        (
-            *((name, f"claim FedProx {what}") for name in ("drift", "drift_wide") for what in ("3 percent", "divergence")),
-            ("grid", "clients"),
-        ),
-        (
-            Lead(
-                require("refuted", ("drift", "claim FedProx 3 percent"), ("drift", "claim FedProx divergence")),
-                "With full participation and 100 local steps on sources without common open-class words, neither claim about FedProx holds:"
-                " it does not lower the perplexity by 3 % (loss against FedAvg: {drift/claim FedProx 3 percent}), and it does not cut the"
-                " divergence of the updates by 30 %.",
-            ),
-        ),
-        "Each claim is judged by a hypothesis of its own.",
-    ),
-)
-
-RELATED_WORK = (
-    "Federated averaging (McMahan et al., AISTATS 2017) averages the models that clients have trained for several local steps. FedProx"
-    " (Li et al., MLSys 2020) adds a proximal term to the clients' loss, SCAFFOLD (Karimireddy et al., ICML 2020) corrects the clients'"
-    " gradients by control variates, and Reddi et al. (ICLR 2021) treat the mean update as a gradient for an optimizer at the server."
-    " Cho et al. (ICML 2023) analyze federated averaging where clients take part in cycles, and find that it can converge faster than"
-    " with uniform participation under suitable conditions.",
-    "Nguyen et al. (ICLR 2023) report that heterogeneity has less effect where federated training starts from pretrained weights, and"
-    " that an adaptive optimizer at the server then does best; Jhunjhunwala et al. (arXiv:2502.08024) explain the first in two-layer"
-    " networks. Photon (Sani et al., arXiv:2411.02908) pretrains large language models in federation and is reported to be robust to"
-    " heterogeneous data. FLoRA (Wang et al., arXiv:2409.05976) and FlexLoRA (Bai et al., arXiv:2402.11505) address the aggregation of"
-    " low-rank adapters.",
-    "This study differs in its unit of comparison: a gap is measured to an IID baseline with the same documents, seed and settings,"
-    " and the untrained model and, in one study, a centralized run stand beside it. All differences are paired in the seed.",
-)
-
-LIMITS = (
-    "The model `pocket` is small and was pretrained for this project; LoRA of rank 8 is the only trainable part. Other sizes, other"
-    " ranks and full fine-tuning may behave differently.",
-    "There are five clients (four to six in two studies, up to twenty in the grid), each with a source of its own: the extreme of"
-    " heterogeneity, which real federations rarely reach.",
-    "Tuning has few trials and one seed for each algorithm. The best value of a grid may lie at its edge; the table of tuned settings"
-    " marks where.",
-    "The sandbox is a generated language. What holds there holds for sources without common open-class words, which natural corpora only"
-    " approach.",
-    "The grid has three seeds: its main effects are estimates with intervals, and no verdict can come from it. Some of its main effects"
-    " are confounded with interactions, as the text says.",
-)
+CONTENT = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+QUESTIONS = read_questions(CONTENT["questions"])
+RELATED_WORK = tuple(CONTENT["related_work"])
+LIMITS = tuple(CONTENT["limits"])
 
 
 def load_studies(runs_dirs: Sequence[Path], on_progress: Callable[[str], None] = lambda message: None) -> dict[str, StudyData]:
@@ -454,12 +178,6 @@ def choose_lead(question: Question, verdicts: Mapping[Key, HypothesisVerdict]) -
     if missing:
         return f"There is no answer yet, because runs are missing: {', '.join(f'`{name}`' for name in missing)}."
     return question.otherwise
-
-
-def parse_key(text: str) -> Key:
-    """Split ``study/hypothesis``."""
-    study, _, name = text.partition("/")
-    return study, name
 
 
 def result_sections(studies: Mapping[str, StudyData], verdicts: Mapping[Key, HypothesisVerdict]) -> list[Section]:
@@ -741,7 +459,7 @@ def build_paper(studies: Mapping[str, StudyData]) -> Document:
     verdicts = read_verdicts(studies)
     unknown = {key for question in QUESTIONS for key in question.hypotheses} - registered_hypotheses()
     if unknown:
-        raise SystemExit(f"no study file has the hypotheses {sorted(unknown)}; correct QUESTIONS")
+        raise SystemExit(f"no study file has the hypotheses {sorted(unknown)}; correct scripts/study_paper.yaml")
     name, first = next(iter(studies.items()))
     methods = study_setup.methods_section(first)
     methods_text = (
