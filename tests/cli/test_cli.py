@@ -51,6 +51,12 @@ def test_help_answers_without_torch():
     assert "demo" in done.stdout
 
 
+@pytest.mark.parametrize(("words", "suggestion"), [(("rum",), "run"), (("partition", "shw"), "show"), (("dataset", "shwo"), "show")])
+def test_an_unknown_command_gets_one_suggestion(capsys, monkeypatch, words, suggestion):
+    code, _, err = run_command(capsys, monkeypatch, *words)
+    assert code == 2 and err.count("Did you mean") == 1 and f"'{suggestion}'" in err
+
+
 def test_every_command_has_a_help_text(capsys, monkeypatch):
     for command in ("run", "demo", "validate", "list", "show", "report", "fork", "conformance", "models", "datasets", "doctor"):
         code, out, _ = run_command(capsys, monkeypatch, command, "--help")

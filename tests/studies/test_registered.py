@@ -15,8 +15,9 @@ from fedrift.studies.plan import plan_trials
 from fedrift.studies.spec import expand_cells, list_factor_names, list_seeds
 
 STUDIES = Path(__file__).parents[2] / "studies"
-REGISTERED = ["recency", "drift", "dose", "repair", "grid", "real_styles", "real_styles_long", "drift_wide", "induced"]
-FIRST_SEEDS = {"real_styles_long": 110, "drift_wide": 110, "induced": 120}  # those registered later have fresh seeds
+REGISTERED = ["recency", "drift", "dose", "repair", "grid", "real_styles", "real_styles_long", "drift_wide", "induced", "recency_smollm2"]
+FIRST_SEEDS = {"real_styles_long": 110, "drift_wide": 110, "induced": 120, "recency_smollm2": 130}  # those registered later have fresh seeds
+NUM_SEEDS = {"grid": 3, "recency_smollm2": 6}  # else 8
 
 
 @pytest.mark.parametrize("name", REGISTERED)
@@ -24,7 +25,7 @@ def test_a_registered_study_compares_what_it_runs(name):
     study = load_study(STUDIES / f"{name}.yaml")
     seeds = list_seeds(study)
     first = FIRST_SEEDS.get(name, 100)
-    assert seeds == tuple(range(first, first + (3 if name == "grid" else 8)))
+    assert seeds == tuple(range(first, first + NUM_SEEDS.get(name, 8)))
     assert min(study.tuning.seeds) >= 1000 and study.gate is not None and study.gate.min == 0.15
     metrics = {*study.metrics, *(metric for each in study.hypotheses for metric in list_hypothesis_metrics(each))}
     assert all(parse_metric_name(metric) for metric in metrics)
