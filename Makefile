@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: first-study demo test check lint types slow install clean pocket conformance conformance-native conformance-mutants bench bench-report tables bench-partition bench-backends \
+.PHONY: demo test check lint types slow install clean pocket conformance conformance-native conformance-mutants bench bench-report tables bench-partition bench-backends \
 	gpu gpu-check gpu-bench gpu-study gpu-wheels bench-models bench-quantized bench-gpu bench-peers bench-page
 
 demo: $(VENV)/.ready
@@ -79,13 +79,6 @@ conformance-mutants: $(VENV)/.ready
 # The tables that the regimes are held to, dealt again: expected against found.
 tables: $(VENV)/.ready
 	$(BIN)/fedrift partition tables
-
-# What the committed studies came to, from their stored runs: pages, papers, tables. No network, about two minutes.
-first-study: $(VENV)/.ready
-	for name in first failures smollm2; do \
-	  $(BIN)/fedrift import studies/results/$$name.zip --runs-dir first-study/runs && \
-	  $(BIN)/fedrift report $$name --html --pdf --latex --runs-dir first-study/runs --output first-study/$$name || exit; \
-	done
 
 # 100,000 documents into 100 clients; on a machine that does nothing else. Writes benchmarks/results/partition.json.
 bench-partition: $(VENV)/.ready

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(?!how-to/|reference/)(?=[\w.]+/|LOG|README|CONTRIBUTING)([^)]+)\)")
-EXCLUDED = re.compile(r"\[([^\]]+)\]\((first-study/[^)]+)\)")
 SHIM = "https://unpkg.com/iframe-worker/shim"
 
 
@@ -16,7 +15,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Replace links out of the site by their text and the path of the file."""
     if "/" in page.file.src_uri:
         return markdown
-    return EXCLUDED.sub(r"\1 (`docs/\2`)", OUTSIDE.sub(r"\1 (`\2`)", markdown))
+    return OUTSIDE.sub(r"\1 (`\2`)", markdown)
 
 
 def on_post_build(config: Any, **_: Any) -> None:

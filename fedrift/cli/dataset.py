@@ -13,10 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 app = typer.Typer(
-    name="dataset",
-    no_args_is_help=True,
-    suggest_commands=False,
-    help="Show what is read from a dataset. No training is needed.",
+    name="dataset", no_args_is_help=True, suggest_commands=False, help="Show what is read from a dataset. No training is needed."
 )
 
 

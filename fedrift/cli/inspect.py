@@ -324,8 +324,8 @@ def export(
 ) -> None:
     """Export a study as one archive, the trained models of a run, or its curves as a table or a figure.
 
-    `fedrift export first --output first.zip` writes a study without checkpoints and weights. On another machine,
-    `fedrift import first.zip` restores it, and `fedrift report` produces the same tables and reports.
+    `fedrift export drift --output drift.zip` writes a study without checkpoints and weights. On another machine,
+    `fedrift import drift.zip` restores it, and `fedrift report` produces the same tables and reports.
 
     `fedrift export 5c35 --hf --output adapters` writes the models of a run: the global model, or each cluster's model, and each
     client's personalized model if there are any. `peft` loads them, and the folder can be uploaded to Hugging Face unchanged.
@@ -376,7 +376,7 @@ def import_study(
 ) -> None:
     """Import a study that `fedrift export` wrote on another machine.
 
-    `fedrift import first.zip`, then `fedrift report first`
+    `fedrift import drift.zip`, then `fedrift report drift`
 
     The command adds the study and its runs to the runs directory. Runs that are already stored there stay unchanged; other results
     of a finished run are refused.
