@@ -58,6 +58,7 @@ def speed(folder: Path) -> list[str]:
     (flower,) = [row for row in load_result("backends")["rows"] if row["backend"] == "Flower simulation"]
     return [
         *tables,
+        *costly(),
         f"At 60 to 70 % of the peak the largest possible speedup is {1 / 0.7:.1f}x to {1 / 0.6:.1f}x.",
         f"With batches of 8 sequences the loop itself reaches {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the peak.",
         f"A target of 1.8x over a loop at {100 * share_of_eight:.0f} % of the peak requires more than the whole peak, which would be"
@@ -73,6 +74,40 @@ def speed(folder: Path) -> list[str]:
         "as long with 1,000 clients as with 20 if ten take part",
         "equal parameters to 1e-9 in float64",
     ]
+
+
+def costly() -> list[str]:
+    """Return the rows of the table of long and large runs in docs/speed.md."""
+    result = load_result("costly")
+    found = {
+        "clients": "resident memory {first[resident_mb]:.0f} MB after round 1, {last[resident_mb]:.0f} MB at the end",
+        "language": "resident memory {first[resident_mb]:.0f} and {last[resident_mb]:.0f} MB; {run:.0f} MB on disk; report in {report:.1f} CPU s",
+        "rounds": "resident memory {first[resident_mb]:.0f} and {last[resident_mb]:.0f} MB; {run:.1f} MB on disk; report in {report:.1f} CPU s",
+    }
+    rows = [
+        f"| `{name}` | {result[name]['cpu_s']:.0f} | {result[name]['peak_mb']:,.0f} | "
+        + text.format(
+            first=result[name]["snapshots"][0],
+            last=result[name]["snapshots"][-1],
+            run=result[name]["snapshots"][-1].get("run_mb", 0),
+            report=result[name].get("report", {}).get("cpu_s", 0),
+        )
+        + " |"
+        for name, text in found.items()
+    ]
+    documents = result["documents"]
+    steps = ", ".join(f"{step} {documents[step]['cpu_s']:.1f}" for step in ("load", "partition", "heterogeneity"))
+    sizes = {name: (result[name]["clients"], result[name]["rounds"]) for name in found}
+    bullets = [
+        "- `clients`: {:,} clients with quadratic losses, all of which train in each of {} rounds of SCAFFOLD".format(*sizes["clients"]),
+        "- `language`: {:,} clients of a tiny language model, 10 of which train in each of {} rounds of SCAFFOLD".format(
+            *sizes["language"]
+        ),
+        f"- `rounds`: {sizes['rounds'][1]:,} rounds of the tiny model",
+        f"its partition into {documents['clients']} clients",
+    ]
+    assert documents["documents"] == documents["loaded"] == 1_000_000
+    return [*bullets, *rows, f"| `documents` | {documents['cpu_s']:.0f} | {documents['peak_mb']:,.0f} | CPU s: {steps} |"]
 
 
 def models() -> list[str]:
