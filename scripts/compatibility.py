@@ -208,10 +208,10 @@ def make_overlay(folder: Path) -> Path:
 
 
 def last_line(text: str) -> str:
-    """Return the last line that says something, at most 200 characters; of a traceback that is the error."""
+    """Return the last line that says something, without paths, at most 200 characters; of a traceback that is the error."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("[notice]")]
     errors = [line for line in lines if re.match(r"(ERROR: |[\w.]*(Error|Exception)\b)", line)]
-    return (errors or lines or ["no message"])[-1][:200]
+    return re.sub(r" \(/[^)]*\)", "", (errors or lines or ["no message"])[-1])[:200]
 
 
 def search(checker: Checker, library: str, requirement: Requirement, versions: Sequence[Version]) -> Search:

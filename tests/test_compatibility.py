@@ -85,6 +85,8 @@ def test_a_search_names_oldest_newest_and_what_fails(tmp_path, monkeypatch):
 def test_the_message_is_the_error_of_a_traceback():
     text = "Traceback (most recent call last):\n  File 'x'\nModuleNotFoundError: No module named 'x'\n\n[notice] A new release of pip\n"
     assert last_line(text) == "ModuleNotFoundError: No module named 'x'" and last_line("") == "no message"
+    path = "ImportError: cannot import name 'A' from 'b.c' (/home/me/b/c/__init__.py)"
+    assert last_line(path) == "ImportError: cannot import name 'A' from 'b.c'"
 
 
 def test_an_overlay_finds_its_own_packages_before_those_of_this_environment(tmp_path):

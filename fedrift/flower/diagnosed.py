@@ -49,7 +49,7 @@ class Diagnosed(Strategy):  # type: ignore[misc]
     ``name``; then ``fedrift diagnose`` compares the two.
 
     Args:
-        strategy: Any strategy of ``flwr.serverapp.strategy`` (Flower 1.41 or later), or a subclass of ``Strategy``.
+        strategy: Any strategy of ``flwr.serverapp.strategy`` (Flower 1.38 or later), or a subclass of ``Strategy``.
         runs_dir: The folder that holds the runs.
         name: The name of the experiment. Runs of one name differ only in severity and seed.
         severity: How non-IID the clients' data is, from 0 (IID) to 1.

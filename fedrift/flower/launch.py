@@ -41,7 +41,7 @@ name = "fedrift-run"
 version = "1.0.0"
 description = "A fedrift experiment over Flower"
 license = {{ file = "LICENSE" }}
-dependencies = ["flwr>=1.41,<2"]
+dependencies = ["flwr>=1.38,<2"]
 
 [tool.flwr.app]
 publisher = "fedrift"
