@@ -12,9 +12,7 @@ from .options import DataDir, Json, Overrides, print_json
 if TYPE_CHECKING:
     from rich.console import Console
 
-app = typer.Typer(
-    name="dataset", no_args_is_help=True, suggest_commands=False, help="Show what is read from a dataset. No training is needed."
-)
+app = typer.Typer(name="dataset", no_args_is_help=True, help="Show what is read from a dataset. No training is needed.")
 
 
 @app.callback()

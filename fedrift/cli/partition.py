@@ -23,7 +23,6 @@ MAX_CLIENTS = 20  # clients shown on a terminal; the HTML page shows more
 app = typer.Typer(
     name="partition",
     no_args_is_help=True,
-    suggest_commands=False,
     help="Show, export and check partitions, which assign documents to clients. No training is needed.",
 )
 
