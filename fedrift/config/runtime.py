@@ -125,7 +125,7 @@ def configure_malloc() -> None:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc provides mallopt
         if mallopt is not None:
             mallopt(M_MMAP_THRESHOLD, 1 << 28)
-            mallopt(M_TRIM_THRESHOLD, 1 << 30)
+            mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def measure_bf16_speedup(device: torch.device, size: int = 1024) -> float:

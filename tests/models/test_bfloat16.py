@@ -185,19 +185,30 @@ def test_norms_that_clients_train_use_the_fused_norm(native, monkeypatch):
     assert len(calls) == 5  # two per block and the last one
 
 
-def test_the_head_multiplies_in_bfloat16_and_sums_in_float32_chunk_by_chunk(monkeypatch):
-    monkeypatch.setattr(head, "MIN_ROWS_PER_CHUNK", 3)
-    monkeypatch.setattr(head, "LOGITS_PER_CHUNK", 1)
+@pytest.mark.parametrize("needs_grad", [True, False])
+@pytest.mark.parametrize(("scale", "has_bias"), [(1.0, False), (0.5, True)])
+def test_the_head_multiplies_in_bfloat16_and_sums_in_float32_chunk_by_chunk(monkeypatch, needs_grad, scale, has_bias):
+    for name, value in (("MIN_ROWS_PER_CHUNK", 3), ("MIN_ROWS_BFLOAT16", 3), ("LOGITS_PER_CHUNK", 1)):
+        monkeypatch.setattr(head, name, value)
     draw = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(*shape, generator=draw).bfloat16() for shape in ((8, 16), (5000, 16)))
+    bias = torch.randn(5000, generator=draw).bfloat16() if has_bias else None
     target = torch.randint(5000, (8,), generator=draw)
-    inputs, exact = hidden.clone().requires_grad_(), hidden.double().requires_grad_()
-    losses = frozen_head_losses(inputs, weight, target, None, LogitTransform())
-    expected = F.cross_entropy(exact @ weight.double().T, target, reduction="none")
-    assert losses.dtype == torch.float32
-    assert torch.allclose(losses.double(), expected, rtol=0, atol=0.05)  # rounding of the logits, which reach 20
-    (grad,), (slope,) = (torch.autograd.grad(values.sum(), leaf) for values, leaf in ((losses, inputs), (expected, exact)))
-    assert float((grad - slope).norm() / slope.norm()) < 0.02
+    inputs, exact = hidden.clone().requires_grad_(needs_grad), hidden.double().requires_grad_()
+    losses = frozen_head_losses(inputs, weight, target, bias, LogitTransform(scale))
+    logits = scale * (exact @ weight.double().T + (0 if bias is None else bias.double()))
+    expected = F.cross_entropy(logits, target, reduction="none")
+    assert losses.dtype == torch.float32 and losses.requires_grad == needs_grad
+    assert torch.allclose(losses.detach().double(), expected, rtol=0, atol=0.05)  # rounding of the logits, which reach 20
+    if needs_grad:
+        (grad,), (slope,) = (torch.autograd.grad(values.sum(), leaf) for values, leaf in ((losses, inputs), (expected, exact)))
+        assert float((grad - slope).norm() / slope.norm()) < 0.02
+
+
+def test_the_head_has_a_finite_loss_where_a_probability_vanishes_and_keeps_nan():
+    hidden, weight = torch.tensor([[1.0], [2.0], [float("nan")]]).bfloat16().requires_grad_(), torch.tensor([[0.0], [300.0]]).bfloat16()
+    losses = frozen_head_losses(hidden, weight, torch.tensor([0, 1, 0]), None, LogitTransform())
+    assert losses[:2].tolist() == [300.0, 0.0] and losses[2].isnan()  # exp(-300) is 0 in bfloat16
 
 
 class FakeSteps:
