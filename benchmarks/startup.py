@@ -42,14 +42,19 @@ main()
 """
 
 
-def processor_seconds(command: list[str], folder: Path) -> float:
+def processor_seconds(command: list[str], folder: Path, **variables: str) -> float:
     """Run a command, and return the user and system time that it and its children used.
+
+    Args:
+        command: The command line.
+        folder: The working directory.
+        **variables: Further environment variables.
 
     Raises:
         SystemExit: The command fails.
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:

@@ -17,6 +17,7 @@ from .options import (
     VERBOSE,
     DataDir,
     Device,
+    Dtype,
     ExperimentFile,
     Fresh,
     Json,
@@ -76,6 +77,7 @@ def study(
     data_dir: DataDir = None,
     device: Device = "auto",
     threads: Threads = None,
+    dtype: Dtype = "auto",
     log_to: StudyLogTo = None,
     fresh: Fresh = False,
     as_json: Json = False,
@@ -111,7 +113,7 @@ def study(
         kind = choice.get("type", "Local")
         choice = {**choice, "type": names_by_lowercase.get(kind.lower(), kind) if isinstance(kind, str) else kind}
     executor = parse_value(Executor, choice, Registry({Executor: executors}), "executor")
-    cache = ResourceCache(make_runtime(runs_dir, data_dir, device, threads))
+    cache = ResourceCache(make_runtime(runs_dir, data_dir, device, threads, dtype=dtype))
     if dry_run:
         preview_study(study_config, cache, measure_speed, as_json)
     else:
@@ -372,6 +374,7 @@ def compare_clustering(
     data_dir: DataDir = None,
     device: Device = "auto",
     threads: Threads = None,
+    dtype: Dtype = "auto",
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
@@ -397,7 +400,7 @@ def compare_clustering(
     from ..config.loader import apply_overrides, load_yaml
     from ..engine.cache import ResourceCache
 
-    cache = ResourceCache(make_runtime(runs_dir, data_dir, device, threads))
+    cache = ResourceCache(make_runtime(runs_dir, data_dir, device, threads, dtype=dtype))
     comparison = build_comparison(
         apply_overrides(load_yaml(file), overrides or ()),
         conditions=parse_conditions(conditions),

@@ -61,9 +61,9 @@ class ArithmeticChoice:
 def choose_arithmetic(step: TrialStep, max_sequences: int, clock: Callable[[], float] = perf_counter) -> ArithmeticChoice:
     """Time training steps in both arithmetics in alternation, and choose bfloat16 if it is at least `MIN_SPEEDUP` times as fast.
 
-    The first step in each arithmetic has one sequence. It sets up the kernels, and its time determines how many sequences the further
-    steps have, so that the trial ends within `TRIAL_SECONDS`. If even these two steps take longer, they decide for float32 if it was
-    faster, and otherwise each arithmetic is measured once more.
+    The first two steps in each arithmetic have one sequence. The first sets up the kernels; the time of the second determines how many
+    sequences the further steps have, so that the trial ends within `TRIAL_SECONDS`. Without time for further steps, the second decides. If
+    even the first steps take longer than the trial, they decide for float32 if it was faster.
 
     Args:
         step: Computes a step.
@@ -74,8 +74,11 @@ def choose_arithmetic(step: TrialStep, max_sequences: int, clock: Callable[[], f
     first = {dtype: time_step(step, dtype, 1, clock) for dtype in ARITHMETICS}
     if clock() - start >= TRIAL_SECONDS and first["float32"] <= first["bfloat16"]:  # too long to be the time of setting up kernels
         return make_choice(first)
-    num_sequences = int((TRIAL_SECONDS - (clock() - start)) / (TRIAL_REPEATS * max(sum(first.values()), 1e-6)))
-    num_sequences = max(1, min(max_sequences, num_sequences))
+    second = {dtype: time_step(step, dtype, 1, clock) for dtype in ARITHMETICS}
+    remaining = TRIAL_SECONDS - (clock() - start)
+    num_sequences = min(max_sequences, int(remaining / (TRIAL_REPEATS * max(sum(second.values()), 1e-6))))
+    if num_sequences < 1:
+        return make_choice(second)
     fastest = dict.fromkeys(ARITHMETICS, float("inf"))
     for repeat in range(TRIAL_REPEATS):
         if repeat and clock() - start >= TRIAL_SECONDS:

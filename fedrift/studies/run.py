@@ -57,6 +57,7 @@ def run_study(
     if trial_plan.entries:
         manifest.write(build_manifest_content(study, trial_plan, complete=False))
         trial_configs = select_configs(trial_plan, "trial")
+        resources = fix_arithmetic(trial_configs, resources, manifest, fresh)
         run_phase(
             archive_stored_runs(trial_configs, manifest, resources) if fresh else trial_configs,
             resources,
@@ -76,6 +77,7 @@ def run_study(
     manifest.write(build_manifest_content(study, plan, complete=True))
     run_configs = select_configs(plan, "run")
     trial_ids = {entry.run for entry in trial_plan.entries}
+    resources = fix_arithmetic(run_configs, resources, manifest, fresh)
     run_phase(
         archive_stored_runs(run_configs, manifest, resources, excluded_ids=trial_ids) if fresh else run_configs,
         resources,
@@ -85,6 +87,29 @@ def run_study(
         "runs",
     )
     return manifest
+
+
+def fix_arithmetic(configs: Sequence[ExperimentConfig], resources: ResourceCache, manifest: StudyManifest, fresh: bool) -> ResourceCache:
+    """Replace the data type ``fastest`` by one that all runs of a study share, because runs that are compared must not differ in it.
+
+    Stored runs of the study decide. Without any, the first run makes the trial here, before workers start.
+
+    Args:
+        configs: The experiments of the first phase.
+        resources: The resources that runs share, and the runtime.
+        manifest: The manifest of the study.
+        fresh: Whether stored runs will be moved aside.
+
+    Returns:
+        ``resources``, or resources with the chosen data type.
+    """
+    if resources.runtime.dtype != "fastest" or not configs:
+        return resources
+    from ..engine.build import resolve_arithmetic
+
+    environments = [] if fresh else [manifest.get_run(config.id).environment for config in configs]
+    stored = next((environment["engine"] for environment in environments if "engine" in environment), None)
+    return resources.with_dtype(resolve_arithmetic(configs[0], resources, stored).dtype)
 
 
 def run_phase(

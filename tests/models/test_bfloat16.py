@@ -231,7 +231,7 @@ def test_a_trial_takes_bfloat16_if_its_steps_are_at_least_1_3_times_as_fast(bflo
     choice = choose_arithmetic(fake.step, 16, fake.clock)
     assert choice == ArithmeticChoice(dtype, round(0.01 / bfloat16, 3))
     assert f"arithmetic {dtype}: in a trial" in choice.describe() and "\n" not in choice.describe()
-    assert [name for name, _ in fake.steps] == ["float32", "bfloat16"] * 4  # in alternation
+    assert [name for name, _ in fake.steps] == ["float32", "bfloat16"] * 5  # in alternation
     assert fake.now <= 1
 
 
@@ -241,6 +241,18 @@ def test_a_trial_ends_within_a_second_unless_one_sequence_takes_longer(seconds):
     assert choose_arithmetic(fake.step, 80, fake.clock).dtype == "bfloat16"
     assert fake.now <= max(1.0, 2 * 1.5 * seconds + 1.5 * seconds)
     assert max(count for _, count in fake.steps) == {1e-4: 80, 0.02: 10, 0.1: 1, 0.4: 1, 3.0: 1}[seconds]
+
+
+def test_the_time_of_setting_up_kernels_does_not_make_a_trial_small():
+    fake = FakeSteps(float32=0.004, bfloat16=0.002)
+    plain_step = fake.step
+
+    def step(dtype: str, num_sequences: int) -> None:
+        fake.now += 0 if dtype in {name for name, _ in fake.steps} else 0.2
+        plain_step(dtype, num_sequences)
+
+    assert choose_arithmetic(step, 16, fake.clock).dtype == "bfloat16"
+    assert fake.steps[-1] == ("bfloat16", 16) and fake.now <= 1
 
 
 def test_a_trial_stops_after_two_long_steps_if_bfloat16_is_slower():

@@ -18,12 +18,14 @@ import pandas as pd
 import psutil
 import pytest
 
+import fedrift.engine.build
 import fedrift.studies.executors
 import fedrift.studies.plan
 from fedrift.config.schema import parse_config
 from fedrift.core.errors import UserError
 from fedrift.core.records import Record, Trajectory
 from fedrift.engine.cache import ResourceCache, resolve_fingerprints
+from fedrift.models.arithmetic import ArithmeticChoice
 from fedrift.storage.leases import acquire_lease
 from fedrift.studies import StudyManifest, build_study_table, evaluate_study_hypotheses, export_study, find_study, import_study
 from fedrift.studies.executors import Processes, Ray, Slurm, run_one, run_worker
@@ -295,3 +297,22 @@ def test_tuning_never_selects_a_rate_that_gives_a_dead_model(tmp_path, monkeypat
     manifest = SimpleNamespace(get_run=lambda entry: SimpleNamespace(is_finished=True))
     chosen = fedrift.studies.plan.select_settings(expected, trials, manifest)
     assert [choice.settings for choice in chosen] == [{"training.client_optimizer.lr": 0.1}] * len(chosen) and chosen
+
+
+def test_all_runs_of_a_study_share_the_arithmetic_that_one_trial_chose(tmp_path, monkeypatch):
+    trials = list[int]()
+
+    def choose(step, max_sequences):
+        trials.append(max_sequences)
+        return ArithmeticChoice("bfloat16" if len(trials) == 1 else "float32", 2.0)
+
+    def dtypes_of(book: StudyManifest) -> list[str]:
+        return [book.get_run(entry.run).environment["engine"]["dtype"] for entry in book.read()["runs"]]
+
+    monkeypatch.setattr(fedrift.engine.build, "choose_arithmetic", choose)
+    cache = make_cache(tmp_path, threads=1, dtype="fastest")
+    book = run_study(study(tmp_path, factors={}, seeds=2), cache, Processes(2))
+    assert dtypes_of(book) == ["bfloat16"] * 4 and len(trials) == 1
+    # A later command keeps the arithmetic of the stored runs.
+    book = run_study(study(tmp_path, factors={}, seeds=3), make_cache(tmp_path, threads=1, dtype="fastest"))
+    assert dtypes_of(book) == ["bfloat16"] * 6 and len(trials) == 1
