@@ -109,13 +109,10 @@ bench-bf16: $(VENV)/.ready
 bench-bf16-effect: $(VENV)/.ready
 	$(BIN)/python benchmarks/bf16.py --effect
 
-# Training in float32 beside bfloat16, in processor time, and what bfloat16 changes in results; ratios depend on the processor.
-.PHONY: bench-bf16 bench-bf16-effect
-bench-bf16: $(VENV)/.ready
-	$(BIN)/python benchmarks/bf16.py
-
-bench-bf16-effect: $(VENV)/.ready
-	$(BIN)/python benchmarks/bf16.py --effect
+# Processor time of whole commands beside those of commit 39ea3b5, before the work on speed; about half an hour, in a clone with the history.
+.PHONY: bench-whole
+bench-whole: $(VENV)/.ready
+	$(BIN)/python benchmarks/whole_runs.py
 
 # The tables of docs/speed.md, from benchmarks/results/.
 bench-page: $(VENV)/.ready

@@ -3,7 +3,9 @@
     python -m benchmarks.flower_overhead [--small] [--model pocket] [--rounds 6] [--repeats 3]
 
 ``overhead_share`` is what recording took, measured inside, by what the rounds took without it, both in seconds of the processor: on a
-machine that others use, wall times say little. The wall times are beside it.
+machine that others use, wall times say little. The wall times are beside it. ``app_overhead`` compares whole apps, from outside: the
+processor time of a round with the wrapper by that without it, less 1. The two take turns in both orders, so that neither always runs
+after the other; the value is the mean of the medians of the two orders.
 """
 
 from __future__ import annotations
@@ -53,13 +55,15 @@ def measure(model_name: str, rounds: int, repeats: int, local_steps: int) -> dic
     with tempfile.TemporaryDirectory() as folder:
         for repeat in range(-1, repeats):  # the first one warms up
             strategy = Diagnosed(FedAvg(fraction_evaluate=0.0), runs_dir=folder, name=f"app{repeat}")
-            plain, seconds, cpu = timed_run(FedAvg(fraction_evaluate=0.0), config, model, initial, rounds)
-            told, seconds_with, cpu_with = timed_run(strategy, config, model, initial, rounds)
+            strategies = {"without": FedAvg(fraction_evaluate=0.0), "with": strategy}
+            order = ("without", "with") if repeat % 2 else ("with", "without")
+            runs = {name: timed_run(strategies[name], config, model, initial, rounds) for name in order}
+            (plain, seconds, cpu), (told, seconds_with, cpu_with) = runs["without"], runs["with"]
             same = same and strategy.is_recording and all(array.data == told.arrays[name].data for name, array in plain.arrays.items())
             if repeat >= 0:
                 recording = strategy.recording_seconds / rounds
-                names = ("without", "with", "recording", "cpu_without", "cpu_with", "cpu_recording")
-                values = (seconds, seconds_with, recording, cpu, cpu_with, strategy.recording_cpu_seconds / rounds)
+                names = ("first", "without", "with", "recording", "cpu_without", "cpu_with", "cpu_recording")
+                values = (order[0], seconds, seconds_with, recording, cpu, cpu_with, strategy.recording_cpu_seconds / rounds)
                 rows.append(dict(zip(names, values, strict=True)))
     return {
         "model": model_name,
@@ -70,7 +74,16 @@ def measure(model_name: str, rounds: int, repeats: int, local_steps: int) -> dic
         "same_arrays": same,
         "seconds_per_round": rows,
         "overhead_share": statistics.median(row["cpu_recording"] / row["cpu_without"] for row in rows),
+        "app_overhead": app_overhead(rows),
     }
+
+
+def app_overhead(rows: Sequence[dict[str, Any]]) -> float:
+    """What the wrapper adds to the processor time of a whole app, as a share: the mean over both orders of the median over their turns."""
+    by_order: dict[str, list[float]] = {}
+    for row in rows:
+        by_order.setdefault(row["first"], []).append(row["cpu_with"] / row["cpu_without"] - 1)
+    return statistics.fmean(statistics.median(shares) for shares in by_order.values())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

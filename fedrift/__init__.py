@@ -17,10 +17,11 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# transformers and peft import torchao if it is installed. torchao then warns about GPU kernels that it cannot load and fedrift does
-# not use. This must be set before any of them is imported.
+# transformers and peft import torchao and bitsandbytes if they are installed. torchao then warns about GPU kernels that it cannot load and
+# fedrift does not use; on processors with AVX-512 for bfloat16, bitsandbytes warns about a kernel of the Hugging Face hub. This must be
+# set before any of them is imported.
 os.environ.setdefault("TORCHAO_FORCE_SKIP_LOADING_SO_FILES", "1")
-for _name in ("torchao", "torch.utils._pytree"):
+for _name in ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 __version__ = "0.1.0"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import replace
 from importlib import import_module
 
 import pytest
 import torch
 
+from fedrift.config.schema import parse_config
+from fedrift.core.errors import UserError
 from fedrift.core.records import Record, Trajectory
 from fedrift.core.tree import Tree
 from fedrift.diagnosis.verdict import judge_run
+from tests.benchmarks.conftest import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +137,30 @@ def test_bfloat16_beside_float32(tmp_path):
     for row in rows:
         assert row["difference_float32"] < 1e-4 < row["update_difference"] < 0.05
         assert row["fedrift_gain_lowest"] <= row["fedrift_gain"] <= row["fedrift_gain_highest"]
+
+
+def test_whole_runs_are_compared_turn_by_turn(scripts):
+    whole_runs = import_module("whole_runs")
+    found = {side: [{"demo": (seconds, 4.5)} for seconds in spent] for side, spent in (("before", (8, 9)), ("after", (4, 3)))}
+    (row,) = whole_runs.make_rows(found, ("demo",))
+    assert row == {
+        "work": "demo",
+        **{"before_s": 8.5, "before_loss": 4.5, "after_s": 3.5, "after_loss": 4.5},
+        **{"ratio": 2.5, "ratio_lowest": 2.0, "ratio_highest": 3.0},
+    }
+    # Both versions get the same settings; each refuses the keys of the other.
+    parse_config(whole_runs.make_experiment(is_old=False, small=False))
+    with pytest.raises(UserError, match="corpus"):
+        parse_config(whole_runs.make_experiment(is_old=True, small=False))
+
+
+@pytest.mark.slow
+def test_whole_runs_beside_those_of_the_old_version(tmp_path):
+    if subprocess.run(["git", "-C", str(ROOT), "cat-file", "-e", import_module("whole_runs").BEFORE], capture_output=True).returncode:
+        pytest.skip("this clone has no history")
+    found = run_benchmark(tmp_path, "whole_runs", "--work", "demo")["whole-runs"]
+    (row,) = found["rows"]
+    assert row["work"] == "demo" and row["before_loss"] == pytest.approx(row["after_loss"], abs=0.05)
 
 
 @pytest.mark.slow
