@@ -194,6 +194,8 @@ def result_sections(studies: Mapping[str, StudyData], verdicts: Mapping[Key, Hyp
                 replace(block, key=f"{question.key}-{block.key}", caption=f"{question.title}. {block.caption}") for block in section.blocks
             ]
         text = (choose_lead(question, verdicts), *describe_unjudged(question, verdicts))
+        if question.key == "induced" and "induced" in studies and (found := rate_map(studies["induced"])):
+            text, blocks = (*text, found[0]), [*blocks, found[1]]
         sections.append(Section(question.key, question.title, text, (*blocks, *question_figures(question.key, studies))))
     return sections
 
@@ -217,6 +219,40 @@ def question_figures(key: str, studies: Mapping[str, StudyData]) -> list[Figure 
     if isinstance(section, MissingSection):
         return []
     return [replace(block, key=f"{key}-{block.key}") for block in section.blocks if isinstance(block, Figure) and stage in block.key][:2]
+
+
+def rate_map(data: StudyData) -> tuple[str, Table] | None:
+    """Return the map of rate, local steps and participation: one sentence, and what skewed and IID data gain in every cell.
+
+    A cell in which only skewed data fail is one whose skewed runs end above the untrained model, in the mean, while its IID baseline ends
+    below it. None: no condition of the stage is finished.
+    """
+    gains, baseline_gains = data.outcome_by_run("gain"), data.outcome_by_run("baseline.gain")
+    shown = set(finished_conditions(data))
+    stages = [stage for stage in data.stages if stage.name == "map"]
+    rows, only_skewed = [], 0
+    for condition in (each for stage in stages for each in stage.conditions if each.index in shown):
+        runs = list(condition.runs.values())
+        skewed, iid = (seed_mean_ci(values.get(run, math.nan) for run in runs)[0] for values in (gains, baseline_gains))
+        fails = "both fail" if iid < 0 else "only skewed data fail" if skewed < 0 else ""
+        only_skewed += fails == "only skewed data fail"
+        levels = [str(level) for level in condition.levels.values()]
+        rows.append((*levels, format_signed(skewed), format_signed(iid), str(len(runs)), fails))
+    if not rows:
+        return None
+    table = Table(
+        "induced-map",
+        "The map: what skewed and IID data gain over the untrained model, in nats per token (means over seeds; negative: the end is above"
+        " the untrained model). Nothing is tested here.",
+        (*map(short_name, stages[0].conditions[0].levels), "gain, skewed", "gain, IID", "seeds", "reading"),
+        tuple(rows),
+        frozenset(range(1, len(rows[0]) - 1)),
+    )
+    sentence = (
+        f"On the map of rate, local steps and participation, skewed data end above the untrained model and the IID baseline below it in "
+        f"{only_skewed} of {pluralize(len(rows), 'cell')}."
+    )
+    return sentence, table
 
 
 def name_condition(data: StudyData, condition: Condition) -> str:
@@ -429,8 +465,9 @@ def missing_sections(studies: Mapping[str, StudyData]) -> tuple[MissingSection, 
             missing.append(MissingSection(f"A part of the study `{name}`", f"{finished} of {len(entries)} runs are finished"))
     missing += [
         MissingSection("Pretraining as a shield (P7) and the rank of the adapters (P9)", "not registered, for their cost"),
-        MissingSection("A larger language model (SmolLM2-135M and others)", "not registered; `studies/gpu.yaml` holds the cells for a GPU"),
-        MissingSection("A map of the rates at which only skewed data diverge", "not registered; `fedrift boundary` searches it"),
+        MissingSection(
+            "DistilGPT2, Qwen-0.5B and TinyLlama", "no GPU and no model hub were at hand; `studies/gpu.yaml` holds the cells for a GPU"
+        ),
     ]
     return tuple(missing)
 

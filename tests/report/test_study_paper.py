@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -67,6 +68,19 @@ def test_a_repeated_build_gives_the_same_paper_byte_for_byte(tmp_path):
     assert {path.suffix for path in files} == {".md", ".pdf", ".svg"}
     study_paper.main(["--runs-dir", str(tmp_path / "runs"), "--output", str(tmp_path / "paper")])
     assert [path.read_bytes() for path in files] == before
+
+
+def test_the_map_names_the_cells_in_which_only_skewed_data_fail(monkeypatch):
+    cells = {"r0": (-0.1, 0.2), "r1": (0.1, 0.2), "r2": (-0.3, -0.1), "r3": (-0.1, 0.1)}  # gain of skewed and of IID data
+    conditions = [SimpleNamespace(index=index, levels={"lr": index}, runs={0: run}) for index, run in enumerate(cells)]
+    stages = [SimpleNamespace(name=name, conditions=part) for name, part in (("map", conditions[:3]), ("rate", conditions[3:]))]
+    gains = {"gain": {run: skewed for run, (skewed, _) in cells.items()}, "baseline.gain": {run: iid for run, (_, iid) in cells.items()}}
+    monkeypatch.setattr(study_paper, "finished_conditions", lambda data: [0, 1, 2, 3])
+    sentence, table = study_paper.rate_map(SimpleNamespace(stages=stages, outcome_by_run=gains.__getitem__))
+    assert [row[-1] for row in table.rows] == ["only skewed data fail", "", "both fail"]
+    assert sentence.endswith("1 of 3 cells.") and table.rows[0][1:3] == ("-0.100", "+0.200")
+    monkeypatch.setattr(study_paper, "finished_conditions", lambda data: [3])
+    assert study_paper.rate_map(SimpleNamespace(stages=stages, outcome_by_run=gains.__getitem__)) is None
 
 
 def test_every_conclusion_uses_registered_hypotheses_of_its_question():
