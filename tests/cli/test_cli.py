@@ -130,6 +130,7 @@ def test_validate_prints_the_whole_experiment_and_runs_nothing(experiment_folder
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_stops_a_command_like_ctrl_c_and_a_second_one_has_no_effect(monkeypatch, name):
     number, told = getattr(signal, name), []
+    inherited = signal.signal(number, signal.SIG_DFL)  # the tests themselves may run under nohup
 
     def command():
         try:
@@ -142,10 +143,13 @@ def test_a_signal_stops_a_command_like_ctrl_c_and_a_second_one_has_no_effect(mon
 
     monkeypatch.setattr("fedrift.cli.app.app", command)
     before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)]
-    with pytest.raises(SystemExit) as ended:
-        main()
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)] == before
+    finally:
+        signal.signal(number, inherited)
     assert ended.value.code == 128 + number and told == ["stopped"]
-    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)] == before
 
 
 def test_a_signal_that_is_ignored_stays_ignored(monkeypatch):
