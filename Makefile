@@ -118,10 +118,12 @@ bench-whole: $(VENV)/.ready
 bench-page: $(VENV)/.ready
 	$(BIN)/python benchmarks/speed_page.py
 
-# The same federated work by fedrift, Flower's simulation and Apple's pfl, in turn; on an idle machine, about five minutes. pfl's
-# packages go, alone, into a folder that only its process sees: they want older versions of some. Writes benchmarks/results/peers.json.
+# The same federated work by fedrift, Flower's simulation and Apple's pfl, in turn: single rounds, and a whole experiment from start to
+# end; on an idle machine, about ten minutes. pfl's packages go, alone, into a folder that only its process sees: they want older versions
+# of some. Writes benchmarks/results/peers.json and peers-whole-*.json.
 bench-peers: $(VENV)/.dev .peers/.ready
 	$(BIN)/python benchmarks/peer_speed.py
+	$(BIN)/python benchmarks/peer_whole.py
 
 .peers/.ready:
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target .peers/pfl pfl==0.6.0 'dp-accounting>=0.4,<0.6' \

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from comparison import CPU, LR, repeat_batches
-from peer_work import TurnClient, Workload
+from peer_work import Turn, Workload
 from torch import Tensor
 
 from fedrift.algorithms import FedAvg
@@ -23,7 +24,7 @@ def linear_loss(params: Tree, batch: dict[str, Tensor]) -> Tensor:
     return params["x"].sum(1) * batch["tokens"].flatten()
 
 
-def run(work: Workload, turn: TurnClient) -> None:
+def run(work: Workload, turn: Turn) -> None:
     """Run all rounds of a workload, each in its turn."""
     configure_malloc()
     objective: LossFn = StackedModel(work.network, Lora()) if work.model else linear_loss
@@ -33,9 +34,16 @@ def run(work: Workload, turn: TurnClient) -> None:
     )
     state = init_state(FedAvg(), work.initial_params, work.num_clients)
     total_rounds = work.warmup_rounds + work.num_rounds
-    turn.next_round()
+
+    @torch.no_grad()
+    def evaluate() -> float:
+        losses = [float(objective(state.server.params, batch)) for batch in work.held_out]
+        return sum(losses) / len(losses)
+
+    turn.next_round(evaluate)
     for result in run_rounds(state, simulator, FedAvg(), num_rounds=total_rounds, cohort_size=work.num_clients, seed=0):
-        if result.after.round < total_rounds:
-            turn.next_round()
+        state = result.after
+        if state.round < total_rounds:
+            turn.next_round(evaluate)
         else:
-            turn.finish({name: leaf[0] for name, leaf in result.after.server.params.items()})
+            turn.finish({name: leaf[0] for name, leaf in state.server.params.items()}, evaluate)

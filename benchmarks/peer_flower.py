@@ -1,6 +1,6 @@
-"""Run a workload with Flower's simulation: a ServerApp with Flower's FedAvg, a ClientApp and one Ray actor.
+"""Run a workload with Flower's simulation: a ServerApp with Flower's FedAvg, a ClientApp and Ray actors.
 
-The actor keeps its network between tasks, so messages contain only adapters. The server polls for results every 5 ms instead of
+An actor keeps its network between tasks, so messages contain only adapters. The server polls for results every 5 ms instead of
 Flower's default of 100 ms. ``run_simulation`` keeps everything in one process tree; `flwr run` uses the same code behind a SuperLink.
 """
 
@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
-from peer_work import Learner, TurnClient, Workload
+from peer_work import Learner, Turn, TurnClient, Workload
 
 client = ClientApp()
 
@@ -38,8 +38,9 @@ def train(message: Message, context: Context) -> Message:
     )
 
 
-def run(work: Workload, turn: TurnClient) -> None:
-    """Run all rounds of a workload, each in its turn."""
+def run(work: Workload, turn: Turn) -> None:
+    """Run all rounds of a workload, each in its turn; a whole run uses two actors, one per core."""
+    num_actors = 1 if isinstance(turn, TurnClient) else 2
     server, total_rounds = ServerApp(), work.warmup_rounds + work.num_rounds
 
     @server.main()  # type: ignore[untyped-decorator]
@@ -48,10 +49,15 @@ def run(work: Workload, turn: TurnClient) -> None:
 
         def take_turn(round: int, arrays: ArrayRecord) -> Any:
             """Take a turn; Flower calls this before the first round and after each round."""
+            params = dict(arrays.to_torch_state_dict())
+
+            def evaluate() -> float:
+                return load_learner(str(work)).evaluate(params)
+
             if round < total_rounds:
-                turn.next_round()
+                turn.next_round(evaluate)
             else:
-                turn.finish(dict(arrays.to_torch_state_dict()))
+                turn.finish(params, evaluate)
 
         start = ArrayRecord({name: leaf[0] for name, leaf in work.initial_params.items()})
         FedAvg(fraction_evaluate=0.0, min_train_nodes=work.num_clients, min_available_nodes=work.num_clients).start(
@@ -62,5 +68,8 @@ def run(work: Workload, turn: TurnClient) -> None:
         server,
         client,
         work.num_clients,
-        backend_config={"init_args": {"num_cpus": 1, "include_dashboard": False}, "client_resources": {"num_cpus": 1, "num_gpus": 0}},
+        backend_config={
+            "init_args": {"num_cpus": num_actors, "include_dashboard": False},
+            "client_resources": {"num_cpus": 1, "num_gpus": 0},
+        },
     )

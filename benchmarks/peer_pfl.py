@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from comparison import LR
-from peer_work import Learner, TurnClient, Workload
+from peer_work import Learner, Turn, Workload
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.aggregate.weighting import WeightByUser
 from pfl.algorithm.base import NNAlgorithmParams
@@ -26,24 +26,28 @@ from pfl.model.pytorch import PyTorchModel
 class TurnCallback(TrainingProcessCallback):  # type: ignore[misc]
     """A callback that pfl calls before the first round and after each round, to take turns."""
 
-    def __init__(self, work: Workload, turn: TurnClient, learner: Learner) -> None:
+    def __init__(self, work: Workload, turn: Turn, learner: Learner) -> None:
         self.last_round, self.turn, self.learner = work.warmup_rounds + work.num_rounds - 1, turn, learner
 
     def on_train_begin(self, *, model: Any) -> Metrics:
         """Wait for the first turn."""
-        self.turn.next_round()
+        self.turn.next_round(self.evaluate)
         return Metrics()
 
     def after_central_iteration(self, aggregate_metrics: Any, model: Any, *, central_iteration: int) -> tuple[bool, Any]:
         """Report a round and wait for the next turn, or report the final parameters."""
         if central_iteration < self.last_round:
-            self.turn.next_round()
+            self.turn.next_round(self.evaluate)
         else:
-            self.turn.finish(self.learner.get_params())
+            self.turn.finish(self.learner.get_params(), self.evaluate)
         return False, Metrics()
 
+    def evaluate(self) -> float:
+        """Evaluate the server's parameters, which pfl keeps in the learner between rounds."""
+        return self.learner.evaluate({name: leaf.clone() for name, leaf in self.learner.get_params().items()})
 
-def run(work: Workload, turn: TurnClient) -> None:
+
+def run(work: Workload, turn: Turn) -> None:
     """Run all rounds of a workload, each in its turn."""
     total_rounds, learner = work.warmup_rounds + work.num_rounds, Learner(work)
     vars(learner)["metrics"] = MethodType(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from multiprocessing.connection import Client
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -72,6 +74,11 @@ class Workload:
             return [{"tokens": torch.arange(1.0, self.num_clients + 1).view(-1, 1, 1)}] * self.local_steps
         return make_batches(self.num_clients, self.sequences, self.tokens, self.local_steps, self.network.config.vocab_size)
 
+    @cached_property
+    def held_out(self) -> list[dict[str, Tensor]]:
+        """Batches [1, 16, T] on which the server's parameters are evaluated after each round; none without a model."""
+        return make_batches(1, 16, self.tokens, 4, self.network.config.vocab_size) if self.model else []
+
     def rows_of(self, client: int) -> Tensor:
         """Return the sequences that a client trains on in a round, in order: [steps * B, T]."""
         return torch.cat([batch["tokens"][client] for batch in self.batches])
@@ -108,26 +115,63 @@ class Learner(nn.Module):
             self.loss(tokens).backward()
             optimizer.step()
 
+    @torch.no_grad()
+    def evaluate(self, params: dict[str, Tensor]) -> float:
+        """Return the mean loss of the server's parameters on the held-out text; the learner keeps these parameters."""
+        self.load_params(params)
+        losses = [float(self.loss(batch["tokens"][0])) for batch in self.work.held_out]
+        return sum(losses) / len(losses)
+
     def get_params(self) -> dict[str, Tensor]:
         """Return the current adapters."""
         return {name: leaf.detach() for name, leaf in self.leaves.items()}
 
 
+Evaluate = Callable[[], float]
+"""Returns the loss of the server's parameters on the held-out text."""
+
+
 class TurnClient:
-    """A side's connection to the benchmark, over which it receives its turns and reports the seconds of each round."""
+    """A side's connection to the benchmark, over which it receives its turns and reports the seconds of each round.
+
+    Nothing is evaluated, because the rounds alone are timed.
+    """
 
     def __init__(self, address: str, side: str) -> None:
         self.connection, self.started_at = Client(address), 0.0
         self.connection.send(side)
 
-    def next_round(self) -> None:
+    def next_round(self, evaluate: Evaluate) -> None:
         """Report the seconds of the previous round, if there was one, and wait for the next turn."""
         if self.started_at:
             self.connection.send(perf_counter() - self.started_at)
         self.connection.recv()
         self.started_at = perf_counter()
 
-    def finish(self, params: dict[str, Tensor]) -> None:
+    def finish(self, params: dict[str, Tensor], evaluate: Evaluate) -> None:
         """Report the seconds of the last round and the final parameters of the server."""
         self.connection.send(perf_counter() - self.started_at)
         self.connection.send({name: leaf.numpy() for name, leaf in params.items()})
+
+
+class WholeRun:
+    """Evaluates the server's parameters before every round and at the end, and stores the losses and the final parameters.
+
+    Args:
+        path: The file for the results.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.losses = path, list[float]()
+
+    def next_round(self, evaluate: Evaluate) -> None:
+        """Evaluate before the next round."""
+        self.losses.append(evaluate())
+
+    def finish(self, params: dict[str, Tensor], evaluate: Evaluate) -> None:
+        """Evaluate at the end and write the results."""
+        self.losses.append(evaluate())
+        torch.save({"losses": self.losses, "params": {name: leaf.clone() for name, leaf in params.items()}}, self.path)
+
+
+Turn = TurnClient | WholeRun

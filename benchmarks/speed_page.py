@@ -80,6 +80,16 @@ TABLE_COLUMNS: dict[str, dict[str, str]] = {  # the marker, which is also the na
         **DIFFERENCE_COLUMNS,
         "absent": "not measured",
     },
+    "peers-whole": {
+        "work": "workload",
+        "side": "side",
+        "seconds": "s in all",
+        "ratio": "times fedrift",
+        "ratio_lowest": "lowest",
+        "ratio_highest": "highest",
+        **DIFFERENCE_COLUMNS,
+        "absent": "not measured",
+    },
     "memory": {
         "side": "side",
         "clients": "clients",
