@@ -16,10 +16,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
+import psutil
 from comparison import write_rows
 from machine import make_parser
 
@@ -57,12 +57,13 @@ def processor_seconds(command: list[str], folder: Path, **variables: str) -> flo
         SystemExit: The command fails.
     """
     adopt_orphans()
+    known = {child.pid for child in psutil.Process().children()}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    with suppress(ChildProcessError):
-        while True:
-            os.waitpid(-1, 0)  # a server of worker processes ends after the command that started it
+    for child in psutil.Process().children():
+        if child.pid not in known:
+            child.wait()  # a server of worker processes ends after the command that started it
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         raise SystemExit(f"{' '.join(command[1:4])} failed:\n{done.stderr[-2000:]}")

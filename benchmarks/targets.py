@@ -355,17 +355,19 @@ TARGETS: tuple[Target, ...] = (
         "2.5x",
         gain_of_bfloat16("pocket", 2.5),
         "bf16",
-        "bench",
+        "bench-bf16",
         "[1](#the-ceiling)",
     ),
-    Target("the same with DistilGPT2's architecture", "3x", gain_of_bfloat16("distilgpt2", 3), "bf16", "bench", "[1](#the-ceiling)"),
-    Target("the same with SmolLM2-135M's architecture", "3x", gain_of_bfloat16("smollm2-135m", 3), "bf16", "bench", "[1](#the-ceiling)"),
+    Target("the same with DistilGPT2's architecture", "3x", gain_of_bfloat16("distilgpt2", 3), "bf16", "bench-bf16", "[1](#the-ceiling)"),
+    Target(
+        "the same with SmolLM2-135M's architecture", "3x", gain_of_bfloat16("smollm2-135m", 3), "bf16", "bench-bf16", "[1](#the-ceiling)"
+    ),
     Target(
         "speedup over a transformers + PEFT loop, both in bfloat16, `pocket`",
         "1.7x",
         gain_of_bfloat16("pocket", 1.7, "over_loop_bfloat16"),
         "bf16",
-        "bench",
+        "bench-bf16",
         "[1](#the-ceiling)",
     ),
     Target(
@@ -373,7 +375,7 @@ TARGETS: tuple[Target, ...] = (
         "at most 0.005, no verdict changed",
         effect_of_bfloat16,
         "bf16-effect",
-        "bench",
+        "bench-bf16-effect",
         "[1](#the-ceiling)",
     ),
     Target(

@@ -37,6 +37,8 @@ class Runtime:
         dtype: Data type of the frozen base weights and their computations. ``auto`` is float32 on CPUs, and the faster of float32 and
             bfloat16 on GPUs. ``fastest`` times training steps of the run in both and uses bfloat16 if it is at least 1.3 times as fast.
             Adapters, gradients and the server always use float32.
+        trial: The result of the trial for ``fastest``, if all runs of a study share it: a data type, and the time of a step in float32
+            divided by that in bfloat16 (None: a stored run decided). None: no trial has been made.
         tf32: Whether NVIDIA GPUs may compute float32 products in TF32, which rounds more coarsely.
         deterministic: Whether to use deterministic kernels where they exist.
         compiled: Whether to compile every block with torch.compile, which makes the start slow and the rounds faster.
@@ -53,6 +55,7 @@ class Runtime:
     checkpoint_interval: int = 1
     save_updates: bool = False
     dtype: Dtype = "auto"
+    trial: tuple[Literal["float32", "bfloat16"], float | None] | None = None
     tf32: bool = False
     deterministic: bool = True
     compiled: bool = False

@@ -444,7 +444,8 @@ def build_run(
 def resolve_arithmetic(config: ExperimentConfig, resources: ResourceCache, resume_options: dict[str, Any] | None) -> ArithmeticChoice:
     """Return the arithmetic that ``--dtype fastest`` stands for.
 
-    A run that continues keeps its arithmetic. A new run has that of the other runs of the same command; the first of them makes a trial.
+    A run that continues keeps its arithmetic. A new run has that of the other runs of the same command or study; the first of them makes a
+    trial.
 
     Args:
         config: The configuration of the experiment.
@@ -458,6 +459,9 @@ def resolve_arithmetic(config: ExperimentConfig, resources: ResourceCache, resum
         stored = ArithmeticChoice(resume_options.get("dtype", "float32"), resume_options.get("bf16_speedup"))
         resources.share_arithmetic(lambda: replace(stored, speedup=None))
         return stored
+    if resources.runtime.trial is not None:
+        shared = ArithmeticChoice(*resources.runtime.trial)
+        return resources.share_arithmetic(lambda: shared)
     if resources.runtime.compiled:
         raise UserError("--dtype fastest cannot be combined with --compile; use --dtype float32 or --dtype bfloat16")
 

@@ -62,7 +62,7 @@ def choose_arithmetic(step: TrialStep, max_sequences: int, clock: Callable[[], f
     """Time training steps in both arithmetics in alternation, and choose bfloat16 if it is at least `MIN_SPEEDUP` times as fast.
 
     The first two steps in each arithmetic have one sequence. The first sets up the kernels; the time of the second determines how many
-    sequences the further steps have, so that the trial ends within `TRIAL_SECONDS`. Without time for further steps, the second decides. If
+    sequences the further steps have, so that the trial ends within `TRIAL_SECONDS`. Without time for further steps, the second decide. If
     even the first steps take longer than the trial, they decide for float32 if it was faster.
 
     Args:
@@ -76,12 +76,10 @@ def choose_arithmetic(step: TrialStep, max_sequences: int, clock: Callable[[], f
         return make_choice(first)
     second = {dtype: time_step(step, dtype, 1, clock) for dtype in ARITHMETICS}
     remaining = TRIAL_SECONDS - (clock() - start)
-    num_sequences = min(max_sequences, int(remaining / (TRIAL_REPEATS * max(sum(second.values()), 1e-6))))
-    if num_sequences < 1:
-        return make_choice(second)
-    fastest = dict.fromkeys(ARITHMETICS, float("inf"))
+    num_sequences = max(1, min(max_sequences, int(remaining / (TRIAL_REPEATS * max(sum(second.values()), 1e-6)))))
+    fastest = second if num_sequences == 1 else dict.fromkeys(ARITHMETICS, float("inf"))
     for repeat in range(TRIAL_REPEATS):
-        if repeat and clock() - start >= TRIAL_SECONDS:
+        if (repeat or num_sequences == 1) and clock() - start >= TRIAL_SECONDS:
             break
         for dtype in ARITHMETICS:
             fastest[dtype] = min(fastest[dtype], time_step(step, dtype, num_sequences, clock))

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 LOGITS_PER_CHUNK = 1 << 22  # 16 MiB in float32
 MIN_ROWS_PER_CHUNK = 256  # each chunk reads the head from memory twice, so that very small chunks would be slow
+SMALLEST_PROBABILITY = torch.finfo(torch.bfloat16).tiny  # smaller ones have fewer digits in bfloat16, or are 0
 MIN_ROWS_BFLOAT16 = 512  # the same in bfloat16, where the products are faster and the memory is not
 
 
@@ -107,8 +108,8 @@ def bfloat16_losses(
     """Compute losses and gradients for training in bfloat16 on the CPU, where one softmax replaces five passes over the logits.
 
     The softmax sums in float32 and rounds its results to bfloat16, as the product that reads them would. A loss, which is the logarithm
-    of such a result, is therefore exact to 0.002 nats, without bias; the rounded logits alone cause errors of that size. All chunks use
-    the same two buffers, because fresh memory costs as much time as a product does.
+    of such a result, is therefore exact to 0.004 nats, without bias; the rounding of the logits, which all of bfloat16 has, changes it as
+    much or more. All chunks use the same two buffers, because fresh memory costs as much time as a product does.
 
     Args:
         hidden: Hidden states, [P, H].
@@ -130,7 +131,7 @@ def bfloat16_losses(
         probs = torch.softmax(logits, 1, out=probs_buffer[:size])
         target_probs = probs.gather(1, targets).squeeze(1).float()
         losses[chunk] = -target_probs.log()
-        if (vanished := target_probs == 0).any():  # a probability below the smallest number of bfloat16
+        if (vanished := target_probs < SMALLEST_PROBABILITY).any():
             exact = torch.logsumexp(logits[vanished].float(), 1) - logits.gather(1, targets)[vanished].squeeze(1).float()
             losses[chunk][vanished] = exact
         torch.mm(probs, weight, out=grads[chunk]).sub_(weight[target[chunk]])

@@ -5,6 +5,7 @@ Each figure compares the levels of one factor by color. Further factors give one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -363,11 +364,18 @@ class StudyData:
         return frame
 
     def outcome_by_run(self, name: str) -> dict[str, float]:
-        """Return an outcome of the study per run: NaN if it is missing, and infinite on the worse side if the run diverged."""
+        """Return an outcome of the study per run: NaN if it is missing, and infinite on the worse side if the run diverged.
+
+        A run of several stages may have an outcome in one of them only, such as a gap in a stage with IID baselines.
+        """
         if name not in self.frame:
             return {}
-        outcomes = assign_worst_rank(self.frame[name].to_numpy(), self.frame["diverged"].to_numpy(), default_worst_end(name))
-        return dict(zip(self.frame["run"], outcomes.tolist(), strict=True))
+        values = assign_worst_rank(self.frame[name].to_numpy(), self.frame["diverged"].to_numpy(), default_worst_end(name))
+        outcomes: dict[str, float] = {}
+        for run, value in zip(self.frame["run"], values.tolist(), strict=True):
+            if run not in outcomes or not math.isnan(value):
+                outcomes[run] = value
+        return outcomes
 
     def stage_frame(self, stage: StageView) -> pd.DataFrame:
         """Return the rows of a stage's runs and of their IID baselines."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .. import __version__
+from ..config.schema import TrainingConfig
 from ..core.records import Trajectory
 from ..partition.divergence import normalized_jsd
 from ..studies.outcomes import COST_RECORDS, COSTS, Cost, CostMetric, cumulative_cost, load_trajectories, summarize_cost
@@ -264,6 +265,14 @@ def cost_section(study_data: StudyData) -> Section | MissingSection:
     return Section("cost", "Cost", (total, *note), tuple(cost_table(study_data, stage) for stage in study_data.stages))
 
 
+def cohort_size(config: Mapping[str, Any]) -> int:
+    """Return the number of clients that train in a round of a stored experiment."""
+    training, num_clients = config["training"], config["partition"]["num_clients"]
+    return TrainingConfig(
+        participation_rate=training["participation_rate"], num_clients_per_round=training.get("num_clients_per_round")
+    ).cohort_size(num_clients)
+
+
 def cost_table(study_data: StudyData, stage: StageView) -> Table:
     """Return the table of the cost of every condition."""
     traffic = {direction: study_data.metric_by_run(f"cost.{direction}") for direction in ("down", "up")}
@@ -274,7 +283,7 @@ def cost_table(study_data: StudyData, stage: StageView) -> Table:
             rows.append((condition_name(stage, condition), *[DASH] * 6, f"0/{len(condition.runs)}"))
             continue
         config = study_data.experiments[finished[0][0]]
-        cohort = max(1, round(config["training"]["participation_rate"] * config["partition"]["num_clients"]))
+        cohort = cohort_size(config)
         tokens = float(np.mean([end.get("train_tokens") or math.nan for _, end in finished]))
         train = float(np.mean([(end.get("seconds") or {}).get("train", math.nan) for _, end in finished]))
         total = float(np.mean([sum((end.get("seconds") or {}).values()) for _, end in finished]))
@@ -317,7 +326,7 @@ def methods_section(study_data: StudyData) -> Section | MissingSection:
         return MissingSection("Methods", "no run has started yet")
     training, dataset, partition, evaluation = config["training"], config["dataset"], config["partition"], config["evaluation"]
     clients = partition["num_clients"]
-    cohort = max(1, round(training["participation_rate"] * clients))
+    cohort = cohort_size(config)
     local_training = (
         f"{training['local_epochs']:g} local epochs" if training.get("local_epochs") else pluralize(training["local_steps"], "local step")
     )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
+from ..config.runtime import NUMERIC_DEFAULTS
 from ..config.schema import ExperimentConfig
 from ..core.errors import UserError
 from ..engine.cache import ResourceCache
 from ..engine.run import check_stored_run, describe_finished_run, ensure_runs_dir
 from ..storage import archive_run
-from .executors import Executor, Local, ProgressFn, list_pending
+from .executors import Executor, Local, ProgressFn, Slurm, list_pending
 from .manifest import StudyManifest
 from .plan import StudyPlan, build_manifest_content, plan_study, plan_tuning, select_configs, select_settings
 from .spec import Study
@@ -57,7 +60,7 @@ def run_study(
     if trial_plan.entries:
         manifest.write(build_manifest_content(study, trial_plan, complete=False))
         trial_configs = select_configs(trial_plan, "trial")
-        resources = fix_arithmetic(trial_configs, resources, manifest, fresh)
+        resources = share_trial(trial_configs, resources, manifest, executor, fresh)
         run_phase(
             archive_stored_runs(trial_configs, manifest, resources) if fresh else trial_configs,
             resources,
@@ -77,7 +80,7 @@ def run_study(
     manifest.write(build_manifest_content(study, plan, complete=True))
     run_configs = select_configs(plan, "run")
     trial_ids = {entry.run for entry in trial_plan.entries}
-    resources = fix_arithmetic(run_configs, resources, manifest, fresh)
+    resources = share_trial(run_configs, resources, manifest, executor, fresh)
     run_phase(
         archive_stored_runs(run_configs, manifest, resources, excluded_ids=trial_ids) if fresh else run_configs,
         resources,
@@ -89,27 +92,46 @@ def run_study(
     return manifest
 
 
-def fix_arithmetic(configs: Sequence[ExperimentConfig], resources: ResourceCache, manifest: StudyManifest, fresh: bool) -> ResourceCache:
-    """Replace the data type ``fastest`` by one that all runs of a study share, because runs that are compared must not differ in it.
+def share_trial(
+    configs: Sequence[ExperimentConfig], resources: ResourceCache, manifest: StudyManifest, executor: Executor, fresh: bool
+) -> ResourceCache:
+    """Make the trial for the data type ``fastest`` once for all runs of a study, because runs that are compared must not differ in it.
 
-    Stored runs of the study decide. Without any, the first run makes the trial here, before workers start.
+    Stored runs of the study decide without a trial. A run that continues keeps its own arithmetic.
 
     Args:
         configs: The experiments of the first phase.
         resources: The resources that runs share, and the runtime.
         manifest: The manifest of the study.
+        executor: The executor of the runs, which determines their number of threads.
         fresh: Whether stored runs will be moved aside.
 
     Returns:
-        ``resources``, or resources with the chosen data type.
+        ``resources``, or resources with the result of the trial.
+
+    Raises:
+        UserError: Other machines compute the runs, so that a trial here would say nothing about them.
     """
-    if resources.runtime.dtype != "fastest" or not configs:
-        return resources
     from ..engine.build import resolve_arithmetic
 
+    runtime = resources.runtime
+    if runtime.dtype != "fastest" or runtime.trial is not None:
+        return resources
+    if isinstance(executor, Slurm) or getattr(executor, "address", None):
+        raise UserError(
+            "--dtype fastest needs a trial on the machine that computes; use --dtype float32 or --dtype bfloat16 with this executor"
+        )
     environments = [] if fresh else [manifest.get_run(config.id).environment for config in configs]
     stored = next((environment["engine"] for environment in environments if "engine" in environment), None)
-    return resources.with_dtype(resolve_arithmetic(configs[0], resources, stored).dtype)
+    trial_runtime = replace(runtime, threads=getattr(executor, "threads", runtime.threads))
+    trial_runtime.configure_torch()
+    for config in configs:
+        try:
+            choice = resolve_arithmetic(config, replace(resources, runtime=trial_runtime), stored)
+        except Exception:  # an invalid experiment fails again as a run, which records the error
+            continue
+        return replace(resources, runtime=replace(runtime, trial=(choice.dtype, choice.speedup if stored is None else None)))
+    return resources
 
 
 def run_phase(
@@ -137,6 +159,19 @@ def run_phase(
                 f"{phase}: {len(still_pending)} of {len(pending)} runs are neither finished nor failed, the first is "
                 f"{still_pending[0].id}; run the same command again to continue"
             )
+    report_mixed_arithmetic(configs, resources, manifest, phase)
+
+
+def report_mixed_arithmetic(configs: list[ExperimentConfig], resources: ResourceCache, manifest: StudyManifest, phase: str) -> None:
+    """Report if the runs of a phase were computed in different data types, because their differences then include rounding."""
+    environments = (manifest.get_run(config.id).environment for config in configs)
+    counts = Counter({**NUMERIC_DEFAULTS, **environment.get("engine", {})}["dtype"] for environment in environments if environment)
+    if len(counts) > 1:
+        numbers = " and ".join(f"{count} in {dtype}" for dtype, count in sorted(counts.items()))
+        resources.runtime.on_message(
+            f"{phase}: the runs differ in their arithmetic, {numbers}, so that differences between them include rounding; "
+            "use --fresh with one --dtype to compute all of them again"
+        )
 
 
 def archive_stored_runs(

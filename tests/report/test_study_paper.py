@@ -71,16 +71,38 @@ def test_a_repeated_build_gives_the_same_paper_byte_for_byte(tmp_path):
 
 
 def test_the_map_names_the_cells_in_which_only_skewed_data_fail(monkeypatch):
-    cells = {"r0": (-0.1, 0.2), "r1": (0.1, 0.2), "r2": (-0.3, -0.1), "r3": (-0.1, 0.1)}  # gain of skewed and of IID data
-    conditions = [SimpleNamespace(index=index, levels={"lr": index}, runs={0: run}) for index, run in enumerate(cells)]
-    stages = [SimpleNamespace(name=name, conditions=part) for name, part in (("map", conditions[:3]), ("rate", conditions[3:]))]
-    gains = {"gain": {run: skewed for run, (skewed, _) in cells.items()}, "baseline.gain": {run: iid for run, (_, iid) in cells.items()}}
-    monkeypatch.setattr(study_paper, "finished_conditions", lambda data: [0, 1, 2, 3])
-    sentence, table = study_paper.rate_map(SimpleNamespace(stages=stages, outcome_by_run=gains.__getitem__))
-    assert [row[-1] for row in table.rows] == ["only skewed data fail", "", "both fail"]
-    assert sentence.endswith("1 of 3 cells.") and table.rows[0][1:3] == ("-0.100", "+0.200")
-    monkeypatch.setattr(study_paper, "finished_conditions", lambda data: [3])
-    assert study_paper.rate_map(SimpleNamespace(stages=stages, outcome_by_run=gains.__getitem__)) is None
+    gain = {"r0": -0.1, "r1": 0.1, "r2": -0.3, "r3": float("-inf"), "r4": -0.1}  # r3 diverged
+    baseline_gain = {"r0": 0.1, "r1": 0.2, "r2": -0.1, "r3": 0.2, "r4": 0.1}
+    conditions = [SimpleNamespace(index=index, levels={"lr": index}, runs={0: run}) for index, run in enumerate(gain)]
+    stages = [SimpleNamespace(name=name, conditions=part) for name, part in (("map", conditions[:4]), ("rate", conditions[4:]))]
+    outcomes = {"gain": gain, "baseline.gain": baseline_gain}
+    data = SimpleNamespace(stages=stages, outcome_by_run=outcomes.__getitem__, study_config={"gate": {"min": 0.15}})
+    monkeypatch.setattr(study_paper, "finished_conditions", lambda data: [0, 1, 2, 3, 4])
+    sentence, table = study_paper.rate_map(data)
+    assert [row[-2:] for row in table.rows] == [
+        ("only skewed data fail", "void"),
+        ("", ""),
+        ("both fail", "void"),
+        ("only skewed data fail", ""),
+    ]
+    assert "in 2 of 4 cells. In 1 of these" in sentence and table.rows[0][1:3] == ("-0.100", "+0.100")
+    monkeypatch.setattr(study_paper, "finished_conditions", lambda data: [4])
+    assert study_paper.rate_map(data) is None
+
+
+def test_a_text_can_state_the_mean_of_one_condition(tmp_path):
+    make_study(tmp_path / "runs", "recency", hypotheses=HYPOTHESES, effect=0.3)
+    studies = study_paper.load_studies([tmp_path / "runs"])
+    data = studies["recency"]
+    (condition,) = [each for each in data.conditions if set(each.levels.values()) == {"FedAvg", "1"}]
+    losses = data.outcome_by_run("loss")
+    for metric, runs in (("loss", condition.runs), ("loss of the IID baseline", condition.baselines)):
+        mean = sum(losses[run] for run in runs.values()) / len(runs)
+        text = study_paper.fill_text(f"ends at {{=recency/{condition.stage}/FedAvg, 1/{metric}}}.", {}, studies)
+        assert text == f"ends at {mean:.3f}."
+    for levels in ("FedAvg", "FedAvg, 7"):
+        with pytest.raises(SystemExit, match="conditions of recency"):
+            study_paper.fill_text(f"{{=recency/{condition.stage}/{levels}/loss}}", {}, studies)
 
 
 def test_every_conclusion_uses_registered_hypotheses_of_its_question():
@@ -88,7 +110,9 @@ def test_every_conclusion_uses_registered_hypotheses_of_its_question():
     for question in study_paper.QUESTIONS:
         assert set(question.hypotheses) <= registered
         for lead in question.leads:
-            named = {study_paper.parse_key(match) for match in re.findall(r"\{([^}]+)\}", lead.text)}
+            named = {study_paper.parse_key(match) for match in re.findall(r"\{([^=}][^}]*)\}", lead.text)}
+            studies = {match.split("/")[0] for match in re.findall(r"\{=([^}]+)\}", lead.text)}
+            assert studies <= {study for study, _ in lead.needs}
             assert named <= set(lead.needs) <= set(question.hypotheses)
     judged = {key for question in study_paper.QUESTIONS for key in question.hypotheses}
     assert registered - judged <= {("grid", name) for _, name in registered}  # the grid's other hypotheses are main effects

@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from contextlib import suppress
@@ -299,20 +300,70 @@ def test_tuning_never_selects_a_rate_that_gives_a_dead_model(tmp_path, monkeypat
     assert [choice.settings for choice in chosen] == [{"training.client_optimizer.lr": 0.1}] * len(chosen) and chosen
 
 
-def test_all_runs_of_a_study_share_the_arithmetic_that_one_trial_chose(tmp_path, monkeypatch):
-    trials = list[int]()
+@pytest.fixture
+def trials(monkeypatch):
+    """Let the first trial choose bfloat16 and later ones float32, and count them."""
+    made = list[int]()
 
     def choose(step, max_sequences):
-        trials.append(max_sequences)
-        return ArithmeticChoice("bfloat16" if len(trials) == 1 else "float32", 2.0)
-
-    def dtypes_of(book: StudyManifest) -> list[str]:
-        return [book.get_run(entry.run).environment["engine"]["dtype"] for entry in book.read()["runs"]]
+        made.append(max_sequences)
+        return ArithmeticChoice("bfloat16" if len(made) == 1 else "float32", 2.0)
 
     monkeypatch.setattr(fedrift.engine.build, "choose_arithmetic", choose)
-    cache = make_cache(tmp_path, threads=1, dtype="fastest")
-    book = run_study(study(tmp_path, factors={}, seeds=2), cache, Processes(2))
+    return made
+
+
+def fastest_cache(folder: Path, messages: list[str] | None = None) -> ResourceCache:
+    cache = make_cache(folder, threads=1, dtype="fastest")
+    return replace(cache, runtime=replace(cache.runtime, on_message=(messages if messages is not None else []).append))
+
+
+def dtypes_of(book: StudyManifest) -> list[str]:
+    engines = [book.get_run(entry.run).environment["engine"] for entry in book.read()["runs"]]
+    return [engine.get("dtype", "float32") for engine in engines]
+
+
+def test_all_runs_of_a_study_share_the_arithmetic_that_one_trial_chose(tmp_path, trials):
+    book = run_study(study(tmp_path, factors={}, seeds=2), fastest_cache(tmp_path), Processes(2))
     assert dtypes_of(book) == ["bfloat16"] * 4 and len(trials) == 1
+    for entry in book.read()["runs"]:
+        run = book.get_run(entry.run)
+        assert run.environment["engine"]["bf16_speedup"] == 2.0
+        assert [event["kind"] for event in run.events()].count("arithmetic") == 1
     # A later command keeps the arithmetic of the stored runs.
-    book = run_study(study(tmp_path, factors={}, seeds=3), make_cache(tmp_path, threads=1, dtype="fastest"))
+    book = run_study(study(tmp_path, factors={}, seeds=3), fastest_cache(tmp_path))
     assert dtypes_of(book) == ["bfloat16"] * 6 and len(trials) == 1
+
+
+def test_an_experiment_that_cannot_run_does_not_stop_the_trial_or_the_study(tmp_path, trials):
+    factors = {"trainable.target_modules": [["nothing"], ["q_proj"]]}
+    book = run_study(study(tmp_path, factors=factors, seeds=1), fastest_cache(tmp_path))
+    failed = [book.get_run(entry.run).id for entry in book.read()["runs"] if book.get_failure(entry.run)]
+    finished = [run for entry in book.read()["runs"] if (run := book.get_run(entry.run)).is_finished]
+    assert failed and finished and len(trials) == 1
+    assert {run.environment["engine"]["dtype"] for run in finished} == {"bfloat16"}
+
+
+def test_a_stored_run_decides_for_the_missing_ones(tmp_path, trials):
+    first = study(tmp_path, factors={}, seeds=2)
+    book = run_study(first, cache_of(tmp_path))
+    for entry in book.read()["runs"][1:]:
+        shutil.rmtree(book.get_run(entry.run).folder)
+    book = run_study(first, fastest_cache(tmp_path))
+    assert dtypes_of(book) == ["float32"] * 4 and not trials  # the stored run decides
+
+
+@pytest.mark.parametrize("executor", [Slurm(), Ray(address="auto")])
+def test_fastest_is_refused_where_other_machines_compute(tmp_path, executor, trials):
+    with pytest.raises(UserError, match="use --dtype float32 or --dtype bfloat16 with this executor"):
+        run_study(study(tmp_path, factors={}, seeds=1), fastest_cache(tmp_path), executor)
+    assert not trials
+
+
+def test_runs_that_differ_in_their_arithmetic_are_reported(tmp_path):
+    messages = list[str]()
+    run_study(study(tmp_path, factors={}, seeds=1), make_cache(tmp_path, threads=1, dtype="bfloat16"))
+    cache = cache_of(tmp_path)
+    cache = replace(cache, runtime=replace(cache.runtime, on_message=messages.append))
+    run_study(study(tmp_path, factors={}, seeds=2), cache)
+    assert any("2 in bfloat16 and 2 in float32" in message for message in messages)
