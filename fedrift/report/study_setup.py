@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..config.schema import TrainingConfig
 from ..core.records import Trajectory
 from ..partition.divergence import normalized_jsd
 from ..studies.outcomes import COST_RECORDS, COSTS, Cost, CostMetric, cumulative_cost, load_trajectories, summarize_cost
@@ -268,9 +267,8 @@ def cost_section(study_data: StudyData) -> Section | MissingSection:
 def cohort_size(config: Mapping[str, Any]) -> int:
     """Return the number of clients that train in a round of a stored experiment."""
     training, num_clients = config["training"], config["partition"]["num_clients"]
-    return TrainingConfig(
-        participation_rate=training["participation_rate"], num_clients_per_round=training.get("num_clients_per_round")
-    ).cohort_size(num_clients)
+    count = training.get("num_clients_per_round")
+    return int(max(1, round(training["participation_rate"] * num_clients)) if count is None else count)
 
 
 def cost_table(study_data: StudyData, stage: StageView) -> Table:

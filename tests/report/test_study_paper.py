@@ -9,6 +9,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from fedrift.config.schema import parse_config
+from fedrift.report import study_setup
 from fedrift.report.document import LegendKey
 from scripts import study_paper
 from tests.report.stored_study import make_study
@@ -147,3 +149,9 @@ def test_a_legend_is_valid_svg_whose_entries_do_not_overlap():
     assert max(x for _, x in places) < study_paper.LEGEND_WIDTH and max(y for y, _ in places) <= int(root.get("height"))
     for (y, x), (next_y, next_x), key in zip(places, places[1:], keys, strict=False):
         assert next_y > y or next_x - x >= 7 * len(key.label)
+
+
+def test_the_cohort_of_a_stored_experiment_is_that_of_the_run():
+    for training in ({"num_clients_per_round": 2}, {"participation_rate": 0.51}, {"participation_rate": 0.2}, {}):
+        config = parse_config({"dataset": "bbc", "partition": {"type": "TopicMix", "num_clients": 5}, "training": training})
+        assert study_setup.cohort_size(config.to_stored_dict()) == config.training.cohort_size(5)
