@@ -209,6 +209,9 @@ def test_the_head_has_a_finite_loss_where_a_probability_vanishes_and_keeps_nan()
     hidden, weight = torch.tensor([[1.0], [2.0], [float("nan")]]).bfloat16().requires_grad_(), torch.tensor([[0.0], [300.0]]).bfloat16()
     losses = frozen_head_losses(hidden, weight, torch.tensor([0, 1, 0]), None, LogitTransform())
     assert losses[:2].tolist() == [300.0, 0.0] and losses[2].isnan()  # exp(-300) is 0 in bfloat16
+    hidden = torch.tensor([[1.0]]).bfloat16().requires_grad_()
+    weight = torch.tensor([[0.0], [92.5]]).bfloat16()
+    assert float(frozen_head_losses(hidden, weight, torch.tensor([0]), None, LogitTransform())) == 92.5  # exp(-92.5) has two digits
 
 
 class FakeSteps:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
 
 from fedrift.config.schema import parse_config
 from fedrift.report import study_setup
 from fedrift.report.document import LegendKey
+from fedrift.report.study_data import StudyData
 from scripts import study_paper
 from tests.report.stored_study import make_study
 
@@ -155,3 +158,8 @@ def test_the_cohort_of_a_stored_experiment_is_that_of_the_run():
     for training in ({"num_clients_per_round": 2}, {"participation_rate": 0.51}, {"participation_rate": 0.2}, {}):
         config = parse_config({"dataset": "bbc", "partition": {"type": "TopicMix", "num_clients": 5}, "training": training})
         assert study_setup.cohort_size(config.to_stored_dict()) == config.training.cohort_size(5)
+
+
+def test_a_run_of_two_stages_keeps_the_outcome_that_one_of_them_has():
+    frame = pd.DataFrame({"run": ["a", "a", "b", "b"], "gap": [0.1, math.nan, math.nan, 0.2], "diverged": False})
+    assert StudyData.outcome_by_run(SimpleNamespace(frame=frame), "gap") == {"a": 0.1, "b": 0.2}
