@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,13 @@ class Lead:
 
     Attributes:
         needs: The verdicts that the conclusion rests on: for each hypothesis, the verdict that it must have.
+        rising: Groups of means, as ``study/stage/level, level/metric``; the conclusion needs that each group rises from left to right.
         text: The conclusion. ``{study/hypothesis}`` stands for the effect of that hypothesis with its interval.
     """
 
     needs: Mapping[Key, str]
     text: str
+    rising: Sequence[Sequence[str]] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,11 @@ def read_questions(entries: Sequence[Mapping[str, Any]]) -> tuple[Question, ...]
             entry["title"],
             tuple(parse_key(key) for key in entry["hypotheses"]),
             tuple(
-                Lead({parse_key(key): verdict for key, verdict in conclusion["needs"].items()}, conclusion["text"])
+                Lead(
+                    {parse_key(key): verdict for key, verdict in conclusion["needs"].items()},
+                    conclusion["text"],
+                    conclusion.get("rising", ()),
+                )
                 for conclusion in entry["conclusions"]
             ),
             entry["otherwise"],
@@ -169,10 +176,18 @@ def describe_unjudged(question: Question, verdicts: Mapping[Key, HypothesisVerdi
     )
 
 
+def lead_holds(lead: Lead, verdicts: Mapping[Key, HypothesisVerdict], studies: Mapping[str, StudyData]) -> bool:
+    """Return whether the verdicts and the means are those that a conclusion needs."""
+    if any(key not in verdicts or verdicts[key].verdict != verdict for key, verdict in lead.needs.items()):
+        return False
+    means = [[float(mean_of_condition(studies, *text.split("/"))) for text in group] for group in lead.rising]
+    return all(low < high for group in means for low, high in pairwise(group))
+
+
 def choose_lead(question: Question, verdicts: Mapping[Key, HypothesisVerdict], studies: Mapping[str, StudyData]) -> str:
     """Return the strongest conclusion that the verdicts allow; a question with missing studies says so."""
     for lead in question.leads:
-        if all(key in verdicts and verdicts[key].verdict == verdict for key, verdict in lead.needs.items()):
+        if lead_holds(lead, verdicts, studies):
             return fill_text(lead.text, verdicts, studies)
     missing = sorted({study for study, name in question.hypotheses if (study, name) not in verdicts})
     if missing:
@@ -523,9 +538,7 @@ def write_abstract(studies: Mapping[str, StudyData], verdicts: Mapping[Key, Hypo
         " them.",
     ]
     for question in QUESTIONS:
-        if question.leads and any(
-            all(key in verdicts and verdicts[key].verdict == verdict for key, verdict in lead.needs.items()) for lead in question.leads
-        ):
+        if any(lead_holds(lead, verdicts, studies) for lead in question.leads):
             sentences.append(choose_lead(question, verdicts, studies))
     sentences.append(count_verdicts(verdicts))
     return " ".join(sentences)
@@ -661,9 +674,7 @@ def readme_findings(studies: Mapping[str, StudyData]) -> str:
     """Return the README's findings: three questions that have an answer, with their commands, and the count of verdicts."""
     lines, verdicts = [], read_verdicts(studies)
     for question in sorted(QUESTIONS, key=lambda question: question.key not in README_QUESTIONS):
-        held = [
-            lead for lead in question.leads if all(key in verdicts and verdicts[key].verdict == need for key, need in lead.needs.items())
-        ]
+        held = [lead for lead in question.leads if lead_holds(lead, verdicts, studies)]
         if held and len(lines) < 3:
             names = sorted({key[0] for key in held[0].needs})
             commands = ", ".join(f"`fedrift study studies/{name}.yaml`" for name in names)

@@ -163,3 +163,12 @@ def test_the_cohort_of_a_stored_experiment_is_that_of_the_run():
 def test_a_run_of_two_stages_keeps_the_outcome_that_one_of_them_has():
     frame = pd.DataFrame({"run": ["a", "a", "b", "b"], "gap": [0.1, math.nan, math.nan, 0.2], "diverged": False})
     assert StudyData.outcome_by_run(SimpleNamespace(frame=frame), "gap") == {"a": 0.1, "b": 0.2}
+
+
+def test_a_conclusion_needs_that_its_means_rise(tmp_path):
+    make_study(tmp_path / "runs", "recency", hypotheses=HYPOTHESES, effect=0.3)
+    studies = study_paper.load_studies([tmp_path / "runs"])
+    stage = studies["recency"].conditions[0].stage
+    low, high = (f"recency/{stage}/FedAvg, {severity}/loss" for severity in ("0.5", "1"))
+    for group, holds in (([low, high], True), ([high, low], False), ([low, low], False)):
+        assert study_paper.lead_holds(study_paper.Lead({}, "", (group,)), {}, studies) == holds
