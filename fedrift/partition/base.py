@@ -156,7 +156,8 @@ def document_topics(corpus: Corpus, min_topics: int = 2) -> tuple[np.ndarray, tu
             "by clustering (dataset.num_clusters=8), keep only the labeled domains, or choose a partition that "
             "needs no labels: TokenTilt, Quantity, Length."
         )
-    present, topic = np.unique(corpus.label, return_inverse=True)
+    is_present = np.bincount(corpus.label, minlength=len(corpus.domains)) > 0
+    present = np.flatnonzero(is_present)
     names = tuple(corpus.domains[label] for label in present)
     if len(names) < min_topics:
         raise UserError(
@@ -164,7 +165,7 @@ def document_topics(corpus: Corpus, min_topics: int = 2) -> tuple[np.ndarray, tu
             f"{', '.join(names) or 'none'}. Keep more of its domains, or choose a partition that needs no topics: "
             "TokenTilt, Quantity, Length."
         )
-    return topic.astype(np.int64), names
+    return (np.cumsum(is_present) - 1)[corpus.label], names
 
 
 # Counts over the documents of each client.

@@ -99,22 +99,26 @@ def assign_documents(table: np.ndarray, group: np.ndarray, size: np.ndarray, rng
         rng: Random generator that shuffles documents and clients.
     """
     num_clients, num_groups = table.shape
-    owner = np.empty(len(group), dtype=np.int64)
     order = rng.permutation(len(group))
     order = order[argsort_by_group(group[order])]
-    members = np.split(order, np.searchsorted(group[order], np.arange(1, num_groups)))
+    # Sizes and owners are gathered and scattered once, because random access to memory is most of the time of a large corpus.
+    sizes, owners = size[order], np.empty(len(group), dtype=np.int64)
+    ends = np.cumsum(np.bincount(group, minlength=num_groups))
+    members = [slice(end - count, end) for end, count in zip(ends, np.diff(ends, prepend=0), strict=True)]
     client_orders = [rng.permutation(num_clients) for _ in range(num_groups)]
 
     carry = np.zeros(num_clients)
-    longest_document = [size[rows].max(initial=0.0) for rows in members]
+    longest_document = [sizes[rows].max(initial=0.0) for rows in members]
     for t in np.argsort(longest_document, kind="stable")[::-1]:
         rows, client_order, column = members[t], client_orders[t], table[:, t]
-        if not len(rows):
+        if rows.start == rows.stop:
             continue
         target = column + np.clip(carry, -column, column)
-        target = column if target.sum() <= 0 else target * (size[rows].sum() / target.sum())
-        owner[rows] = client_order[split_by_budget(size[rows], target[client_order])]
-        carry += column - np.bincount(owner[rows], weights=size[rows], minlength=num_clients)
+        target = column if target.sum() <= 0 else target * (sizes[rows].sum() / target.sum())
+        owners[rows] = client_order[split_by_budget(sizes[rows], target[client_order])]
+        carry += column - np.bincount(owners[rows], weights=sizes[rows], minlength=num_clients)
+    owner = np.empty_like(owners)
+    owner[order] = owners
     _fill_empty_clients(owner, group, table)
     return partition_from_owners(owner, num_clients)
 
@@ -156,12 +160,12 @@ def partition_from_owners(owner: np.ndarray, num_clients: int) -> Partition:
     """Return the partition in which document d belongs to client ``owner[d]``.
 
     Args:
-        owner: Client of each document, [D]; -1 for a document without a client.
+        owner: Client of each document, [D].
         num_clients: N, the number of clients.
     """
     order = argsort_by_group(owner)
-    edges = np.searchsorted(owner[order], np.arange(num_clients + 1))
-    return Partition(tuple(order[start:end] for start, end in pairwise(edges)))
+    edges = np.cumsum(np.bincount(owner, minlength=num_clients))
+    return Partition(tuple(order[start:end] for start, end in pairwise((0, *edges))))
 
 
 def _fill_empty_clients(owner: np.ndarray, group: np.ndarray, table: np.ndarray) -> None:
