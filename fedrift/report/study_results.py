@@ -70,8 +70,9 @@ def verdicts_table(verdicts: tuple[HypothesisVerdict, ...]) -> Table:
             verdict.name,
             verdict.claim or verdict.metric,
             verdict.verdict,
+            f"{verdict.metric}, weighted sum" if verdict.kind == "LinearContrast" else verdict.metric,
             format_signed(verdict.effect),
-            format_interval(verdict.low, verdict.high, is_signed=True),
+            format_interval(verdict.low, verdict.high, is_signed=True) + format_other_level(verdict.confidence_level),
             format_p_value(verdict.p, verdict.min_attainable_p),
             format_p_value(verdict.p_holm, verdict.min_attainable_p),
             format_detectable(verdict.detectable),
@@ -82,13 +83,18 @@ def verdicts_table(verdicts: tuple[HypothesisVerdict, ...]) -> Table:
     )
     return Table(
         "verdicts",
-        "The hypotheses. The p-value is from an exact test over paired seeds, with Holm correction within the family. The minimum "
-        "detectable effect is the smallest effect that would be significant with 80 % probability. An inconclusive verdict is no "
-        "evidence for the absence of an effect.",
-        ("hypothesis", "claim", "verdict", "effect", "interval", "p", "Holm p", "detectable", "seeds", "diverged"),
+        "The hypotheses. The interval has a confidence level of 95 % unless another one is given. The p-value is from an exact test over "
+        "paired seeds, with Holm correction within the family. The minimum detectable effect is the smallest effect that would be "
+        "significant with 80 % probability. An inconclusive verdict is no evidence for the absence of an effect.",
+        ("hypothesis", "claim", "verdict", "metric", "effect", "interval", "p", "Holm p", "detectable", "seeds", "diverged"),
         rows,
-        frozenset(range(3, 10)),
+        frozenset(range(4, 11)),
     )
+
+
+def format_other_level(level: float) -> str:
+    """Return the confidence level of an interval in parentheses if it is not 95 %, as for equivalence tests; else an empty text."""
+    return "" if math.isnan(level) or round(100 * level, 6) == 95 else f" ({100 * level:.4g} %)"
 
 
 def format_detectable(value: float) -> str:

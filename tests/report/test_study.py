@@ -70,7 +70,8 @@ def test_a_study_without_effects_states_the_detectable_effect(tmp_path):
     assert [claim.verdict for claim in document.claims] == ["inconclusive"]
     assert "would have been detected with 80% probability" in document.claims[0].sentence
     assert " 0 are confirmed" in section(document, "diagnoses").text[0]
-    smallest = next(table for table in document.tables if table.key == "verdicts").rows[0][7]
+    table = next(table for table in document.tables if table.key == "verdicts")
+    smallest = table.rows[0][table.columns.index("detectable")]
     assert 0 < float(smallest) < 0.1
 
 
@@ -111,6 +112,16 @@ def test_significance_uses_the_number_and_not_its_printed_form(p, attainable, ca
     }
     monkeypatch.setattr(study_results, "compare_to_reference", lambda *_, **__: pd.DataFrame([row]))
     assert f"Of 2 comparisons below {2 * called} ha" in study_results.results_section(load_study_data(whole)).text[1]
+
+
+def test_the_table_of_verdicts_tells_the_metric_and_a_level_that_is_not_95_percent(whole):
+    verdict = load_study_data(whole).verdicts[0]
+    equivalence = replace(verdict, confidence_level=0.9, low=-0.01, high=0.02)
+    contrast = replace(verdict, kind="LinearContrast", metric="gap", confidence_level=0.95, low=-0.01, high=0.02)
+    table = study_results.verdicts_table((equivalence, contrast))
+    level, metric = table.columns.index("interval"), table.columns.index("metric")
+    assert table.rows[0][level] == "-0.010 to +0.020 (90 %)" and table.rows[0][metric] == verdict.metric
+    assert table.rows[1][level] == "-0.010 to +0.020" and table.rows[1][metric] == "gap, weighted sum"
 
 
 def test_a_condition_with_a_diverged_run_has_no_mean(tmp_path):
