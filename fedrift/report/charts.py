@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import altair as alt
 
 from .data import RUN, Row, round_value
-from .figures import LINE_DASHES, Chart, SharedRows, Width, conditional_color, round_axis
+from .figures import LINE_DASHES, Chart, SharedRows, conditional_color, round_axis
 
 CONDITION_FILTER = "conditions === null || datum.condition < 0 || indexof(conditions, datum.condition) >= 0"
 DOMAIN_FILTER = "datum.domain === domain"
@@ -34,10 +34,10 @@ def filterable_chart(rows: Sequence[Row], domain: bool = False) -> alt.Chart:
     return chart.transform_filter(DOMAIN_FILTER) if domain else chart
 
 
-def layer_with_signals(*layers: alt.Chart, width: Width, height: int, domain: bool = False) -> Chart:
+def layer_with_signals(*layers: alt.Chart, height: int, domain: bool = False) -> Chart:
     """Combine layers into one chart that declares the page's signals."""
     signals = [alt.param(name="conditions", value=None), *([alt.param(name="domain", value="")] if domain else [])]
-    return alt.layer(*layers).add_params(*signals).properties(width=width, height=height)
+    return alt.layer(*layers).add_params(*signals).properties(width="container", height=height)
 
 
 def color_scale(colors: Mapping[str, str]) -> alt.Scale:
@@ -53,7 +53,7 @@ def curve_chart(
     title: str,
     zero: bool = False,
     domain: bool = False,
-) -> Callable[[Width], Chart]:
+) -> Callable[[], Chart]:
     """Draw mean curves with their interval bands, solid for runs and dashed for IID baselines.
 
     Args:
@@ -65,10 +65,10 @@ def curve_chart(
         domain: Whether the page's domain selector applies.
 
     Returns:
-        A function that draws the chart at a width.
+        A function that draws the chart at the width of its place on the page.
     """
 
-    def draw(width: Width) -> Chart:
+    def draw() -> Chart:
         color = alt.Color("level:N", scale=color_scale(colors), legend=None)
         x_axis = round_axis(6)
         dash = alt.StrokeDash("which:N", scale=alt.Scale(domain=list(LINE_DASHES), range=list(LINE_DASHES.values())), legend=None)
@@ -102,14 +102,14 @@ def curve_chart(
                 .mark_point(shape="cross", angle=45, size=60, filled=True)
                 .encode(x=x_axis, y=alt.value(4), color=color, tooltip=[*tooltips[:3], alt.Tooltip("note:N")])
             )
-        return layer_with_signals(*layers, width=width, height=190, domain=domain)
+        return layer_with_signals(*layers, height=190, domain=domain)
 
     return draw
 
 
 def parameter_chart(
     seed_rows: Sequence[Row], mean_rows: Sequence[Row], colors: Mapping[str, str], *, x: str, y: str, zero: bool = True
-) -> Callable[[Width], Chart]:
+) -> Callable[[], Chart]:
     """Draw an outcome against a numeric factor: one dot per seed, and a line through the means with their intervals.
 
     Args:
@@ -121,10 +121,10 @@ def parameter_chart(
         zero: Whether to draw a line at zero.
 
     Returns:
-        A function that draws the chart at a width.
+        A function that draws the chart at the width of its place on the page.
     """
 
-    def draw(width: Width) -> Chart:
+    def draw() -> Chart:
         color = alt.Color("level:N", scale=color_scale(colors), legend=None)
         levels = sorted({row["x"] for row in [*seed_rows, *mean_rows]})
         step = DODGE_WIDTH * (levels[-1] - levels[0])
@@ -169,7 +169,7 @@ def parameter_chart(
             ],
         )
         null = alt.Chart(alt.InlineData(values=[{"condition": -1}])).mark_rule(color=MUTED_COLOR).encode(y=alt.datum(0))
-        return layer_with_signals(*([null] if zero else []), dots, line, bar, point, width=width, height=200)
+        return layer_with_signals(*([null] if zero else []), dots, line, bar, point, height=200)
 
     return draw
 
@@ -212,7 +212,7 @@ def heatmap(
     x_title: str = "",
     y_title: str = "",
     style: HeatmapStyle = HeatmapStyle(),
-) -> Callable[[Width], Chart]:
+) -> Callable[[], Chart]:
     """Draw a heat map, optionally with its numbers; a cell without a number shows a cross.
 
     Args:
@@ -225,11 +225,11 @@ def heatmap(
         style: How the heat map looks.
 
     Returns:
-        A function that draws the chart at a width.
+        A function that draws the chart at the width of its place on the page.
     """
     low, high = style.color_range([row["value"] for row in rows if row["value"] is not None])
 
-    def draw(width: Width) -> Chart:
+    def draw() -> Chart:
         x_axis = alt.X(
             "x:N",
             title=x_title or None,
@@ -286,12 +286,12 @@ def heatmap(
                     color=conditional_color(dark, "white", "black"),
                 )
             )
-        return layer_with_signals(*layers, width=width, height=max(style.step * len(y), style.step))
+        return layer_with_signals(*layers, height=max(style.step * len(y), style.step))
 
     return draw
 
 
-def failure_heatmap(rows: Sequence[Row], *, x: Sequence[str], y: Sequence[str]) -> Callable[[Width], Chart]:
+def failure_heatmap(rows: Sequence[Row], *, x: Sequence[str], y: Sequence[str]) -> Callable[[], Chart]:
     """Draw the grade of every failure in every condition; a graver grade has a larger, redder mark.
 
     Args:
@@ -300,10 +300,10 @@ def failure_heatmap(rows: Sequence[Row], *, x: Sequence[str], y: Sequence[str]) 
         y: Failures, in order.
 
     Returns:
-        A function that draws the chart at a width.
+        A function that draws the chart at the width of its place on the page.
     """
 
-    def draw(width: Width) -> Chart:
+    def draw() -> Chart:
         x_axis = alt.X("x:N", title=None, sort=list(x), axis=alt.Axis(labelAngle=-40, labelLimit=150, grid=True, ticks=False))
         y_axis = alt.Y("y:N", title=None, sort=list(y), axis=alt.Axis(labelLimit=170, grid=True, ticks=False))
         marks = (
@@ -332,14 +332,14 @@ def failure_heatmap(rows: Sequence[Row], *, x: Sequence[str], y: Sequence[str]) 
                 ],
             )
         )
-        return layer_with_signals(marks, width=width, height=22 * len(y) + 4)
+        return layer_with_signals(marks, height=22 * len(y) + 4)
 
     return draw
 
 
 def strip_chart(
     seed_rows: Sequence[Row], mean_rows: Sequence[Row], colors: Mapping[str, str], order: Sequence[str], *, x: str, zero: bool = False
-) -> Callable[[Width], Chart]:
+) -> Callable[[], Chart]:
     """Draw one line per condition: a dot per seed, and the mean with its interval.
 
     Args:
@@ -351,10 +351,10 @@ def strip_chart(
         zero: Whether to draw a line at zero.
 
     Returns:
-        A function that draws the chart at a width.
+        A function that draws the chart at the width of its place on the page.
     """
 
-    def draw(width: Width) -> Chart:
+    def draw() -> Chart:
         color = alt.Color("level:N", scale=color_scale(colors), legend=None)
         y_axis = alt.Y("row:N", title=None, sort=list(order), axis=alt.Axis(labelLimit=190, ticks=False, domain=False, grid=True))
         x_scale = alt.Scale(zero=False)
@@ -393,14 +393,14 @@ def strip_chart(
         )
         null = alt.Chart(alt.InlineData(values=[{"condition": -1}])).mark_rule(color=MUTED_COLOR).encode(x=alt.datum(0))
         bars = [bar] if any(row["low"] is not None for row in mean_rows) else []
-        return layer_with_signals(*([null] if zero else []), dots, *bars, point, width=width, height=max(26 * len(order), 40))
+        return layer_with_signals(*([null] if zero else []), dots, *bars, point, height=max(26 * len(order), 40))
 
     return draw
 
 
 def forest_chart(
     points: Iterable[tuple[int, float]], low: float, high: float, estimate: float, *, color: str, unit: str, null_value: float = 0.0
-) -> Callable[[Width], Chart]:
+) -> Callable[[], Chart]:
     """Draw one comparison: a ring per seed, the estimate with its interval, and a rule at no effect.
 
     Args:
@@ -413,12 +413,12 @@ def forest_chart(
         null_value: The value that means no effect.
 
     Returns:
-        A function that draws the chart at a width.
+        A function that draws the chart at the width of its place on the page.
     """
     seeds = [{"condition": -1, "seed": seed, "value": round_value(value)} for seed, value in points]
     estimate_row = {"condition": -1, "value": round_value(estimate), "low": round_value(low), "high": round_value(high)}
 
-    def draw(width: Width) -> Chart:
+    def draw() -> Chart:
         finite = [
             value
             for value in (null_value, estimate, low, high, *(row["value"] for row in seeds))
@@ -453,6 +453,6 @@ def forest_chart(
                 alt.Tooltip("high:Q", format=".4~g"),
             ],
         )
-        return layer_with_signals(null, rings, bar, mark, width=width, height=42)
+        return layer_with_signals(null, rings, bar, mark, height=42)
 
     return draw

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
-from .figures import Chart, Width
+from .figures import Chart, skip_validation
 
 Mark = Literal["line", "dash", "dot", "square", "ring"]
 
@@ -22,10 +23,17 @@ class LegendKey:
 
 @dataclass(frozen=True)
 class Panel:
-    """Hold one chart of a figure. ``draw`` takes a width in pixels, or ``"container"`` for the width of its place on the page."""
+    """Hold one chart of a figure, which is as wide as its place on the page."""
 
     title: str
-    draw: Callable[[Width], Chart]
+    draw: Callable[[], Chart]
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """Return the chart's Vega-Lite specification. The page and the paper both use it, so it is computed once."""
+        with skip_validation():
+            spec: dict[str, Any] = self.draw().to_dict(validate=False)
+        return spec
 
 
 @dataclass(frozen=True)

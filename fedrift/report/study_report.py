@@ -23,7 +23,6 @@ from ..storage.files import write_atomically
 from ..studies import StudyManifest
 from . import study_dynamics, study_results, study_setup
 from .document import Document, Figure, Filter, MissingSection, Panel, Section, Table, latex_files
-from .figures import skip_validation
 from .format import pluralize, seed_mean_ci, to_yaml
 from .page import page_path, template_environment, vega_script
 from .study_data import StudyData, assign_level_colors, load_study_data, merge_axes
@@ -147,7 +146,7 @@ def render_study(document: Document) -> str:
     def add_chart(panel: Panel, figure: Figure) -> str:
         name = f"{figure.key}-{len(specs)}"
         label = f"{panel.title}. {figure.caption}" if panel.title else figure.caption
-        specs[name] = pack_rows({**panel_spec(panel), "description": label})
+        specs[name] = pack_rows({**panel.spec, "description": label})
         return name
 
     return (
@@ -165,13 +164,6 @@ def render_study(document: Document) -> str:
             conditions=[dict(levels) for levels in document.conditions],
         )
     )
-
-
-def panel_spec(panel: Panel, width: Any = "container") -> dict[str, Any]:
-    """Return the Vega-Lite specification of a panel."""
-    with skip_validation():
-        spec: dict[str, Any] = panel.draw(width).to_dict(validate=False)
-    return spec
 
 
 def mark_code(text: str) -> Markup:
@@ -330,5 +322,5 @@ def block_to_json(
 
 def panel_to_svg(panel: Panel, width: int) -> str:
     """Draw a panel as SVG. ``width`` is its total width in pixels, axes included."""
-    spec = panel_spec(panel, width) | {"autosize": {"type": "fit-x", "contains": "padding"}}
+    spec = panel.spec | {"width": width, "autosize": {"type": "fit-x", "contains": "padding"}}
     return vl_convert.vegalite_to_svg(spec, config=VEGA_CONFIG)

@@ -84,12 +84,12 @@ def distinct_partitions(study_data: StudyData) -> list[tuple[str, int, dict[str,
     return list(partitions.values())
 
 
-def partition_chart(table: dict[str, list[object]], width: figures.Width) -> figures.Chart:
+def partition_chart(table: dict[str, list[object]]) -> figures.Chart:
     """Draw the training tokens of each client in the largest domains."""
     tokens = np.asarray(table["tokens"], dtype=np.float64)
     domains = np.sort(np.argsort(-tokens.sum(axis=0), kind="stable")[:MAX_PARTITION_DOMAINS])
     names = [str(table["domains"][index]) for index in domains]
-    return figures.partition_heatmap(names, tokens[:, domains].tolist(), width=width)
+    return figures.partition_heatmap(names, tokens[:, domains].tolist())
 
 
 def heterogeneity_table(study_data: StudyData, stage: StageView) -> Table:

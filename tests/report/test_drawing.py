@@ -23,7 +23,7 @@ def test_copies_of_a_chart_share_their_rows():
 
 
 DRAWN = {
-    "curves of a study": lambda: charts.curve_chart(ROWS, [], {"x": "#000"}, title="loss", zero=True)(200),
+    "curves of a study": lambda: charts.curve_chart(ROWS, [], {"x": "#000"}, title="loss", zero=True)(),
     "lines of a run": lambda: figures.line_chart(ROWS, {"a": "#000"}),
 }
 

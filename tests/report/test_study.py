@@ -181,7 +181,7 @@ def test_every_chart_draws_and_the_page_is_complete(deep):
     }
     for figure in document.figures:
         for panel in figure.panels:
-            assert vl_convert.vegalite_to_svg(panel.draw(200).to_dict()).startswith("<svg"), figure.key
+            assert vl_convert.vegalite_to_svg(panel.draw().to_dict()).startswith("<svg"), figure.key
     html = render_study(document)
     marked = re.sub(r"<script\b.*?</script>", "", html, flags=re.DOTALL)
     assert "<script src" not in html and "<link" not in html and not re.findall(r"""src\s*=""", marked)
@@ -193,7 +193,7 @@ def test_diverged_runs_are_shown(deep):
     document = deep
     assert any("diverged" in sentence for sentence in document.abstract)
     broke = next(figure for figure in document.figures if figure.key == "stability-diverged-main")
-    rows = [row for panel in broke.panels for row in panel.draw(100).to_dict()["datasets"].values()]
+    rows = [row for panel in broke.panels for row in panel.draw().to_dict()["datasets"].values()]
     assert {row["value"] for data in rows for row in data if row["x"] == "100"} == {1.0}
 
 
@@ -290,7 +290,7 @@ def test_figures_contain_their_conditions_for_the_filters(document):
     for figure in document.figures:
         if figure.key.startswith(("loss", "gap", "results", "dose")):
             assert isinstance(figure, Figure)
-            data = [row for panel in figure.panels for rows in panel.draw(100).to_dict()["datasets"].values() for row in rows]
+            data = [row for panel in figure.panels for rows in panel.draw().to_dict()["datasets"].values() for row in rows]
             assert {row["condition"] for row in data} - {-1} <= set(range(len(document.conditions)))
             assert len({row["condition"] for row in data} - {-1}) == 4
     assert json.loads(json.dumps([dict(condition) for condition in document.conditions]))[0]["algorithm"] == "FedAvg"
