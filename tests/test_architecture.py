@@ -213,6 +213,14 @@ def test_modules_that_must_start_quickly_do_not_import_torch(module):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_recorder_of_other_loops_starts_without_transformers():
+    """Someone's own PyTorch loop, which may have no language model, waits for torch only."""
+    slow = {"transformers", "flwr", "pandas", "scipy", "statsmodels", "altair"}
+    code = f"import sys, fedrift; fedrift.Recorder; assert not {slow} & set(sys.modules), {slow} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_file_starts_with_a_docstring():
     assert not [name_of(path) for path in files() if not ast.get_docstring(tree_of(path))]
 

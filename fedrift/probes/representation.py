@@ -6,6 +6,7 @@ Hidden states are ``[..., P, H]``: P token positions, one per row and never pool
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,6 @@ from torch import Tensor
 
 from ..core.tree import Tree, to_float64
 from ..core.types import FederatedState, RoundResult
-from ..models.introspection import visit_attention, visit_hidden_states
-from ..models.stacked_model import StackedModel
 from .base import DerivedMetric, MetricValues, ScheduledProbe
 from .context import (
     Passages,
@@ -28,6 +27,9 @@ from .context import (
     trained_mask,
 )
 from .updates import scatter_clients
+
+if TYPE_CHECKING:
+    from ..models.stacked_model import StackedModel
 
 
 def cka(a: Tensor, b: Tensor) -> Tensor:
@@ -200,6 +202,8 @@ class HiddenStates:
                 between["cka"][layer] = row_cosines(client_grams, client_grams).cpu()[pairs].mean()
                 between["cosine"][layer] = mean_pairwise_cosine(client_states).cpu()
 
+        from ..models.introspection import visit_hidden_states  # imports transformers, which a recorder of other loops does without
+
         visit_hidden_states(self.model, client_models(result), self.passages.tokens.to(self.model.device), visit)
         metrics: MetricValues = {}
         for name, by_layer in to_server.items():
@@ -213,6 +217,8 @@ class HiddenStates:
 
     def compute_states(self, params: Tree) -> dict[int, Tensor]:
         """Compute the states of A models at the evaluated positions, ``[A, P, H]`` per layer."""
+        from ..models.introspection import visit_hidden_states
+
         by_layer: dict[int, Tensor] = {}
         visit_hidden_states(
             self.model,
@@ -300,6 +306,8 @@ class AttentionProbe:
             pretrained, current = weights
             mask = self.passages.mask.to(weights.device)
             by_layer.append(torch.stack([attention_entropy(current, mask), attention_shift(current, pretrained, mask)]).cpu())
+
+        from ..models.introspection import visit_attention
 
         both = initial_model(self.initial_params, params).map(lambda initial, other: torch.cat([initial, other]), params)
         visit_attention(self.model, both, self.passages.tokens.to(self.model.device), visit)

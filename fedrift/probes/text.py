@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ import torch
 from ..core.random import numpy_stream, torch_stream
 from ..core.tree import Tree
 from ..core.types import RoundResult
-from ..models.stacked_model import NucleusSampler, TokenSampler, generate_tokens, greedy
 from .base import DerivedMetric, MetricValues, ScheduledProbe
 from .context import ProbeContext
 from .held_out import HeldOut
+
+if TYPE_CHECKING:
+    from ..models.stacked_model import TokenSampler
 
 TEXT_GROUP = "text"
 
@@ -62,6 +64,8 @@ class Continuations:
 
     def __call__(self, result: RoundResult) -> MetricValues:
         """Generate and score continuations by the models after the round."""
+        from ..models.stacked_model import NucleusSampler, greedy  # imports transformers, which a recorder of other loops does without
+
         num_tokens, state = prompt_length(self.held_out), result.after
         complete = self.held_out.blocks.is_token[:, : 2 * num_tokens].all(1)
         pairs_by_prefix: dict[str, list[tuple[str, str]]] = {prefix: [] for prefix in METRIC_PREFIXES}
@@ -96,6 +100,8 @@ class Continuations:
         Returns:
             E pairs (continuation, reference).
         """
+        from ..models.stacked_model import generate_tokens
+
         device = next(iter(params.values())).device
         prompts = torch.from_numpy(tokens[:, :num_tokens]).to(device).split(max(1, self.tokens_per_pass // (2 * num_tokens)))  # type: ignore[no-untyped-call]
         generated = torch.cat([generate_tokens(self.model, params, part, num_tokens, choose) for part in prompts]).tolist()
