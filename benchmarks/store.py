@@ -20,7 +20,7 @@ from fedrift.storage import query_frame
 METRICS = ("loss", "loss.before", "loss.after", "update.norm", "update.cosine", "train.loss", "weight", "failed")
 DOMAINS = ("", "business", "entertainment", "politics", "sport", "tech")
 QUERIES = {
-    "end loss by algorithm and severity": 'SELECT algorithm, "partition.severity", avg(final_loss) FROM runs GROUP BY ALL',
+    "final loss by algorithm and severity": 'SELECT algorithm, "partition.severity", avg(final_loss) FROM runs GROUP BY ALL',
     "loss curves, mean over seeds": """SELECT algorithm, "partition.severity", round, avg(value)
         FROM records JOIN runs USING (run) WHERE metric = 'loss' AND domain = '' AND client = -1 GROUP BY ALL""",
     "worst client of the last round": """SELECT algorithm, max(value) FROM records JOIN runs USING (run)

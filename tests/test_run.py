@@ -264,7 +264,7 @@ def test_a_cohort_of_one_client_has_a_warning(tmp_path, capsys):
     print_summary(run)
     printed = capsys.readouterr().out
     assert "Warning: one client per round: nothing is averaged" in printed
-    assert "trained on" in printed and "nan" not in printed and "larger held-out set" not in printed  # the experiment has none
+    assert "trained on" in printed and "nan" not in printed and "more held-out text" not in printed  # the experiment has none
 
 
 def test_the_warning_of_scaffold_is_stored_in_the_run(tmp_path):

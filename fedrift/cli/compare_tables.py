@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..report.format import DASH
 from .tables import print_table
 
 if TYPE_CHECKING:
@@ -68,9 +70,14 @@ def metric_rows(group: str, differences: Iterable[MetricDifference]) -> Iterable
         previous = name
         yield (
             f"  @{difference.domain}" if difference.domain else name,
-            f"{difference.first:.4g}",
-            f"{difference.second:.4g}",
-            f"{difference.mean_difference:+.4g}",
-            f"{difference.max_difference:+.4g}",
+            format_cell(difference.first),
+            format_cell(difference.second),
+            format_cell(difference.mean_difference, "+.4g"),
+            format_cell(difference.max_difference, "+.4g"),
             str(difference.max_difference_round),
         )
+
+
+def format_cell(value: float, number_format: str = ".4g") -> str:
+    """Format a number, or NaN as a dash."""
+    return DASH if math.isnan(value) else format(value, number_format)

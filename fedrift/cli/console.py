@@ -19,6 +19,7 @@ from rich.text import Text
 from ..diagnosis import judge_run
 from ..diagnosis.verdict import to_perplexity
 from ..report import RunView
+from ..report.format import grade_with_label
 from ..storage import Run
 from .study import format_duration
 
@@ -100,9 +101,14 @@ def run_title(run: Run) -> str:
     return f"{config['algorithm']['type']} · {config['partition']['type']} {config['partition'].get('severity', 0):g}{fork}"
 
 
-def print_summary(run: Run) -> None:
-    """Print one run in a few lines: status, verdict, warnings, final loss and cost."""
-    console, verdict = Console(highlight=False), judge_run(run.trajectory())
+def print_summary(run: Run, baseline: Run | None = None) -> None:
+    """Print one run in a few lines: status, verdict, warnings, larger evaluation and cost.
+
+    Args:
+        run: The run.
+        baseline: Its IID baseline, with which the verdict compares it; None if none is stored.
+    """
+    console, verdict = Console(highlight=False), judge_run(run.trajectory(), baseline.trajectory() if baseline else None)
     console.print(f"[bold]{run_title(run)}[/]  run {run.id}  {run.status}")
     console.print(verdict.sentence)
     for warning in run_warnings(run):
@@ -110,14 +116,14 @@ def print_summary(run: Run) -> None:
     if run.is_finished:
         result = run.summary()
         seconds = result["seconds"]
-        final_loss = result["final_loss"]  # None or NaN without a larger evaluation (evaluation.final_blocks_per_domain=0)
-        final = (
+        loss = result["final_loss"]  # None or NaN without a larger evaluation (evaluation.final_blocks_per_domain=0)
+        larger_evaluation = (
             ""
-            if final_loss is None or math.isnan(final_loss)
-            else f"final perplexity {to_perplexity(final_loss)} (loss {final_loss:.3f} nats per token) on the larger held-out set; "
+            if loss is None or math.isnan(loss)
+            else f"perplexity {to_perplexity(loss)} (loss {loss:.3f} nats per token) after the last round on more held-out text; "
         )
         console.print(
-            f"{final}trained on {result['train_tokens']:,.0f} tokens in {seconds['train']:.0f} s, "
+            f"{larger_evaluation}trained on {result['train_tokens']:,.0f} tokens in {seconds['train']:.0f} s, "
             f"evaluated in {seconds['evaluate'] + seconds['final']:.0f} s"
         )
         if (updates := result.get("updates")) and (run.folder / "updates").is_dir():
@@ -147,7 +153,7 @@ def print_verdicts(pairs: list[tuple[Run, Run]]) -> None:
             format_number(verdict.gap_to_iid, "+.3f"),
             f"{verdict.worst_domain} {format_number(verdict.worst_domain_gap, '+.3f')}",
             *([ratio] if is_wide else []),
-            verdict.grade,
+            grade_with_label(verdict)[1],
             run.id[:6],
         )
         sentences.append(

@@ -85,10 +85,11 @@ def deploy(
     keys = flower.check_keys(keys, len(clients), tls) if keys else None
     if not print_only:
         from .console import RunProgressBar, print_summary
+        from .run_list import find_stored_baseline
 
         with RunProgressBar(experiment.training.num_rounds) as bar:
             run = deploy_locally(experiment, cache, flower_config, output_dir, bar.callback_for(experiment.name), folders, tls, keys)
-        print_summary(run)
+        print_summary(run, find_stored_baseline(run))
         return
     experiment = resolve_fingerprints(experiment, cache)
     run_config = {key: value for key, value in make_run_config(runtime, flower_config).items() if key != "cwd"}

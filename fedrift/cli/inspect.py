@@ -58,7 +58,7 @@ def show(
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     as_json: Json = False,
 ) -> None:
-    """Show one run: its verdict, the loss of each domain and its events.
+    """Show one run: its verdict, compared with the matched IID baseline if that is stored, the loss of each domain and its events.
 
     `fedrift show 5c35` prints a summary. `fedrift show 5c35 --json` prints the experiment, every record and every event.
 
@@ -70,6 +70,7 @@ def show(
     from ..storage import find_run
     from ..storage.index import read_labels
     from .console import format_number, print_summary
+    from .run_list import find_stored_baseline
 
     run = find_run(runs_dir, name)
     trajectory = run.trajectory()
@@ -85,7 +86,7 @@ def show(
             }
         )
         return
-    print_summary(run)
+    print_summary(run, find_stored_baseline(run))
     labels = read_labels(run)
     if labels["tags"]:
         typer.echo(f"tags: {', '.join(labels['tags'])}")
@@ -94,7 +95,7 @@ def show(
     domains = trajectory.domains_of("loss") if trajectory.has_curve("loss") else ()
     if domains:
         table = Table(title="loss in nats per token")
-        for column in ("domain", "start", "lowest", "end"):
+        for column in ("domain", "round 0", "lowest", "last"):
             table.add_column(column, justify="left" if column == "domain" else "right")
         for domain in ("", *domains):
             loss = trajectory.curve("loss", domain)[trajectory.observed_mask("loss", domain)]
@@ -337,18 +338,16 @@ def export(
     """
     if csv or figure or metrics:
         from ..core.errors import UserError
-        from ..storage import find_run, list_runs
+        from ..storage import find_run
         from .manage import export_curves
-        from .run_list import find_iid_baselines
+        from .run_list import find_stored_baseline
 
         if hf or output:
             raise UserError("--csv, --figure and --metric name their own files and exclude --hf and --output")
         if not (csv or figure):
             raise UserError("--metric needs a file: add --csv FILE.csv, --figure FILE.svg or --figure FILE.png")
         run = find_run(runs_dir, name)
-        stored = {other.id: other for other in list_runs(run.root)}
-        baseline = stored.get(find_iid_baselines({other.id: other.config for other in stored.values()}).get(run.id, ""))
-        for path in export_curves(run, baseline, metrics or (), csv, figure):
+        for path in export_curves(run, find_stored_baseline(run), metrics or (), csv, figure):
             typer.echo(path.resolve())
         return
     if hf:

@@ -93,7 +93,9 @@ def run(
     if iid_baseline:
         print_verdicts([(runs[0], runs[1])])
     else:
-        print_summary(runs[0])
+        from .run_list import find_stored_baseline
+
+        print_summary(runs[0], find_stored_baseline(runs[0]))
 
 
 def validate(file: ExperimentFile, overrides: Overrides = None, data_dir: DataDir = None) -> None:

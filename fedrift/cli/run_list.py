@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .options import print_unreadable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -74,6 +76,17 @@ def find_iid_baselines(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, st
     baselines = {iid_baseline_key(config): run_id for run_id, config in configs.items() if is_iid(config) and "fork" not in config}
     keys = {run_id: iid_baseline_key(config) for run_id, config in configs.items() if not is_iid(config)}
     return {run_id: baselines[key] for run_id, key in keys.items() if key in baselines}
+
+
+def find_stored_baseline(run: Run) -> Run | None:
+    """Return the stored IID baseline of a run; None if there is none, or if it cannot be read, which one line on stderr states."""
+    from ..storage import Run, list_runs, try_read_each
+
+    stored = {other.id: other for other in list_runs(run.root)}
+    baseline = stored.get(find_iid_baselines({other.id: other.config for other in stored.values()}).get(run.id, ""))
+    readable, unreadable = try_read_each([baseline] if baseline else [], Run.trajectory)
+    print_unreadable(unreadable)
+    return baseline if readable else None
 
 
 def read_listed_run(run: Run) -> tuple[ListedRun, Trajectory]:

@@ -1,11 +1,14 @@
 """SQL queries over all runs: DuckDB tables ``records``, ``runs`` and ``findings``, which read the files of the runs without copying them.
 
-    records(run, round, metric, domain, client, value)                        one row per number
-    runs(run, status, rounds, loss, final_loss, train_tokens, seconds, failure, <one column per path of the experiment>)
-    findings(run, failure, grade, first_round, strength, sentence, ...)       the findings that detectors stored
+    records(run, round, metric, domain, client, value)               one row per number
+    runs(run, status, final_loss, rounds, last_loss, large_loss,     one row per run: its status, its losses, its cost, and one column
+         train_tokens, seconds, failure, ...)                        per path of the experiment
+    findings(run, failure, grade, first_round, strength, ...)        the findings that detectors stored
 
-A path of the experiment is a column of that name, in double quotes: ``"partition.severity"``. The class of a value has the path of the
-value, for example ``algorithm``.
+Losses are in nats per token: ``final_loss`` is the mean of the last five evaluations, as everywhere in fedrift, ``last_loss`` that of the
+last evaluation alone, and ``large_loss`` that of the larger evaluation after the last round (metric ``final.loss``). A path of the
+experiment is a column of that name, in double quotes: ``"partition.severity"``. The class of a value has the path of the value, for example
+``algorithm``.
 """
 
 from __future__ import annotations
@@ -30,6 +33,14 @@ if TYPE_CHECKING:
 
 TABLES_HINT = 'The tables are records, runs and findings; `fedrift query "DESCRIBE runs"` lists the columns of a table'
 EMPTY_RECORDS_SQL = "SELECT ''::VARCHAR run, 0 round, '' metric, '' domain, 0 client, 0.0::DOUBLE AS value WHERE false"
+# The definition of ``diagnosis.curves.final_loss``: round 0, before training, counts only in a run without another round.
+RUNS_SQL = """CREATE VIEW runs AS SELECT run_rows.* REPLACE (losses.final_loss AS final_loss) FROM internal.run_rows LEFT JOIN (
+    SELECT run, avg(value) AS final_loss FROM (
+        SELECT run, value FROM records WHERE metric = 'loss' AND domain = '' AND client < 0
+        QUALIFY (round > 0 OR max(round) OVER (PARTITION BY run) = 0) AND row_number() OVER (PARTITION BY run ORDER BY round DESC) <= 5
+    ) GROUP BY run
+) losses USING (run)"""
+RUN_COLUMNS = {"run": "string", "status": "string", "final_loss": "float64"}
 FINDING_COLUMNS = {
     "run": "string",
     "failure": "string",
@@ -44,7 +55,7 @@ def query_frame(root: Path, query: str) -> pd.DataFrame:
     """Run an SQL query over all runs under ``root`` and return the result as a table.
 
     Example:
-        >>> query_frame(Path("runs"), "SELECT run, loss FROM runs WHERE algorithm = 'FedAvg'")
+        >>> query_frame(Path("runs"), "SELECT run, final_loss FROM runs WHERE algorithm = 'FedAvg'")
     """
     with connect(root) as connection, _explain_query_errors():
         return _execute(connection, query).df()
@@ -121,7 +132,10 @@ def connect(root: Path, runs: Iterable[Run] | None = None) -> duckdb.DuckDBPyCon
         connection.read_parquet([str(path) for path in files]).create_view("records")  # type: ignore[arg-type]
     else:
         connection.execute(f"CREATE VIEW records AS {EMPTY_RECORDS_SQL}")
-    connection.register("runs", build_runs_table(all_runs, [*unreadable, *faulty_runs]))
+    connection.register("run_rows", build_runs_table(all_runs, [*unreadable, *faulty_runs]))
+    connection.execute("CREATE SCHEMA internal; CREATE TABLE internal.run_rows AS FROM run_rows")  # a schema that SHOW TABLES does not list
+    connection.unregister("run_rows")
+    connection.execute(RUNS_SQL)
     connection.register("findings", build_findings_table(all_runs))
     return connection
 
@@ -187,6 +201,8 @@ def ensure_parquet(run: Run) -> Path | None:
 def build_runs_table(runs: Iterable[Run], unreadable: Iterable[UnreadableRun] = ()) -> pa.Table:
     """Build the table ``runs``, with one row per run: its status, its summary and its flattened experiment.
 
+    The column ``final_loss`` is empty: the view ``runs`` computes it from the records, and only for queries that use it.
+
     Args:
         runs: The runs.
         unreadable: Runs that are already known to be unreadable.
@@ -194,7 +210,7 @@ def build_runs_table(runs: Iterable[Run], unreadable: Iterable[UnreadableRun] = 
     readable, more_unreadable = try_read_each(runs, _build_run_row)
     faults = {run.id: {"run": run.id, "status": "unreadable", "failure": run.reason} for run in (*unreadable, *more_unreadable)}
     rows = [row for run, row in readable if run.id not in faults] + list(faults.values())
-    return _build_table(rows, {"run": "string", "status": "string"})
+    return _build_table(rows, RUN_COLUMNS)
 
 
 def _build_table(rows: list[dict[str, Any]], types: Mapping[str, str]) -> pa.Table:
@@ -221,8 +237,8 @@ def _build_run_row(run: Run) -> dict[str, Any]:
         "run": run.id,
         "status": status,
         "rounds": summary.get("rounds"),
-        "loss": summary.get("loss"),
-        "final_loss": summary.get("final_loss"),
+        "last_loss": summary.get("loss"),
+        "large_loss": summary.get("final_loss"),
         "train_tokens": summary.get("train_tokens"),
         "seconds": sum((summary.get("seconds") or {}).values()) if summary else None,
         "failure": failure,

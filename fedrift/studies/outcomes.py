@@ -533,7 +533,8 @@ def compare_metrics(first: Run, second: Run) -> list[MetricDifference]:
                 left.curve(metric, domain)[first_mask][first_index],
                 right.curve(metric, domain)[second_mask][second_index],
             )
-            difference = second_values - first_values
+            is_equal = (first_values == second_values) | (np.isnan(first_values) & np.isnan(second_values))
+            difference = np.subtract(second_values, first_values, out=np.zeros(len(shared)), where=~is_equal)
             largest = int(np.nanargmax(np.abs(difference))) if not np.isnan(difference).all() else 0
             final = final_round_indices(shared, FINAL_SHARED_EVALUATIONS)
             differences.append(

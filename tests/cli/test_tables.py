@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from fedrift.cli.app import main
+from fedrift.cli.console import print_verdicts
 from fedrift.cli.run import print_fork
 from fedrift.cli.run_list import find_iid_baselines
 from fedrift.cli.study import print_comparison
@@ -20,9 +22,10 @@ from fedrift.diagnosis.fork import ForkReport
 from fedrift.storage import Run
 
 DOMAINS = ("entertainment-and-arts", "international.politics", "sports")
+ODD = {"undefined": math.nan, "infinite": math.inf}  # values that a metric has in every round
 
 
-def store(root, *overrides, severity=1.0, gap=0.0, finished=True) -> Run:
+def store(root, *overrides, severity=1.0, gap=0.0, finished=True, num_rounds=12) -> Run:
     """Store a run with made-up losses; severity 0 stores its IID baseline."""
     experiment = parse_config(
         {"dataset": "bbc", "partition": {"type": "TopicMix", "num_clients": 5, "severity": 1.0}, "training": {"num_rounds": 12}}, overrides
@@ -32,7 +35,7 @@ def store(root, *overrides, severity=1.0, gap=0.0, finished=True) -> Run:
     run.folder.mkdir(parents=True)
     run.write_json("experiment", {**experiment.to_stored_dict(), "id": experiment.id})
     rows = []
-    for round in range(13):
+    for round in range(num_rounds + 1):
         loss = 4.5 - 0.02 * round + gap * (round > 0)
         rows += [Record(round, "loss", "", -1, loss), Record(round, "perplexity", "", -1, float(np.exp(loss)))]
         rows += [Record(round, "loss", domain, -1, loss + 0.1 * index) for index, domain in enumerate(DOMAINS)]
@@ -103,6 +106,37 @@ def test_compare_groups_metrics_and_hides_equal_ones(tmp_path, run_at_80_columns
     assert titles.index("loss") < titles.index("perplexity") and "@international.politics" in out and "+0.125" in out
     assert "of_all_adapters" not in out and "2 of 7 metrics are equal in both runs and hidden; --all shows them" in " ".join(out.split())
     assert "of_all_adapters_and_layers" in run_at_80_columns("compare", first.id, second.id, "--all")
+
+
+def test_a_run_equals_itself_even_where_it_has_no_number(tmp_path, run_at_80_columns):
+    run = store(tmp_path / "runs", finished=False)
+    run.append_records([Record(round, f"update.{name}", "", -1, value) for round in range(13) for name, value in ODD.items()])
+    assert "9 of 9 metrics are equal in both runs" in " ".join(run_at_80_columns("compare", run.id, run.id).split())
+    shown = run_at_80_columns("compare", run.id, run.id, "--all")
+    assert "nan" not in next(line for line in shown.splitlines() if "undefined" in line)
+
+
+def test_show_judges_a_run_with_its_stored_baseline(tmp_path, run_at_80_columns):
+    run = store(tmp_path / "runs", gap=0.15)
+    alone = " ".join(run_at_80_columns("show", run.id).split())
+    assert "Without an IID baseline, the effect of heterogeneity is unknown." in alone
+    assert "perplexity 73.7 (loss 4.300 nats per token) after the last round on more held-out text" in alone
+    baseline = store(tmp_path / "runs", severity=0)
+    together = " ".join(run_at_80_columns("show", run.id).split())
+    assert "above the matched IID baseline's" in together and "Suspected: " in together and "Without an IID baseline" not in together
+    (baseline.folder / "records.jsonl").write_text("{")
+    (baseline.folder / "records.parquet").unlink(missing_ok=True)
+    assert "Without an IID baseline" in " ".join(run_at_80_columns("show", run.id).split())  # a damaged baseline hides no other run
+
+
+def test_a_run_that_is_too_short_has_the_same_diagnosis_in_table_and_sentence(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    run, baseline = (store(tmp_path / "runs", severity=severity, num_rounds=2) for severity in (1, 0))
+    print_verdicts([(run, baseline)])
+    out = capsys.readouterr().out
+    assert "Too early to judge" in out and max(map(len, out.splitlines())) <= 80
+    (row,) = [line for line in out.splitlines() if line.rstrip().endswith(run.id[:6])]
+    assert "none" not in row and "too short to" in row
 
 
 def test_wide_fork_and_clustering_tables_are_split(capsys, monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 
 from fedrift.core.errors import UserError
 from fedrift.core.records import Record
+from fedrift.diagnosis.curves import final_loss
 from fedrift.storage import Run, connect, jsonl, query, query_frame, query_rows
 from fedrift.storage.parquet import has_value_statistics, is_parquet_stale, parquet_path, write_parquet
 from fedrift.storage.query import _build_table, flatten
@@ -234,8 +235,28 @@ def test_nan_is_nan_in_both_tables_and_what_is_missing_is_null(tmp_path):
     store_run(tmp_path).mark_finished({"rounds": 1, "loss": math.nan, "final_loss": math.inf})
     store_run(tmp_path, "def")
     rows = {row["run"]: row for row in query_rows(tmp_path, "SELECT * FROM runs")}
-    assert math.isnan(rows["abc"]["loss"]) and rows["abc"]["final_loss"] == math.inf and rows["def"]["loss"] is None
-    assert query_rows(tmp_path, "SELECT count(*) n FROM runs WHERE isnan(loss)")[0]["n"] == 1
+    assert math.isnan(rows["abc"]["last_loss"]) and rows["abc"]["large_loss"] == math.inf and rows["def"]["last_loss"] is None
+    assert query_rows(tmp_path, "SELECT count(*) n FROM runs WHERE isnan(last_loss)")[0]["n"] == 1
+
+
+def test_the_final_loss_of_the_table_is_that_of_the_glossary(tmp_path):
+    """It is the mean of the last five evaluations, and neither the last loss nor that of the larger evaluation."""
+    losses = {"long": [9.0, 8.0, 5.0, 4.0, 3.0, 2.0, 1.0], "short": [9.0, 4.0, 3.0], "untrained": [9.0], "broken": [9.0, 4.0, math.nan]}
+    for name, values in losses.items():
+        run = store_run(tmp_path, name)
+        (run.folder / "records.jsonl").unlink()
+        run.append_records([Record(2 * index, "loss", "", -1, value) for index, value in enumerate(values)])
+        run.append_records([Record(12, "loss", "sport", -1, 50.0), Record(12, "loss", "", 3, 60.0), Record(12, "final.loss", "", -1, 70.0)])
+    store_run(tmp_path, "none").append_records([])
+    (tmp_path / "none" / "records.jsonl").unlink()
+    (tmp_path / "unreadable").mkdir()
+    (tmp_path / "unreadable" / "experiment.json").write_text("{")
+    got = {row["run"]: row["final_loss"] for row in query_rows(tmp_path, "SELECT run, final_loss FROM runs")}
+    assert got["long"] == 3.0 and got["short"] == 3.5 and got["untrained"] == 9.0 and math.isnan(got["broken"])
+    assert got["none"] is None and got["unreadable"] is None
+    for name in losses:
+        assert got[name] == pytest.approx(final_loss(Run(tmp_path, name).trajectory()), nan_ok=True)
+    assert [row["name"] for row in query_rows(tmp_path, "SHOW TABLES")] == ["findings", "records", "runs"]
 
 
 @pytest.mark.parametrize("statistics", [False, True], ids=["as written today", "as written before"])
