@@ -1,7 +1,7 @@
 """fedrift: when, how and why does federated fine-tuning of language models break under non-IID data, and what repairs it?
 
 The public names are listed in ``fedrift.__all__``. They are loaded on first use, so ``import fedrift`` itself does not import torch.
-All other names are internal and can change without notice.
+Names outside ``__all__`` are internal and can change without notice, except those that the pages of docs/how-to import.
 
 Example:
     >>> import fedrift
@@ -12,17 +12,8 @@ Example:
 
 from __future__ import annotations
 
-import logging
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-# transformers and peft import torchao and bitsandbytes if they are installed. torchao then warns about GPU kernels that it cannot load and
-# fedrift does not use; on processors with AVX-512 for bfloat16, bitsandbytes warns about a kernel of the Hugging Face hub. This must be
-# set before any of them is imported.
-os.environ.setdefault("TORCHAO_FORCE_SKIP_LOADING_SO_FILES", "1")
-for _name in ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
 
 __version__ = "0.1.0"
 

@@ -96,7 +96,7 @@ def name_of(path: Path) -> str:
 
 
 def unit_of(name: str) -> str:
-    """Return the entry of ``MAY`` to which a file belongs; its package if there is none."""
+    """Return the entry of ``ALLOWED_IMPORTS`` to which a file belongs; its package if there is none."""
     fitting = [unit for unit in ALLOWED_IMPORTS if name == unit or name.startswith(unit if "/" in unit else f"{unit}/")]
     return max(fitting, key=len, default=name.split("/")[0])
 
@@ -219,6 +219,25 @@ def test_a_recorder_of_other_loops_starts_without_transformers():
     code = f"import sys, fedrift; fedrift.Recorder; assert not {slow} & set(sys.modules), {slow} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_imports_leave_the_settings_of_the_calling_program_and_print_nothing():
+    code = """
+import logging, os
+names = ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops")
+logging.basicConfig(level=logging.WARNING)
+logging.getLogger(names[0]).setLevel(logging.INFO)
+environment, levels = dict(os.environ), [logging.getLogger(name).level for name in names]
+import fedrift
+assert dict(os.environ) == environment
+import fedrift.engine.build, fedrift.models.load
+from fedrift.models.trainable import default_targets
+default_targets({}, "none")  # imports peft
+assert os.environ.get("TORCHAO_FORCE_SKIP_LOADING_SO_FILES") == environment.get("TORCHAO_FORCE_SKIP_LOADING_SO_FILES")
+assert [logging.getLogger(name).level for name in names] == levels
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
 
 
 def test_every_file_starts_with_a_docstring():

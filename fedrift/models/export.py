@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..core.errors import UserError
+from ..core.lazy_imports import quiet_imports
 from ..core.tree import Tree
 from ..core.types import ServerState
 from .load import first_line, quiet_transformers
@@ -74,7 +75,8 @@ def to_peft_state_dict(params: Tree) -> dict[str, Tensor]:
 
 def make_peft_config(trainable: Lora, model: StackedModel, base_model_name: str) -> LoraConfig:
     """Return the PEFT config of the adapters."""
-    from peft import LoraConfig
+    with quiet_imports():
+        from peft import LoraConfig
 
     transposed = any(is_transposed(module) for module in model.modules.values())
     return LoraConfig(
@@ -124,8 +126,9 @@ def find_misplaced_adapters(pickled: bytes, rank: int, transposed: bool, shapes:
         transposed: Whether the maps store transposed weights.
         shapes: The name and shape of each tensor in the file.
     """
-    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-    from peft import __version__ as peft_version
+    with quiet_imports():
+        from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+        from peft import __version__ as peft_version
 
     network_class, config = pickle.loads(pickled)
     vars(config).pop("quantization_config", None)

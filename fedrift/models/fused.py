@@ -26,8 +26,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from ..core.lazy_imports import quiet_imports
+
+with quiet_imports():
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from ..core.tree import Tree
 from .stacked_layers import ActiveParams, PerClientLora, PerClientNorm

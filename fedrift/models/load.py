@@ -34,15 +34,25 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors import SafetensorError
 from tokenizers import pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import logging
-from transformers.utils.hub import cached_file, has_file
 
 from ..core.errors import UserError, unknown_name_error
+from ..core.lazy_imports import quiet_imports
 from ..core.random import torch_stream
 from .presets import Preset, check_no_adapter, list_names, pocket_folder, read_json_object, resolve_model
 from .trainable import Quantization, check_quantization_installed, find_blocks, loading_options, quantize
+
+with quiet_imports():
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        PreTrainedTokenizerFast,
+    )
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.utils import logging
+    from transformers.utils.hub import cached_file, has_file
 
 MessageCallback = Callable[[str], None]
 ConvertFn = Callable[[Path, Path], None]  # (verified GGUF file, folder): writes config, weights and tokenizer to the folder
@@ -496,13 +506,14 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Suppress progress bars and warnings of transformers, and restore the settings afterwards."""
+    """Suppress progress bars and warnings of transformers and what it imports, and restore the settings afterwards."""
     log: Any = logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
     log.disable_progress_bar()
     try:
-        yield
+        with quiet_imports():
+            yield
     finally:
         log.set_verbosity(level)
         if bars:

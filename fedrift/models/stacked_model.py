@@ -17,15 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import TopPLogitsWarper
 
 from ..core.errors import UserError
+from ..core.lazy_imports import quiet_imports
 from ..core.tree import Tree
 from .fused import fuse_blocks
 from .head import LogitTransform, PerClientHeadLoss, frozen_head_losses, to_float32
 from .prefix_cache import PrefixCache, count_frozen_blocks
 from .stacked_layers import ActiveParams, PerClientLora, PerClientModule
 from .trainable import Trainable, find_blocks
+
+with quiet_imports():
+    from transformers import TopPLogitsWarper
 
 CHECK_CLIENTS, CHECK_ROWS, CHECK_LENGTH = 2, 2, 9
 # The largest relative difference that rounding explains, of logits from equal hidden states and of losses through all blocks.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 from annotated_types import Gt, Interval, MinLen
 
 from ..core.errors import UserError, unknown_name_error
-from ..core.lazy_imports import torch
+from ..core.lazy_imports import quiet_imports, torch
 from ..core.random import torch_stream
 from ..core.tree import Tree
 
@@ -339,7 +339,8 @@ def default_targets(linear: dict[str, nn.Module], model_type: str) -> dict[str, 
     """
     default: str | Collection[str] = ()
     if model_type not in PEFT_TESTED_ARCHITECTURES:
-        from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+        with quiet_imports():
+            from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
         default = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type, ())
     if isinstance(default, str):
