@@ -1,4 +1,4 @@
-# `make demo` and `make test` are all that is needed; each makes the environment first if it is not there.
+# `make demo` and `make test` are all that is needed; each creates the environment first if it is missing.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -24,7 +24,7 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-# What takes minutes or a download: SmolLM2-135M, fetched once (93 MB).
+# Tests that take minutes or a download: SmolLM2-135M, downloaded once (93 MB).
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
 
@@ -46,9 +46,9 @@ compatibility: $(VENV)/.dev
 study-check: $(VENV)/.ready
 	$(BIN)/python scripts/study_check.py
 
-# Are the detectors right? False alarms, recall and lead on quadratics (2 min 20 s of processor time), a made-up language (about 9
-# minutes, reckoned from one seed of each run) and `pocket` (not timed yet). Runs of language models are kept, so that it goes on
-# where it was stopped; it fails if a planted failure is missed or something else is confirmed. Writes
+# Are the detectors right? False alarms, recall and lead on quadratics (2 min 20 s of processor time), a synthetic language (about 9
+# minutes, estimated from one seed of each run) and `pocket` (not timed yet). Runs of language models are kept, so that it continues
+# where it was stopped; it fails if an injected failure is missed or something else is confirmed. Writes
 # benchmarks/results/calibration-*.json and docs/calibration.md.
 .PHONY: calibrate bench-probes
 calibrate: $(VENV)/.ready
@@ -63,7 +63,7 @@ bench-probes: $(VENV)/.ready
 pocket: $(VENV)/.ready
 	$(BIN)/python scripts/pretrain_pocket.py --data $(DATA) --out pocket-build
 
-# The papers' results, expected against found: about seven minutes on one core; docs/conformance.md holds what came. It fails: AT-1 iii
+# The papers' results, expected against found: about seven minutes on one core; docs/conformance.md has the results. It fails: AT-1 iii
 # (one seed of three) and AT-1 iv do not hold.
 conformance: $(VENV)/.ready
 	$(BIN)/fedrift conformance published
@@ -72,11 +72,11 @@ conformance: $(VENV)/.ready
 conformance-native: $(VENV)/.ready
 	$(BIN)/fedrift conformance native
 
-# The judge itself: which problems see which of the bugs planted on purpose; fails if one is seen by none. Seconds.
+# Which problems detect which injected bug; fails if no problem detects one of them. Takes seconds.
 conformance-mutants: $(VENV)/.ready
 	$(BIN)/python -m tests.mutants
 
-# The tables that the regimes are held to, dealt again: expected against found.
+# The reference tables of the partitions, computed again: expected against found.
 tables: $(VENV)/.ready
 	$(BIN)/fedrift partition tables
 
@@ -88,7 +88,7 @@ bench-partition: $(VENV)/.ready
 bench-backends: $(VENV)/.dev
 	$(BIN)/python benchmarks/backends.py
 
-# On an idle machine, about a quarter of an hour: the start of commands beside a bare import of torch; a round of ours beside a plain transformers + peft loop; how it grows; the kept
+# On an idle machine, about a quarter of an hour: the start of commands beside a bare import of torch; a round of fedrift beside a plain transformers + peft loop; how it grows; the kept
 # prefix and the fused optimiser; memory of stacked clients beside a copy each, and of 1,000; a whole round at 1,000 clients beside
 # one at 20; what grows up to 10,000 clients and a million documents; the share of a run that is evaluation;
 # stacked gradients beside lone ones. Each writes benchmarks/results/.
@@ -119,19 +119,20 @@ bench-page: $(VENV)/.ready
 	$(BIN)/python benchmarks/speed_page.py
 
 # The same federated work by fedrift, Flower's simulation and Apple's pfl, in turn: single rounds, and a whole experiment from start to
-# end; on an idle machine, about ten minutes. pfl's packages go, alone, into a folder that only its process sees: they want older versions
-# of some. Writes benchmarks/results/peers.json and peers-whole-*.json.
+# end; on an idle machine, about ten minutes. pfl's packages are installed without their dependencies into a folder that only its process uses, because they
+# require older versions of some packages. Writes benchmarks/results/peers.json and peers-whole-*.json.
 bench-peers: $(VENV)/.dev .peers/.ready
 	$(BIN)/python benchmarks/peer_speed.py
 	$(BIN)/python benchmarks/peer_whole.py
 
 .peers/.ready:
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target .peers/pfl pfl==0.6.0 'dp-accounting>=0.4,<0.6' \
-	  'prv-accountant>=0.2,<0.3' 'multiprocess>=0.70.15,<0.71' 'dill>=0.3.7' || echo "pfl could not be had: the others are measured"
+	  'prv-accountant>=0.2,<0.3' 'multiprocess>=0.70.15,<0.71' 'dill>=0.3.7' || echo "pfl could not be installed: the others are measured"
 	mkdir -p .peers && touch $@
 
-# A machine with an NVIDIA GPU, one command: correctness, speed, the study's grid. Offline too, where `make gpu-wheels` has been run before
-# and .gpu/wheels came along. A torch with CUDA that is there is used. Each step ends within ten minutes and, asked again, goes on.
+# A machine with an NVIDIA GPU, one command: correctness, speed, the study's grid. It works offline if .gpu/wheels, which
+# `make gpu-wheels` writes, was copied with the repository. An installed torch with CUDA is used. Each step ends within ten minutes; the
+# same command continues it.
 # Elsewhere: make gpu DEVICE=cpu SMALL=1 PYTHON=.venv/bin/python
 DEVICE ?= cuda
 RESULTS ?= benchmarks/results
@@ -160,7 +161,7 @@ gpu-study: .gpu/.ready
 	$(PYTHON) scripts/gpu_environment.py
 	touch $@
 
-# Before, on a machine with a network: what an image with torch and transformers lacks, for its Python. 20 MB.
+# To be run before, on a machine with a network: the packages that an image with torch and transformers lacks, for its Python. 20 MB.
 GPU_PYTHON ?= 3.12
 gpu-wheels:
 	$(PYTHON) -m pip download -q --no-deps --only-binary=:all: --python-version $(GPU_PYTHON) --implementation cp \

@@ -199,9 +199,9 @@ class Recorder:
 
         Args:
             client: The client's number, from 0 to N - 1.
-            params: The client's parameters after its local steps, or ...
-            delta: ... their change since the round began.
-            weight: What the client counts in the mean, for example its training tokens.
+            params: The client's parameters after its local steps. Give this or ``delta``.
+            delta: The change of the parameters since the round began.
+            weight: The weight of the client in the mean, for example its training tokens.
             train_loss: The mean training loss over the local steps, in nats per token.
             first_loss: The training loss of the first local step.
             steps: The local steps that the client took.

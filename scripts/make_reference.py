@@ -11,6 +11,7 @@ import inspect
 import re
 import sys
 import types
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
@@ -104,7 +105,7 @@ def describe_fields(cls: type) -> dict[str, str]:
     for base in reversed(cls.__mro__):
         sections = split_docstring(base)[1] if base.__module__.startswith("fedrift") else {}
         found |= entries(sections.get("Args", "") or sections.get("Attributes", ""))
-    return field_comments(cls) | found
+    return {name: re.sub(r"\bNone: ", "null: ", text) for name, text in (field_comments(cls) | found).items()}  # as the file spells it
 
 
 def to_markdown(text: str) -> str:
@@ -279,7 +280,7 @@ def partitions_page() -> str:
 
 
 def probes_page() -> str:
-    """Return the page of probe groups, from the docstrings of their modules and factories."""
+    """Return the page of probe groups, from the docstrings of their factories, and of their modules where these have one group."""
     from fedrift.probes import registry
 
     pairs: dict[str, list[Callable[..., Any]]] = {}
@@ -296,13 +297,17 @@ def probes_page() -> str:
     from fedrift.config.schema import EvaluationConfig
 
     for group, factories in sorted(pairs.items()):
-        modules = dict.fromkeys(sys.modules[factory.__module__] for factory in factories)
-        text = " ".join(split_docstring(module)[0].splitlines()[0] for module in modules)
+        text = " ".join(split_docstring(factory)[0] for factory in factories)
         parts.append(f"| `{group}` | {'yes' if group in EvaluationConfig().probes else ''} | {cell(text)} |")
     parts.append("")
+    num_groups = Counter(module for factories in pairs.values() for module in {factory.__module__ for factory in factories})
     for group, factories in sorted(pairs.items()):
-        modules = dict.fromkeys(sys.modules[factory.__module__] for factory in factories)
-        parts += [f"## {group}\n", *(to_markdown(inspect.cleandoc(module.__doc__ or "")) + "\n" for module in modules)]
+        parts.append(f"## {group}\n")
+        for factory in factories:
+            parts.append(to_markdown(split_docstring(factory)[0]) + "\n")
+            if num_groups[factory.__module__] == 1:
+                details = inspect.cleandoc(sys.modules[factory.__module__].__doc__ or "").partition("\n\n")[2]
+                parts += [to_markdown(details) + "\n"] if details else []
     return "\n".join(parts)
 
 

@@ -29,9 +29,11 @@ def falling_losses(rounds=20, end=4.5):
 def test_a_run_equal_to_its_baseline_has_no_finding():
     judged = judge_run(trajectory(falling_losses(), sport=falling_losses()), trajectory(falling_losses(), sport=falling_losses()))
     assert judged.grade == "none" and not judged.reasons
-    assert judged.sentence.startswith("The final perplexity is 94.9, as high as the matched IID baseline's (+0.0 %; +0.000 nats).")
+    assert judged.sentence.startswith(
+        "The final perplexity is 94.9, as high as the matched IID baseline's (+0.0 %; +0.000 nats per token)."
+    )
     assert "No failure was found beyond the IID baseline." in judged.sentence
-    assert "0.05 nats" in judged.sentence and "single seed" in judged.sentence
+    assert "0.05 nats per token" in judged.sentence and "single seed" in judged.sentence
 
 
 def test_the_final_loss_is_the_mean_of_the_last_five():
@@ -62,7 +64,7 @@ def test_the_gap_is_in_nats_and_in_per_cent_of_perplexity():
     assert judged.gap_to_iid == pytest.approx(0.2)
     assert judged.perplexity_gap_percent == pytest.approx(100 * (math.exp(0.2) - 1))
     assert judged.grade == "suspected"
-    assert "0.200 nats above the IID baseline's (+22.1% perplexity)" in judged.sentence
+    assert "0.200 nats per token above the IID baseline's (+22.1 % perplexity)" in judged.sentence
     assert "not confirm" in judged.sentence
 
 
@@ -79,7 +81,7 @@ def test_the_gap_is_between_the_means_of_the_last_five_shared_evaluations():
 
 def test_a_run_better_than_its_baseline_has_no_finding():
     judged = judge_run(trajectory(falling_losses() - 0.2), trajectory(falling_losses()))
-    assert judged.grade == "none" and "77.7, 17.2 below the matched IID baseline's 94.9 (-18.1 %; -0.200 nats)" in judged.sentence
+    assert judged.grade == "none" and "77.7, 17.2 below the matched IID baseline's 94.9 (-18.1 %; -0.200 nats per token)" in judged.sentence
 
 
 def test_the_worst_domain_has_the_largest_gap_and_not_the_highest_loss():
@@ -87,7 +89,7 @@ def test_the_worst_domain_has_the_largest_gap_and_not_the_highest_loss():
     baseline = trajectory(falling_losses(), hard=falling_losses() + 2, sport=falling_losses())
     judged = judge_run(run, baseline)
     assert judged.worst_domain == "sport" and judged.worst_domain_gap == pytest.approx(0.15)
-    assert judged.reasons == ("the final loss on sport is 0.150 nats above the IID baseline's",)
+    assert judged.reasons == ("the final loss on sport is 0.150 nats per token above the IID baseline's",)
 
 
 def test_without_a_baseline_the_verdict_states_no_effect_of_heterogeneity():
@@ -183,13 +185,13 @@ def test_the_sentence_starts_with_perplexity_and_gap():
     judged = judge_run(trajectory(falling_losses(20, 4.3) + noise + 0.07), trajectory(falling_losses(20, 4.3)))
     assert judged.grade == "none" and abs(judged.gap_to_iid) > 0.05
     assert judged.sentence.startswith("The final perplexity is ")
-    assert "above the matched IID baseline's" in judged.sentence and f"{judged.gap_to_iid:+.3f} nats" in judged.sentence
+    assert "above the matched IID baseline's" in judged.sentence and f"{judged.gap_to_iid:+.3f} nats per token" in judged.sentence
 
 
 def test_a_run_that_ends_above_the_untrained_model_states_this_first():
     judged = judge_run(trajectory([4.0] + [4.008] * 8), trajectory([4.0] + [3.9] * 8))
     assert judged.sentence.startswith("The run ends above the untrained model: perplexity 55.0 after training, 54.6 before.")
-    assert "5.6 above the matched IID baseline's 49.4 (+11.4 %; +0.108 nats)" in judged.sentence
+    assert "5.6 above the matched IID baseline's 49.4 (+11.4 %; +0.108 nats per token)" in judged.sentence
     assert "above the untrained" not in judge_run(trajectory([4.0] + [3.98] * 8)).sentence
 
 

@@ -61,7 +61,7 @@ def test_an_installed_wheel_finds_the_included_files(tmp_path):
     assert str(site) in call(python, "-c", "import fedrift; print(fedrift.__file__)", folder=elsewhere)
     fedrift = tmp_path / "venv" / "bin" / "fedrift"
     assert "severity: 1.0" in call(fedrift, "validate", "demo", folder=elsewhere)
-    listed = call(fedrift, "study", "small", "--dry-run", "--no-probe", folder=elsewhere)
+    listed = call(fedrift, "study", "small", "--dry-run", "--no-measure", folder=elsewhere)
     assert "runs, 0 of them finished" in listed
     out = call(fedrift, "run", "demo", "training.num_rounds=1", "training.local_steps=1", "--device", "cpu", folder=elsewhere)
     assert "finished" in out and (elsewhere / "runs").is_dir()

@@ -24,7 +24,10 @@ Method = Annotated[
     ),
 ]
 Weights = Annotated[
-    str, typer.Option("--weights", help="What each client counts, in the order of the folders: `--weights 120,80,40`. Default: all alike.")
+    str,
+    typer.Option(
+        "--weights", help="The weight of each client, in the order of the folders: `--weights 120,80,40`. Default: equal weights."
+    ),
 ]
 Output = Annotated[Path | None, typer.Option("--output", help="The folder to write. Default: only the errors are printed.")]
 

@@ -70,8 +70,8 @@ app = typer.Typer(
 
 Start with `fedrift demo`, which shows federated fine-tuning break under style skew, and what repairs it.
 
-An experiment is a YAML file; `experiments/` holds examples. Overrides on the command line change any key:
-`fedrift run experiments/demo.yaml algorithm=Scaffold partition.severity=0.5`. `fedrift init` writes one for your own data.
+An experiment is a YAML file: `experiments/` has examples, and `fedrift init` writes one for your own data. Overrides on the
+command line change any key: `fedrift run experiments/demo.yaml algorithm=Scaffold partition.severity=0.5`.
 
 Results are written to `runs/<id>/`. To resume an interrupted run, repeat the same command.""",
 )

@@ -24,19 +24,10 @@ Targets = Annotated[
         "Default: `scoreboard`.",
     ),
 ]
-Subjects = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--subject",
-        metavar="MODULE:NAME",
-        help="Test this implementation instead, e.g. `benchmarks.peers.flower:FLOWER` or your own `mine.py:SUBJECT`. "
-        "The option may be repeated.",
-    ),
-]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")]
 
 
-def conformance(targets: Targets = None, subject: Subjects = None, markdown: Markdown = False, as_json: Json = False) -> None:
+def conformance(targets: Targets = None, markdown: Markdown = False, as_json: Json = False) -> None:
     """Test implementations of federated algorithms against the equations and results of their papers.
 
     `fedrift conformance` checks every algorithm of fedrift. `fedrift conformance published` reproduces published results.
@@ -50,11 +41,11 @@ def conformance(targets: Targets = None, subject: Subjects = None, markdown: Mar
     from ..conformance.published import RESULT_SETS
     from ..conformance.subjects import FEDRIFT_SUBJECTS
 
-    suite, subject = split_targets(targets or [], subject or [])
-    if subject or suite == "scoreboard":
+    suite, subjects = split_targets(targets or [])
+    if subjects or suite == "scoreboard":
         if suite != "scoreboard":
             raise typer.BadParameter(f"the suite {suite} tests only fedrift's own algorithms; leave it out or remove your implementation")
-        implementations = [each for reference in subject for each in load_targets(reference)] if subject else FEDRIFT_SUBJECTS
+        implementations = [each for path in subjects for each in load_targets(path)] if subjects else FEDRIFT_SUBJECTS
         verdicts = judge.scoreboard(implementations)
         if as_json:
             print_json({"verdicts": [vars(v) for v in verdicts]})
@@ -76,13 +67,13 @@ def conformance(targets: Targets = None, subject: Subjects = None, markdown: Mar
         raise typer.Exit(1)
 
 
-def split_targets(targets: list[str], subjects: list[str]) -> tuple[str, list[str]]:
+def split_targets(targets: list[str]) -> tuple[str, list[str]]:
     """Return the suite and the import paths of the implementations to test."""
     suites = [each for each in targets if ":" not in each]
     if len(suites) > 1 or not set(suites) <= set(SUITES):
         odd = next((each for each in suites if each not in SUITES), " ".join(suites))
         raise typer.BadParameter(f"{odd!r} is neither MODULE:NAME nor one of the suites {', '.join(SUITES)}")
-    return (suites or ["scoreboard"])[0], [*(each for each in targets if ":" in each), *subjects]
+    return (suites or ["scoreboard"])[0], [each for each in targets if ":" in each]
 
 
 def load_targets(path: str) -> list[Any]:

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 IID, CONTROL, BROKEN = "FedAvg, IID baseline", "FedAvg, styles mixed", "FedAvg"
 ALGORITHMS = ("FedProx, mu 0.1", "SCAFFOLD")
-REPAIRS = ("server learning rate 0.3", "clients clustered by text")
+REPAIRS = ("Server learning rate 0.3", "Clustering by text")
 FIGURE_NAME = "perplexity.svg"
 REPAIRED_SHARE = 0.5  # a condition repairs the failure if it closes at least this share of the gap in the loss
 
 
 def demo(
-    output_dir: Annotated[Path, typer.Option("--output", help="The folder for the HTML page.")] = Path("demo-report"),
+    output_dir: Annotated[Path, typer.Option("--output", help="The folder for the HTML page and the picture.")] = Path("demo-report"),
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     data_dir: DataDir = None,
     threads: Threads = None,
@@ -119,7 +119,7 @@ def describe_share(share: float) -> str:
     """Return which part of the gap is closed, in words where a percentage would lie outside 0 to 100; "" if there is no gap."""
     if math.isnan(share):
         return ""
-    return "all" if share >= 1 else "none" if share <= 0 else f"{share:.0%}"
+    return "all" if share >= 1 else "none" if share <= 0 else f"{100 * share:.0f} %"
 
 
 def print_outcomes(outcomes: dict[str, Outcome]) -> None:
@@ -132,7 +132,7 @@ def print_outcomes(outcomes: dict[str, Outcome]) -> None:
 
     highest = max(loss for outcome in outcomes.values() for loss in outcome.curve if math.isfinite(loss))
     lowest = min(loss for outcome in outcomes.values() for loss in outcome.curve if math.isfinite(loss))
-    table = Table(title="Perplexity of held-out text; curves from the untrained model on, one scale", box=SIMPLE, collapse_padding=True)
+    table = Table(title="Perplexity of held-out text; curves from the untrained model, one scale", box=SIMPLE, collapse_padding=True)
     for name in ("condition", "curve", "worst", "final", "gap closed", "own text"):
         table.add_column(name, justify="left" if name in ("condition", "curve") else "right", no_wrap=True)
     for name, outcome in outcomes.items():
@@ -145,7 +145,7 @@ def print_outcomes(outcomes: dict[str, Outcome]) -> None:
             describe_share(share),
             "" if name == IID else f"{to_perplexity(outcome.own_loss):.1f}",
         )
-    table.caption = "gap closed: the part of the gap between FedAvg and the mixed styles"
+    table.caption = "styles mixed: the homogeneous control; gap closed: the part of the gap between FedAvg and this control"
     Console(highlight=False).print(table)
 
 

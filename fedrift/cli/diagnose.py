@@ -135,10 +135,14 @@ def print_diagnoses(group: RunGroup, name: str, diagnoses: list[Diagnosis]) -> N
     from rich.console import Console
     from rich.table import Table
 
+    from ..diagnosis.across_seeds import format_effect
+
     console = Console(highlight=False)
     seeds = ", ".join(str(run.config["seed"]) for run in group.runs)
     num_baselines = sum(baseline is not None for baseline in group.baselines)
-    console.print(f"[bold]{name}[/]  seeds {seeds}; {num_baselines} of {len(group.runs)} with an IID baseline")
+    console.print(
+        f"[bold]{name}[/]  {'seed' if len(group.runs) == 1 else 'seeds'} {seeds}; {num_baselines} of {len(group.runs)} with an IID baseline"
+    )
     findings = [diagnosis for diagnosis in diagnoses if diagnosis.grade in ("suspected", "confirmed")]
     if findings:
         table = Table(box=SIMPLE)
@@ -155,6 +159,7 @@ def print_diagnoses(group: RunGroup, name: str, diagnoses: list[Diagnosis]) -> N
                 f"{diagnosis.strength:.1f}x",
             )
         console.print(table)
+        console.print("strength: statistic divided by its threshold\n")
         for diagnosis in findings:
             console.print(f"[bold]{diagnosis.failure}[/]: {diagnosis.sentence}\n")
     else:
@@ -163,7 +168,7 @@ def print_diagnoses(group: RunGroup, name: str, diagnoses: list[Diagnosis]) -> N
     if not_found:
         console.print("Tested and not found, with the smallest effect that would have been detected:")
         for diagnosis in not_found:
-            console.print(f"  {diagnosis.failure} ({diagnosis.detectable_effect:.3g} {diagnosis.unit})")
+            console.print(f"  {diagnosis.failure} ({format_effect(diagnosis.detectable_effect, diagnosis.unit)})")
     unmeasured = [diagnosis for diagnosis in diagnoses if diagnosis.grade == "not measured"]
     if unmeasured:
         console.print("Not measured:")

@@ -76,7 +76,7 @@ def estimate(
         ("checkpoint on disk", result.checkpoint),
         (updates, result.updates_per_round),
     ]
-    console.print(f"{experiment.name}: {result.trained_params:,} trained numbers, {result.tokens:,} training tokens")
+    console.print(f"{experiment.name}: {result.trained_params:,} trained parameters, {result.tokens:,} training tokens")
     print_table(console, ("", "MB"), [(name, f"{size / 1e6:,.1f}") for name, size in rows], numbers=("MB",))
     if measure:
         console.print(f"time: about {format_duration(seconds)}, estimated from three rounds on this machine as it is now")

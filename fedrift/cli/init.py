@@ -82,7 +82,7 @@ def init(
     if choice is not None:
         content = f"text column {choice.text!r}" if choice.text else "instruction or chat data"
         typer.echo(f"{content}, label column {choice.label!r}" if choice.label else f"{content}, no labels")
-    typer.echo(f"{file}; next: `fedrift validate {file}`, then `fedrift run {file} --iid-baseline`")
+    typer.echo(f"wrote {file}. Next: `fedrift validate {file}`, then `fedrift run {file} --iid-baseline`")
 
 
 def describe_dataset(data: str, choice: ColumnChoice | None) -> tuple[str, int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import DEFAULT_RUNS_DIR, VERBOSE, DataDir, Json, RunsDir, print_json, print_unreadable, reject_nan
+from .options import DEFAULT_RUNS_DIR, VERBOSE, DataDir, Json, RunName, RunsDir, print_json, print_unreadable, reject_nan
 
 
 def list_command(runs_dir: RunsDir = DEFAULT_RUNS_DIR, as_json: Json = False) -> None:
@@ -53,11 +53,7 @@ def list_command(runs_dir: RunsDir = DEFAULT_RUNS_DIR, as_json: Json = False) ->
     print_unreadable(unreadable)
 
 
-def show(
-    name: Annotated[str, typer.Argument(help="A run id (a unique prefix is enough) or a run directory.", metavar="RUN")],
-    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
-    as_json: Json = False,
-) -> None:
+def show(name: RunName, runs_dir: RunsDir = DEFAULT_RUNS_DIR, as_json: Json = False) -> None:
     """Show one run: its verdict, compared with the matched IID baseline if that is stored, the loss of each domain and its events.
 
     `fedrift show 5c35` prints a summary. `fedrift show 5c35 --json` prints the experiment, every record and every event.
@@ -113,7 +109,9 @@ def show(
 def report(
     names: Annotated[
         list[str],
-        typer.Argument(help="The name or YAML file of a study, or any number of run ids or run directories.", metavar="STUDY | RUN..."),
+        typer.Argument(
+            help="The name or YAML file of a study, or any number of runs: ids, tags or run directories.", metavar="STUDY | RUN..."
+        ),
     ],
     html: Annotated[bool, typer.Option("--html", help="Write the study as one HTML page; this is the default.")] = False,
     pdf: Annotated[bool, typer.Option("--pdf", help="Write the study as a PDF paper, with its figures as SVG files.")] = False,

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import DEFAULT_RUNS_DIR, RunNames, RunsDir
+from .options import DEFAULT_RUNS_DIR, RunName, RunNames, RunsDir
 
 if TYPE_CHECKING:
     from ..storage import Run
-
-RunName = Annotated[str, typer.Argument(help="A run id (a unique prefix is enough), a tag or a run directory.", metavar="RUN")]
 
 
 def tag(

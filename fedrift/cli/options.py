@@ -126,7 +126,11 @@ Json = Annotated[
         "--json", help="Print JSON for scripts. Numbers have all their digits; NaN becomes null, infinities become 1e999 and -1e999."
     ),
 ]
-RunNames = Annotated[list[str], typer.Argument(help="Run ids (a unique prefix is enough) or run directories.", metavar="RUN...")]
+RUN_HELP = "A run id (a unique prefix is enough), a tag or a run directory."
+RunName = Annotated[str, typer.Argument(help=RUN_HELP, metavar="RUN")]
+RunNames = Annotated[
+    list[str], typer.Argument(help="Runs, each by its id (a unique prefix is enough), a tag or its run directory.", metavar="RUN...")
+]
 
 Fresh = Annotated[
     bool,

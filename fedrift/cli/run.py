@@ -193,7 +193,7 @@ if TYPE_CHECKING:
 MAX_DOMAIN_COLUMNS = 6  # domains that fit into the table
 
 ForkedRunName = Annotated[
-    str, typer.Argument(help="A run with stored updates: its id (a unique prefix is enough) or its run directory.", metavar="RUN")
+    str, typer.Argument(help="A run with stored updates: its id (a unique prefix is enough), a tag or its run directory.", metavar="RUN")
 ]
 ForkOverrides = Annotated[
     list[str] | None,

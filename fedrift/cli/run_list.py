@@ -167,7 +167,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def format_setting(value: Any) -> str:
     """Format a value of an experiment in a few characters."""
     if value is None:
-        return ""
+        return "none"
     if isinstance(value, float):
         return f"{value:g}"
     return value.rpartition("/")[2] if isinstance(value, str) else json.dumps(value) if isinstance(value, (list, dict)) else str(value)

@@ -14,6 +14,7 @@ import typer
 
 from .options import (
     DEFAULT_RUNS_DIR,
+    RUN_HELP,
     VERBOSE,
     DataDir,
     Device,
@@ -64,7 +65,12 @@ HiddenStates = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the runs, their ids, confounded effects and the cost.")]
 MeasureSpeed = Annotated[
-    bool, typer.Option("--probe/--no-probe", help="With --dry-run, measure the speed of this machine in a few rounds.")
+    bool,
+    typer.Option(
+        "--measure/--no-measure",
+        help="With --dry-run, train a few rounds to estimate how long the study takes on this machine. --no-measure trains nothing and "
+        "gives no time.",
+    ),
 ]
 
 
@@ -91,8 +97,8 @@ def study(
     A study with a `tuning` section first tunes hyperparameters. To resume an interrupted study, repeat the same command.
     Finished runs of other studies are reused, unless `--fresh` is given.
 
-    Executors: `local` (one run after another), `processes` (parallel on this machine), `ray` and `slurm`. Several machines can
-    run the same study if they share the runs directory; each run is computed once.
+    Executors: `local` (one run after another), `processes` (parallel on this machine), `stacked` (several runs in shared forward
+    passes), `ray` and `slurm`. Several machines can run the same study if they share the runs directory; each run is computed once.
 
     The command stores runs in `runs/<id>/` and the study in `runs/studies/NAME/`. It prints mean metrics and the verdict on each
     hypothesis. The exit code is 1 if a run failed.
@@ -263,7 +269,7 @@ def query(
 
 
 def compare(
-    first: Annotated[str, typer.Argument(help="A run id (a unique prefix is enough) or a run directory.", metavar="A")],
+    first: Annotated[str, typer.Argument(help=RUN_HELP, metavar="A")],
     second: Annotated[str, typer.Argument(help="Another run.", metavar="B")],
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     hidden_states: HiddenStates = False,
@@ -385,10 +391,11 @@ def compare_clustering(
     `fedrift compare-clustering experiments/clustering.yaml --map --seeds 3` repeats the comparison for topic, style, token and
     quantity skew at several severities.
 
-    Conditions: `vanilla` (one global model), `text` (k-means on text embeddings), `random` (random clusters of the same sizes),
-    `oracle` (the true domains), `update` (clusters of the first updates), `ifca`, `local` (no federation), `tuned` and
-    `text+tuned` (local fine-tuning after `vanilla` and `text`), `pooled` (centralized training) and `iid` (the IID baseline).
-    `cfl` and `soft` are optional. Each condition is compared with `random` and `vanilla` by paired tests over seeds. With five
+    Conditions: `vanilla` (FedAvg with one global model), `text` (k-means on text embeddings), `random` (random clusters of the same
+    sizes), `oracle` (the true domains), `update` (clusters of the first updates), `ifca` (IFCA), `local` (each client trains alone),
+    `tuned` and `text+tuned` (personalization: each client fine-tunes the final model of `vanilla` or `text` on its own data), `pooled`
+    (centralized training on the data of all clients) and `iid` (the IID baseline). `cfl` (clustered federated learning) and `soft`
+    (soft clustering) are optional. Each condition is compared with `random` and `vanilla` by paired tests over seeds. With five
     seeds or fewer, no test can reach p < 0.05.
 
     The command prints tables and writes them to `--output`. Its runs are stored in the runs directory as a study. To resume an interrupted

@@ -92,6 +92,12 @@ class AdamW:
 
     The rule is element-wise, so on stacked leaves every client has its own optimizer. If all rows have taken the same number of
     steps, torch's fused CPU kernel computes the next step in one pass over memory instead of about fifteen.
+
+    Args:
+        lr: Learning rate.
+        betas: Factors of the previous first and second moment.
+        eps: Number that is added to the root of the second moment.
+        weight_decay: Factor of the weights that is subtracted from them in each step, times the learning rate.
     """
 
     adaptive: ClassVar[bool] = True  # the gradient is rescaled per coordinate
@@ -153,6 +159,11 @@ class Adam:
 
     Reddi et al., ICLR 2021, arXiv:2003.00295, Algorithm 2. There is no bias correction, and m_-1 = 0, v_-1 = tau^2.
     The second moment uses g, the negative mean update, and not m.
+
+    Args:
+        lr: Learning rate.
+        betas: Factors b1 and b2 of the previous first and second moment.
+        tau: Number that is added to the root of the second moment; a larger one makes the steps less adaptive.
     """
 
     adaptive: ClassVar[bool] = True

@@ -63,25 +63,25 @@ class DatasetConfig:
         >>> DatasetConfig("reviews.csv", text_column="body", label_column="topic", limit=5000)
     """
 
-    name: Annotated[str, MinLen(1)]
-    text_column: Annotated[str, MinLen(1)] = "text"  # column names of files and hub datasets; named datasets ignore them
-    label_column: str = "label"  # "" reads no labels
-    source_column: str = "source"  # the author or publisher of each text; BySource makes one client per value
-    limit: Annotated[int, Interval(ge=1, le=10**9)] | None = None  # maximum number of documents; splits and labels keep their proportions
-    domains: tuple[str, ...] = ()  # if given, only documents of these domains are used
-    validation_fraction: Annotated[float, Interval(ge=0, lt=1)] = 0.1  # shares of train that replace missing splits
-    test_fraction: Annotated[float, Interval(ge=0, lt=1)] = 0.1
-    split_seed: Seed = 0
-    num_clusters: Annotated[int, Interval(ge=2, le=10_000)] | None = None  # if given, clusters of document embeddings replace the labels
-    encoder: Encoder | None = None  # the embedding that is clustered; lsa by default
-    synthetic: SyntheticConfig = SyntheticConfig()  # the settings of the dataset ``synthetic``
-    format: DataFormat = "auto"  # how rows hold documents (``conversations.py``); auto decides by the columns
-    train_on: TrainOn = "answer"  # the tokens of instruction and chat data that count in the loss; running text counts in full
-    chat_template: ChatTemplate = "auto"  # auto: the tokenizer's template, or the plain one if it has none
-    config: str = ""  # the configuration of a hub dataset
-    revision: str = ""  # the branch, tag or commit of a hub dataset
-    split: str = ""  # the split of a hub dataset to read, for example "train" or "train[:1000]"; "": all of them
-    fingerprint: Fingerprint = ""  # Corpus.fingerprint, filled in by a run; changed data is another experiment
+    name: Annotated[str, MinLen(1)]  # A named dataset, a local file or folder, or a Hugging Face dataset id.
+    text_column: Annotated[str, MinLen(1)] = "text"  # The column of the text; named datasets ignore the three column keys.
+    label_column: str = "label"  # The column of the labels, which are the domains; "" reads no labels.
+    source_column: str = "source"  # The author or publisher of each text; BySource makes one client per value.
+    limit: Annotated[int, Interval(ge=1, le=10**9)] | None = None  # The largest number of documents; splits and labels keep their shares.
+    domains: tuple[str, ...] = ()  # If given, only documents of these domains are used.
+    validation_fraction: Annotated[float, Interval(ge=0, lt=1)] = 0.1  # The share of train that replaces a missing validation split.
+    test_fraction: Annotated[float, Interval(ge=0, lt=1)] = 0.1  # The share of train that replaces a missing test split.
+    split_seed: Seed = 0  # The seed that draws these documents.
+    num_clusters: Annotated[int, Interval(ge=2, le=10_000)] | None = None  # If given, clusters of document embeddings replace the labels.
+    encoder: Encoder | None = None  # The embedding that is clustered; null: lsa.
+    synthetic: SyntheticConfig = SyntheticConfig()  # The settings of the dataset ``synthetic``.
+    format: DataFormat = "auto"  # How rows hold documents; auto decides by the columns.
+    train_on: TrainOn = "answer"  # The tokens of instruction and chat data that count in the loss; running text counts in full.
+    chat_template: ChatTemplate = "auto"  # The chat template; auto: the tokenizer's, or the plain one if it has none.
+    config: str = ""  # The configuration of a hub dataset.
+    revision: str = ""  # The branch, tag or commit of a hub dataset.
+    split: str = ""  # The split of a hub dataset to read, for example "train" or "train[:1000]"; "": all of them.
+    fingerprint: Fingerprint = ""  # The hash of the documents; a run fills it in, so that changed data give another id.
 
     def to_dict(self) -> dict[str, Any]:
         """Return all keys as plain values.

@@ -34,6 +34,7 @@ CAUSE_MESSAGES: dict[Cause, str] = {
 }
 
 
+COUNTED_UNITS, LOG_RATIO = ("occurrences", "updates"), "log ratio to the baseline"  # units of findings
 FACTUAL_FAILURES = ("dead model", "divergence")  # one run is enough to state these, but not their cause
 
 
@@ -216,7 +217,7 @@ def write_sentence(diagnosis: Diagnosis, median_finding: Finding, num_suspected:
         min_seeds: Seeds that a confirmation requires.
     """
     seeds = f"{diagnosis.num_seeds} seed{'s' if diagnosis.num_seeds > 1 else ''}"
-    size = f"{diagnosis.detectable_effect:.3g} {diagnosis.unit}"
+    size = format_effect(diagnosis.detectable_effect, diagnosis.unit)
     if diagnosis.grade == "none":
         hint = f" Signs of it appear in {num_suspected} of {diagnosis.num_seeds} seeds." if num_suspected else ""
         return f"No {diagnosis.failure} in {seeds}: {median_finding.message}. Effects below {size} would not have been detected.{hint}"
@@ -233,6 +234,16 @@ def write_sentence(diagnosis: Diagnosis, median_finding: Finding, num_suspected:
     elif diagnosis.missing_input:
         sentence += f" A confirmation requires {diagnosis.missing_input}."
     return sentence
+
+
+def format_effect(effect: float, unit: str) -> str:
+    """Format the smallest effect that would have been detected: a count as a whole number, and a logarithm of a ratio as the ratio."""
+    if unit in COUNTED_UNITS and math.isfinite(effect):
+        count = math.floor(effect) + 1  # a count is a finding if it exceeds the threshold
+        return f"{count} {unit.removesuffix('s') if count == 1 else unit}"
+    if unit == LOG_RATIO:
+        return f"{math.exp(effect):.3g} times the baseline"
+    return f"{effect:.3g} {unit}"
 
 
 # Conversion of diagnoses to JSON.

@@ -44,7 +44,7 @@ def oscillation(evidence: RunEvidence) -> list[Finding]:
     positive = is_unstable and index > limit["index"]
     noteworthy = is_unstable and index > limit["suspected"] and evidence.iid_baseline is not None
     message = (
-        f"the loss oscillates: its increases sum to {index:.2f} times its range, and {changes:.0%} of the steps change direction"
+        f"the loss oscillates: its increases sum to {index:.2f} times its range, and {100 * changes:.0f} % of the steps change direction"
         if positive or noteworthy
         else "the loss does not oscillate"
     )
@@ -257,9 +257,9 @@ def stalled_convergence(evidence: RunEvidence) -> list[Finding]:
     residuals = late - slope * np.arange(len(late))
     positive = bool(is_flat and excess > limit["gap"] and 2 * residuals.std() < excess)  # an oscillating loss is not flat
     message = (
-        f"the loss has stalled {excess:.3f} nats above {nearest} ({slope:+.4f} nats per evaluation)"
+        f"the loss has stalled {excess:.3f} nats per token above {nearest} ({slope:+.4f} nats per token and evaluation)"
         if positive
-        else f"the loss has not stalled ({slope:+.4f} nats per evaluation, {excess:.3f} nats above {nearest})"
+        else f"the loss has not stalled ({slope:+.4f} nats per token and evaluation, {excess:.3f} nats per token above {nearest})"
     )
     baseline_excess = 0.0 if evidence.iid_baseline is not None else math.nan
     if evidence.iid_baseline is not None and nearest != "the IID baseline":
@@ -273,7 +273,7 @@ def stalled_convergence(evidence: RunEvidence) -> list[Finding]:
             excess,
             baseline_excess,
             limit["gap"],
-            "nats above the reference run",
+            "nats per token above the reference run",
             is_positive=positive,
             in_baseline=None if math.isnan(baseline_excess) else bool(baseline_excess > limit["gap"]),
             first_round=int(rounds[-max(2, round(limit["window"] * len(rounds)))]) if positive else None,

@@ -27,7 +27,7 @@ Detector = Callable[[RunEvidence], list[Finding]]
         is_high = bool(loss[-1] > 10)
         message = f"the final loss is {loss[-1]:.2f} nats per token"
         grade = single_run_grade(is_high)
-        return [Finding("high final loss", grade, message, loss[-1], math.nan, 10.0, "nats", is_positive=is_high)]
+        return [Finding("high final loss", grade, message, loss[-1], math.nan, 10.0, "nats per token", is_positive=is_high)]
 """
 
 # These failures invalidate a run, so they are reported first.

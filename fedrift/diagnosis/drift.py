@@ -44,7 +44,7 @@ def client_drift(evidence: RunEvidence) -> list[Finding]:
     if positive and math.isfinite(exponent):
         message += f"; their distance grows as K^{exponent:.2f} with the number of local steps K"
     if positive and math.isfinite(closed_share):
-        message += f"; FedSGD, without local steps, closes {closed_share:.0%} of the loss gap"
+        message += f"; FedSGD, without local steps, closes {100 * closed_share:.0f} % of the loss gap"
     return [
         Finding(
             "client drift",
@@ -253,9 +253,9 @@ def aggregation_error(evidence: RunEvidence) -> list[Finding]:
     )
     cost = median_over_rounds(evidence.run, "adapters.error.loss")
     positive = run_error > limit["error"] and not cost <= limit["loss"]
-    message = f"averaging adapter factors separately causes an error of {run_error:.1%} of a round's change"
+    message = f"averaging adapter factors separately causes an error of {100 * run_error:.1f} % of a round's change"
     if math.isfinite(baseline_error):
-        message += f" ({baseline_error:.1%} in the IID baseline)"
+        message += f" ({100 * baseline_error:.1f} % in the IID baseline)"
     if positive and math.isfinite(cost):
         message += f"; exact averaging would reduce the loss by {cost:.3f} nats per token"
     missing = "" if math.isfinite(cost) else "`adapters.error.loss`, the loss that exact aggregation would have saved in the same round"

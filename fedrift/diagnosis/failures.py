@@ -214,7 +214,8 @@ def find_divergence(run: Trajectory | None, thresholds: Mapping[str, Mapping[str
     initial_loss, tolerance = loss[0], thresholds["divergence"]["above"]
     good = np.flatnonzero(loss <= initial_loss + tolerance)
     return (
-        f"the run ends {excess:.3f} nats above the loss of the untrained model ({initial_loss:.3f}), so training made the model worse",
+        f"the run ends {excess:.3f} nats per token above the loss of the untrained model ({initial_loss:.3f}), so training made the model "
+        "worse",
         int(rounds[min(int(good[-1]) + 1, len(rounds) - 1)]),
     )
 

@@ -44,7 +44,7 @@ def forgetting_general_text(evidence: RunEvidence) -> list[Finding]:
             increase,
             baseline_increase,
             limit,
-            "nats",
+            "nats per token",
             is_positive=positive,
             in_baseline=None if math.isnan(baseline_increase) else baseline_increase > limit,
             first_round=int(rounds[rows[0]]) if positive and len(rows) else None,
@@ -74,8 +74,8 @@ def forgetting_syntax(evidence: RunEvidence) -> list[Finding]:
         "accuracy": "of the minimal pairs are no longer judged correctly",
         "margin": "of the log-probability margin of minimal pairs is lost",
     }[worst]
-    message = f"{drop:.1%} {description}" if positive else "syntax is not forgotten"
-    message += f" ({baseline_drop:.1%} in the IID baseline)" if positive and math.isfinite(baseline_drop) else ""
+    message = f"{100 * drop:.1f} % {description}" if positive else "syntax is not forgotten"
+    message += f" ({100 * baseline_drop:.1f} % in the IID baseline)" if positive and math.isfinite(baseline_drop) else ""
     curves = {"accuracy": (rounds, accuracy), "margin": (margin_rounds, margin / initial_margin)}
     in_baseline = None if math.isnan(baseline_drop) else any(scaled[name][1] > limit[name] for name in scaled)
     return [
@@ -200,10 +200,10 @@ def forgetting_during_absence(evidence: RunEvidence) -> list[Finding]:
     holders = {client for name in domains for client in np.flatnonzero(is_holder[:, evidence.info.domains.index(name)])}
     beyond = " beyond the IID baseline" if evidence.iid_baseline is not None else ""
     message = (
-        f"a domain's loss increases by {mean_increase:.3f} nats{beyond} while none of its clients participate "
-        f"({slope:.3f} nats per round of absence)"
+        f"a domain's loss increases by {mean_increase:.3f} nats per token{beyond} while none of its clients participate "
+        f"({slope:.3f} per round of absence)"
         if positive
-        else f"a domain's loss changes by {mean_increase:+.3f} nats{beyond} while none of its clients participate"
+        else f"a domain's loss changes by {mean_increase:+.3f} nats per token{beyond} while none of its clients participate"
     )
     baseline = math.nan if evidence.iid_baseline is None else 0.0
     return [
@@ -214,7 +214,7 @@ def forgetting_during_absence(evidence: RunEvidence) -> list[Finding]:
             mean_increase,
             baseline,
             limit["absent"],
-            "nats",
+            "nats per token",
             is_positive=positive,
             in_baseline=None if evidence.iid_baseline is None else False,
             first_round=last_rounds[0].last_present_round if positive else None,
@@ -321,7 +321,7 @@ def representation_collapse(evidence: RunEvidence) -> list[Finding]:
         key=lambda name: float(np.nanmax([run_change[name] / limit[name], reference_change[name] / limit[name], -np.inf])),
     )
     descriptions = {
-        "rank": f"the last layer has lost {run_change['rank']:.0%} of its effective rank",
+        "rank": f"the last layer has lost {100 * run_change['rank']:.0f} % of its effective rank",
         "anisotropy": f"the mean cosine between hidden states of the last layer increased by {run_change['anisotropy']:.2f}",
     }
     reference_value = reference_change[worst] if reference is not None else math.nan

@@ -47,7 +47,7 @@ def overall_gap(evidence: RunEvidence, rounds: np.ndarray, run_loss: np.ndarray,
     )
     limit = max(limit, noise_interval(run_loss - baseline_loss, int(evidence.thresholds["common"]["last"])))
     message = (
-        f"the final loss is {gap:.3f} nats above the IID baseline's ({perplexity_change_percent(gap):+.1f}% perplexity)"
+        f"the final loss is {gap:.3f} nats per token above the IID baseline's ({perplexity_change_percent(gap):+.1f} % perplexity)"
         if gap > limit
         else "the final loss does not exceed the IID baseline's by more than the threshold"
     )
@@ -58,7 +58,7 @@ def overall_gap(evidence: RunEvidence, rounds: np.ndarray, run_loss: np.ndarray,
         gap,
         0.0,
         limit,
-        "nats",
+        "nats per token",
         is_positive=gap > limit,
         in_baseline=False,
         first_round=first_round_above(rounds, run_loss - baseline_loss, limit) if gap > limit else None,
@@ -83,7 +83,7 @@ def domain_gaps(evidence: RunEvidence) -> list[Finding]:
     baseline_gap = -min(finite_gaps.values())  # the largest gap in the opposite direction, i.e. the effect of selecting the worst domain
     domains = tuple(sorted((name for name in finite_gaps if finite_gaps[name] > limit), key=lambda name: -finite_gaps[name]))
     message = (
-        f"the final loss on {worst} is {finite_gaps[worst]:.3f} nats above the IID baseline's"
+        f"the final loss on {worst} is {finite_gaps[worst]:.3f} nats per token above the IID baseline's"
         if positive
         else "no domain's final loss exceeds the IID baseline's by more than the threshold"
     )
@@ -95,7 +95,7 @@ def domain_gaps(evidence: RunEvidence) -> list[Finding]:
             finite_gaps[worst],
             baseline_gap,
             limit,
-            "nats",
+            "nats per token",
             is_positive=positive,
             in_baseline=baseline_gap > limit,
             first_round=first_round_above(rounds, run_loss - baseline_loss, limit) if positive else None,
@@ -140,13 +140,13 @@ def unfairness(evidence: RunEvidence) -> list[Finding]:
     positive = bool(worst - (0 if math.isnan(baseline_worst) else baseline_worst) > limit["gap"] and not share <= limit["harmed"])
     order = np.argsort(-excess)
     message = (
-        f"the final loss of client {order[0]} is {worst:.3f} nats above the clients' mean, not counting its initial excess"
+        f"the final loss of client {order[0]} is {worst:.3f} nats per token above the clients' mean, not counting its initial excess"
         if positive
-        else f"the final loss of the worst client is {worst:.3f} nats above the clients' mean, not counting its initial excess"
+        else f"the final loss of the worst client is {worst:.3f} nats per token above the clients' mean, not counting its initial excess"
     )
     message += f" ({baseline_worst:.3f} in the IID baseline)" if math.isfinite(baseline_worst) else ""
     if has_local_only:
-        message += f"; {share:.0%} of the clients would have a lower loss with local-only training"
+        message += f"; {100 * share:.0f} % of the clients would have a lower loss with local-only training"
     rounds = evidence.run.rounds
     table = client_table(evidence.run, "loss")
     worst_excess = worst_excess_per_round(table, evidence.run)
@@ -162,7 +162,7 @@ def unfairness(evidence: RunEvidence) -> list[Finding]:
             worst,
             baseline_worst,
             limit["gap"],
-            "nats",
+            "nats per token",
             is_positive=positive,
             in_baseline=None if math.isnan(baseline_worst) else baseline_worst > limit["gap"],
             first_round=int(positive_rounds[0]) if positive and len(positive_rounds) else None,

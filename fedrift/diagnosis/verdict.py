@@ -155,8 +155,8 @@ def write_verdict_sentence(numbers: VerdictNumbers, num_evaluations: int, reason
     if math.isnan(numbers.gap):
         return f"{summary} No divergence was found. Without an IID baseline, the effect of heterogeneity is unknown."
     return (
-        f"{summary} No failure was found beyond the IID baseline. A gap below {limit['all']} nats overall, or below "
-        f"{limit['domain']} nats in one domain, would not have been detected. A single seed proves nothing."
+        f"{summary} No failure was found beyond the IID baseline. A gap below {limit['all']} nats per token overall, or "
+        f"below {limit['domain']} nats per token in one domain, would not have been detected. A single seed proves nothing."
     )
 
 
@@ -182,7 +182,7 @@ def write_summary(numbers: VerdictNumbers) -> str:
 
 
 def write_perplexity_gap(run_loss: float, baseline_loss: float) -> str:
-    """Write ``73.8, 5.2 above the matched IID baseline's 68.6 (+7.6 %; +0.074 nats)``.
+    """Write ``73.8, 5.2 above the matched IID baseline's 68.6 (+7.6 %; +0.074 nats per token)``.
 
     Args:
         run_loss: Finite loss of the run in nats per token.
@@ -194,11 +194,11 @@ def write_perplexity_gap(run_loss: float, baseline_loss: float) -> str:
     percent = perplexity_change_percent(gap)
     relative = f"{percent:+.1f} %" if abs(percent) < 1e4 else "more than +10,000 %"
     if to_perplexity(run_loss) == to_perplexity(baseline_loss):
-        return f"{to_perplexity(run_loss)}, as high as the matched IID baseline's ({relative}; {gap:+.3f} nats)"
+        return f"{to_perplexity(run_loss)}, as high as the matched IID baseline's ({relative}; {gap:+.3f} nats per token)"
     distance = math.inf if max(run_loss, baseline_loss) > MAX_EXPONENT else abs(math.exp(run_loss) - math.exp(baseline_loss))
     return (
         f"{to_perplexity(run_loss)}, {format_perplexity(distance)} {'above' if gap > 0 else 'below'} the matched IID baseline's "
-        f"{to_perplexity(baseline_loss)} ({relative}; {gap:+.3f} nats)"
+        f"{to_perplexity(baseline_loss)} ({relative}; {gap:+.3f} nats per token)"
     )
 
 

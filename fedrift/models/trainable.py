@@ -269,7 +269,11 @@ class Lora:
 
 @dataclass(frozen=True)
 class LastBlocks:
-    """All weights of the last ``num_blocks`` transformer blocks; lower blocks are frozen and store nothing for the backward pass."""
+    """All weights of the last ``num_blocks`` transformer blocks; lower blocks are frozen and store nothing for the backward pass.
+
+    Args:
+        num_blocks: The number of last blocks.
+    """
 
     quantization: ClassVar[Quantization] = "none"
     num_blocks: Annotated[int, Interval(ge=1, le=10_000)] = 1

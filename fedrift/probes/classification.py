@@ -135,7 +135,7 @@ def build_label_accuracy(
 
 
 def classification_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
-    """Build the probe of label accuracy, which runs with the expensive probes."""
+    """Measure how often the label of a held-out document has the highest log-likelihood, with the expensive probes."""
     rows = select_labeled_documents(context.corpus, context.split, context.split_seed, context.labeled_documents)
     probe = build_label_accuracy(
         context.loss_model,

@@ -59,7 +59,7 @@ def jain_index(utility: Tensor) -> Tensor:
 
 
 def fairness_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
-    """Build the fairness metrics."""
+    """Measure the differences between the clients' losses, and the agreement of clusters with domains."""
     return [DerivedMetric("fairness", fairness_metrics)]
 
 
@@ -149,5 +149,5 @@ def is_frozen(name: str, frozen: frozenset[str]) -> bool:
 
 
 def cost_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
-    """Build the communication cost probe."""
+    """Measure the bytes that each client receives and sends per round."""
     return [ScheduledProbe("cost", CommunicationCost(context.algorithm))]

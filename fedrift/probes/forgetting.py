@@ -71,7 +71,7 @@ def count_predicted_bytes(tokenizer: Any, blocks: Blocks) -> int:
 
 
 def general_text_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
-    """Build the probe of general text, which runs with the expensive probes; none without general text."""
+    """Measure the loss on text that no client trains on, with the expensive probes; without such text nothing is measured."""
     if context.general_blocks is None:
         return []
     probe = GeneralTextLoss(
@@ -177,7 +177,7 @@ def domain_forgetting(metrics: MetricValues, history: MetricHistory) -> MetricVa
 
 
 def language_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
-    """Build the probes of word classes, worst losses and forgetting per domain."""
+    """Measure losses by word class, the worst losses and forgetting per domain."""
     losses = context.losses
     return [
         ScheduledProbe("word_classes", WordKindLosses(losses, classify_tokens(losses.held_out.blocks, context.tokenizer)), losses.interval),

@@ -196,7 +196,7 @@ def product_efficiency(metrics: MetricValues, history: MetricHistory) -> MetricV
 
 
 def product_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
-    """Build the probes of the product geometry; none without adapters."""
+    """Measure the geometry of the adapters' products B A in every round; it needs adapters."""
     if not adapter_modules(context.initial_params):
         return []
     return [
@@ -320,7 +320,7 @@ def mean_by_layer(metric: str, by_module: dict[str, Tensor]) -> dict[str | tuple
 
 
 def subspace_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
-    """Build the subspace probe, which runs with the expensive probes; none without adapters."""
+    """Measure the rank and the subspaces of the adapters, with the expensive probes; it needs adapters."""
     return [ScheduledProbe("subspaces", adapter_subspaces, "expensive")] if adapter_modules(context.initial_params) else []
 
 
@@ -393,7 +393,7 @@ def broadcast_weights(weights: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor
 
 
 def exact_mean_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
-    """Build the probe of the exact mean, which runs with the expensive probes; none without adapters or text."""
+    """Measure the loss that the exact mean of the adapters' products would have, with the expensive probes; it needs adapters and text."""
     passages = select_passages(context.held_out, EXACT_MEAN_POSITIONS)
     if not adapter_modules(context.initial_params) or not len(passages.positions):
         return []

@@ -133,7 +133,7 @@ def interpolate(a: Tree, b: Tree, fraction: float) -> Tree:
 
 
 def barrier_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
-    """Build the barrier probe, which runs with the expensive probes; none without text."""
+    """Measure the loss on the line between two models, with the expensive probes; without text nothing is measured."""
     passages = select_passages(context.held_out, BARRIER_POSITIONS)
     if not len(passages.positions):
         return []

@@ -239,7 +239,7 @@ def layer_metrics(metric: str, values: Tensor) -> MetricValues:
 
 
 def hidden_state_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
-    """Build the hidden-state probe, which runs with the expensive probes; none with fewer than 4 positions."""
+    """Compare hidden states between models, with the expensive probes; with fewer than 4 positions nothing is measured."""
     passages = select_passages(context.held_out, HIDDEN_POSITIONS)
     if len(passages.positions) < MIN_POSITIONS:
         return []
@@ -355,7 +355,7 @@ def mean_over_positions(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def attention_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
-    """Build the attention probe, which runs with the expensive probes; none without text."""
+    """Measure how the attention weights of each head change, with the expensive probes; without text nothing is measured."""
     passages = select_passages(context.held_out, ATTENTION_POSITIONS)
     if not len(passages.positions):
         return []

@@ -217,7 +217,7 @@ def split_words(text: str) -> Iterable[str]:
 
 
 def syntax_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
-    """Build the minimal-pair probe, which runs with the expensive probes; none without pairs."""
+    """Measure how often the model prefers the grammatical sentence of a minimal pair, with the expensive probes; it needs pairs."""
     pairs = select_pairs(context.corpus, context.tokenizer, context.synthetic, context.split_seed, context.pairs_per_phenomenon)
     if not pairs:
         return []

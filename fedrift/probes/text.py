@@ -216,7 +216,7 @@ def repetition_rate(texts: Sequence[Sequence[str]], length: int) -> float:
 
 
 def text_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
-    """Build the continuation probe, which runs in the last round only."""
+    """Score generated continuations of held-out text, in the last round only."""
     tokens = len(METRIC_PREFIXES) * len(context.held_out.blocks) * 2.0 * prompt_length(context.held_out)
     probe = Continuations(context.model, context.tokenizer, context.held_out, context.tokens_per_pass, context.split_seed)
     return [ScheduledProbe("text", probe, "last", tokens, bleu_signature())]

@@ -293,7 +293,7 @@ def path_efficiency(metrics: MetricValues, history: MetricHistory) -> MetricValu
 
 
 def server_path_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
-    """Build the probes of the server's path and the algorithm's own metrics of a round."""
+    """Measure the path of the server's model and the algorithm's own metrics, such as control variates."""
     return [
         ScheduledProbe("path", ServerPath(context.initial_params)),
         DerivedMetric("path", path_efficiency),

@@ -75,7 +75,7 @@ def format_gap(verdict: Verdict) -> str:
     """Format the gap to the IID baseline in nats, with the difference in perplexity in percent."""
     if math.isnan(verdict.gap_to_iid):
         return DASH
-    percent = f" ({verdict.perplexity_gap_percent:+.1f}%)" if abs(verdict.perplexity_gap_percent) < 1e4 else ""
+    percent = f" ({verdict.perplexity_gap_percent:+.1f} %)" if abs(verdict.perplexity_gap_percent) < 1e4 else ""
     return f"{verdict.gap_to_iid:+.3f}{percent}"
 
 

@@ -588,7 +588,9 @@ def open_monitor(root: Path, name: str = "", clock: Callable[[], float] = monoto
         return Monitor(root, None, clock)
     path = Path(name)
     if name not in list_studies(root) and path.suffix in (".yaml", ".yml") and path.is_file():
-        return Monitor(root, StudyManifest(Path(root), str(load_yaml(path).get("name", path.stem))), clock)
+        return Monitor(
+            root, StudyManifest(Path(root), str(load_yaml(path, kind="study", example="base: my.yaml").get("name", path.stem))), clock
+        )
     if name not in list_studies(root) and path.is_dir() and not (path / "study.json").is_file():
         return Monitor(path, None, clock)
     manifest = find_study(root, name)

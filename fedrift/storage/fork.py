@@ -51,7 +51,8 @@ def check_fork(origin: Run, old_config: ExperimentConfig, new_config: Experiment
     if len(recorded) < 2:
         raise UserError(
             f"run {name} has no stored updates, so it cannot be forked. `fedrift run EXPERIMENT.yaml --save-updates` stores them from "
-            f"the next round on. If the run is finished, use another folder (--runs-dir) or remove {origin.folder} first"
+            "the next round on. If the run is finished, `fedrift run EXPERIMENT.yaml --save-updates --fresh` runs it again and keeps the "
+            "stored run in replaced/"
         )
     if not recorded[0] < fork.from_round <= recorded[-1]:
         raise UserError(

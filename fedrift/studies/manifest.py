@@ -189,7 +189,7 @@ def find_study(root: Path, name: str) -> StudyManifest:
     if path.suffix in (".yaml", ".yml") and path.is_file():
         from ..config.loader import load_yaml
 
-        return find_study(root, str(load_yaml(path).get("name", "")))
+        return find_study(root, str(load_yaml(path, kind="study", example="base: my.yaml").get("name", "")))
     manifest = StudyManifest(Path(root), name)
     manifest.read()  # raises UserError with the names of the existing studies
     return manifest

@@ -35,7 +35,7 @@ class Factor:
 def parse_factors(raw: Mapping[str, Any]) -> dict[str, Factor]:
     """Parse the ``factors`` section of a study file, in its order.
 
-    ``partition.severity: [0.5, 1]`` varies one path. ``regime: {topic: {partition.type: TopicMix}, style: {...}}`` names each level and
+    ``partition.severity: [0.5, 1]`` varies one path. ``skew: {topic: {partition.type: TopicMix}, style: {...}}`` names each level and
     gives it any number of changes.
 
     Raises:
@@ -218,7 +218,7 @@ def load_study(path: Path, overrides: Iterable[str] = ()) -> Study:
     Raises:
         UserError: The file or its contents are invalid.
     """
-    raw = load_yaml(path)
+    raw = load_yaml(path, kind="study", example="base: my.yaml")
     base = raw.get("base")
     if isinstance(base, str):
         raw = {**raw, "base": load_yaml(Path(path).parent / base)}

@@ -206,10 +206,10 @@ def test_conformance_tests_the_named_subject(capsys, monkeypatch, tmp_path):
         "            seen.append(x)\n        return seen\n\n\nRIGHT, BOTH = Mine(), [Mine(), Mine(off=1.0)]\n"
     )
     monkeypatch.chdir(tmp_path)
-    code, out, _ = run_command(capsys, monkeypatch, "conformance", "--subject", "mine.py:RIGHT")
+    code, out, _ = run_command(capsys, monkeypatch, "conformance", "mine.py:RIGHT")
     assert code == 0
     assert "2 of 2 verdicts are right" in out
-    code, out, _ = run_command(capsys, monkeypatch, "conformance", "--subject", "mine.py:BOTH", "--json")
+    code, out, _ = run_command(capsys, monkeypatch, "conformance", "mine.py:BOTH", "--json")
     assert code == 1
     assert [v["holds"] for v in json.loads(out)["verdicts"]] == [True, True, False, False]
 
@@ -217,11 +217,11 @@ def test_conformance_tests_the_named_subject(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--subject", "mine"], "MODULE:NAME|package.module:NAME"),
-        (["--subject", "no.such.module:X"], "cannot import"),
-        (["--subject", "tests.mutants:MUTANS"], "did you mean 'MUTANTS'"),
-        (["--subject", "fedrift.conformance.problems:PROBLEMS"], "is not a subject"),
-        (["quick", "--subject", "fedrift.conformance:FEDRIFT_SUBJECTS"], "leave it out"),
+        (["mine"], "MODULE:NAME|package.module:NAME"),
+        (["no.such.module:X"], "cannot import"),
+        (["tests.mutants:MUTANS"], "did you mean 'MUTANTS'"),
+        (["fedrift.conformance.problems:PROBLEMS"], "is not a subject"),
+        (["quick", "fedrift.conformance:FEDRIFT_SUBJECTS"], "leave it out"),
         (["quickly"], "quick"),
     ],
 )

@@ -55,7 +55,7 @@ def test_a_repair_below_the_controls_is_described_in_words(capsys, monkeypatch):
     assert f"{REPAIRS[0]} closes the gap and ends below the mixed styles and the IID baseline." in words
     print_outcomes(outcomes)
     rows = {name: row for row in capsys.readouterr().out.splitlines() for name in outcomes if row.strip().startswith(f"{name}  ")}
-    assert " all " in rows[REPAIRS[0]] and " none " in rows[REPAIRS[1]] and "13%" in rows[ALGORITHMS[0]]
+    assert " all " in rows[REPAIRS[0]] and " none " in rows[REPAIRS[1]] and "13 %" in rows[ALGORITHMS[0]]
     assert not any("%" in rows[name] for name in REPAIRS)
     outcomes[REPAIRS[0]] = replace(OUTCOMES[REPAIRS[0]], final_loss=4.26)
     assert "ends below the mixed styles." in " ".join(describe_outcomes(outcomes))

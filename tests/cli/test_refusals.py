@@ -37,7 +37,7 @@ def test_validate_and_run_refuse_an_experiment_in_the_same_line(text, tmp_path, 
             ("find-boundary", "e.yaml"),
             ("profile", "e.yaml"),
             ("deploy", "e.yaml"),
-            ("study", "s.yaml", "--dry-run", "--no-probe"),
+            ("study", "s.yaml", "--dry-run", "--no-measure"),
         )
     ]
     for code, out, err in said:

@@ -36,17 +36,17 @@ def in_study_folder(study_folder, monkeypatch):
 
 
 def test_a_dry_run_lists_designs_and_cost_and_runs_nothing(in_study_folder, capsys, monkeypatch):
-    code, out, _ = run_command(capsys, monkeypatch, "study", "s.yaml", "--dry-run", "--no-probe", "design={type: OneFactorAtATime}")
+    code, out, _ = run_command(capsys, monkeypatch, "study", "s.yaml", "--dry-run", "--no-measure", "design={type: OneFactorAtATime}")
     assert code == 0
     assert "main: 3 cells" in out
     assert "tuning is not done" in out
     assert "training tokens" in out
-    code, out, _ = run_command(capsys, monkeypatch, "study", "s.yaml", "--dry-run", "--no-probe", "--json")
+    code, out, _ = run_command(capsys, monkeypatch, "study", "s.yaml", "--dry-run", "--no-measure", "--json")
     got = json.loads(out)
     assert not got["ids_final"]
     assert got["cost"]["num_runs"] == 4 + 4 + 2
     assert not any("one client per round" in each["warning"] for each in got["warnings"])
-    alone = ("study", "s.yaml", "--dry-run", "--no-probe", "base.training.participation_rate=0.34")
+    alone = ("study", "s.yaml", "--dry-run", "--no-measure", "base.training.participation_rate=0.34")
     code, out, _ = run_command(capsys, monkeypatch, *alone)
     assert "warning, 10 of 10 runs: one client per round: nothing is averaged, so update.divergence" in out
     code, out, _ = run_command(capsys, monkeypatch, *alone, "--json")

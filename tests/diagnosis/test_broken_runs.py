@@ -105,7 +105,11 @@ def test_a_run_that_ends_above_its_start_is_reported_despite_its_noise():
     up = run(loss=np.append(4.0, 4.2 + noise))
     calm = run(loss=falling(21, 4.0, 3.9))
     finding = find_failure(detectors.divergence(RunEvidence(up, calm)), "divergence")
-    assert finding.is_positive and finding.in_baseline is False and "nats above the loss of the untrained model (4.000)" in finding.message
+    assert (
+        finding.is_positive
+        and finding.in_baseline is False
+        and "nats per token above the loss of the untrained model (4.000)" in finding.message
+    )
     assert not find_failure(detectors.loss_gap(RunEvidence(up, calm)), "loss gap").is_positive  # its own noise hides the gap
     assert judge_run(up, calm).sentence.startswith("Training failed: the run ends") and not judge_run(up, calm).has_diverged
     assert not find_failure(detectors.divergence(RunEvidence(run(loss=[4.0] + [4.005] * 20))), "divergence").is_positive

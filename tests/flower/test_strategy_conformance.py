@@ -56,7 +56,7 @@ def test_a_subclass_without_changes_passes(app_folder):
     code, verdicts = run_conformance("my_app.strategy:MyStrategy")
     assert code == 0 and len(verdicts) == 4 and all(verdict["holds"] for verdict in verdicts.values())
     assert {verdict["subject"] for verdict in verdicts.values()} == {"MyStrategy"}
-    assert run_conformance("my_app/strategy.py:MyStrategy")[0] == 0 and run_conformance("--subject", "my_app.strategy:MyStrategy")[0] == 0
+    assert run_conformance("my_app/strategy.py:MyStrategy")[0] == 0 and run_conformance("my_app.strategy:MyStrategy")[0] == 0
 
 
 def test_a_changed_subclass_fails_with_the_round(app_folder):

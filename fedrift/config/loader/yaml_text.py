@@ -16,6 +16,10 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from ...core.errors import UserError, quote_value
 
+HINTS = {
+    "experiment": "give the YAML file of an experiment, e.g. experiments/demo.yaml",
+    "study": "give the YAML file of a study, e.g. studies/small.yaml",
+}
 MAX_BYTES = 250_000  # size of a file; any file of this size is read within a few seconds
 MAX_NODES = 20_000  # number of values and keys after the expansion of aliases
 MAX_DEPTH = 50  # nested lists and mappings
@@ -177,21 +181,26 @@ def read_text(path: Path, example: str) -> str:
     except UnicodeDecodeError:
         raise UserError(f"{shown} is not a text file in UTF-8; {example}") from None
     except OSError as error:
-        raise UserError(f"cannot read {shown}: {error.strerror or error}") from None
+        raise UserError(f"cannot read {shown}: {error.strerror or error}; {example}") from None
     except ValueError as error:  # the path contains a NUL character
         raise UserError(f"cannot read {quote_value(str(path))}: {error}") from None
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
+def load_yaml(path: Path, kind: str = "experiment", example: str = "dataset: bbc") -> dict[str, Any]:
     """Read a YAML file of keys and values.
+
+    Args:
+        path: The path of the file.
+        kind: What the file should contain, ``"experiment"`` or ``"study"``, for error messages.
+        example: A line of such a file, for error messages.
 
     Raises:
         UserError: The file cannot be read, is not valid YAML, or does not contain keys and values.
     """
-    raw = parse_yaml(read_text(Path(path), "an experiment is YAML, e.g. experiments/demo.yaml"), str(path))
+    raw = parse_yaml(read_text(Path(path), HINTS[kind]), str(path))
     if not isinstance(raw, dict):
         raise UserError(
-            f"{path} contains no experiment: expected keys and values such as `dataset: bbc`, "
+            f"{path} contains no {kind}: expected keys and values such as `{example}`, "
             f"got {'nothing' if raw is None else type(raw).__name__}"
         )
     return raw
