@@ -55,6 +55,9 @@ class PlainAlgorithm:
     def frozen_params(self, param_names: Iterable[str], round: int) -> frozenset[str]:
         return frozenset()
 
+    def is_personal(self, name: str) -> bool:
+        return False
+
 
 @dataclass(frozen=True, eq=False)
 class ClientUpdate:

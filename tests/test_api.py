@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import math
 import subprocess
 import sys
 import textwrap
@@ -13,6 +14,7 @@ import pytest
 
 import fedrift
 from fedrift.core import registry
+from fedrift.engine.callbacks import RoundEnd
 from tests.small_experiment import documents, experiment, make_cache, model_folder
 
 FEW = ("training.num_rounds=2", "evaluation.final_blocks_per_domain=0", "evaluation.probes=[]")
@@ -107,15 +109,19 @@ def test_callbacks_are_called_at_start_rounds_and_end_and_can_stop_a_run(tmp_pat
 def test_early_stopping_waits_for_its_patience_and_counts_what_was_recorded_before(tmp_path):
     Row = fedrift.Record
     stops = fedrift.EarlyStopping(patience=2, min_delta=0.1)
-    losses = [5.0, 4.0, 3.95, float("nan"), 3.94]
-    event = type("Event", (), {"records": [Row(k, "loss", "", -1, v) for k, v in enumerate(losses[:3])]})
+    losses = [5.0, 4.0, 3.95]
+    event = type("Event", (), {"records": [Row(k, "loss", "", -1, v) for k, v in enumerate(losses)]})
     stops.on_run_begin(event)
     assert stops.waited == 1 and stops.best == 4.0
-    round_end = [type("End", (), {"value": lambda self, metric, v=v: v})() for v in losses[3:]]
-    assert [stops.on_round_end(each) for each in round_end] == [False, True]  # a round without evaluation does not count
+
+    def round_end(*losses: float) -> RoundEnd:
+        return RoundEnd(None, None, [Row(4, "loss", "", -1, value) for value in losses], 9)
+
+    assert [stops.on_round_end(round_end(*losses)) for losses in ((), (3.94,))] == [False, True]  # the first one was not evaluated
     highest = fedrift.EarlyStopping(patience=1, mode="max")
-    rising = [type("End", (), {"value": lambda self, metric, v=v: v})() for v in (1.0, 2.0, 2.0)]
-    assert [highest.on_round_end(each) for each in rising] == [False, False, True]
+    assert [highest.on_round_end(round_end(value)) for value in (1.0, 2.0, 2.0)] == [False, False, True]
+    dead = fedrift.EarlyStopping(patience=2)
+    assert [dead.on_round_end(round_end(math.nan)) for _ in range(2)] == [False, True]  # a loss of NaN is no improvement
 
 
 MY_AVG = """

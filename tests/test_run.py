@@ -24,6 +24,7 @@ from fedrift.core.errors import UserError
 from fedrift.diagnosis import judge_run
 from fedrift.engine.build import build_run, config_warnings
 from fedrift.engine.cache import resolve_fingerprints
+from fedrift.engine.callbacks import Callback
 from fedrift.engine.run import run_experiment
 from fedrift.storage import list_runs
 from fedrift.storage.fork import Checkpoint
@@ -482,6 +483,35 @@ def test_centralized_training_has_no_stragglers(tmp_path):
     asked = experiment(tmp_path, "algorithm.type=Centralized", "training.straggler_fraction=1", "training.num_rounds=2")
     # the steps of two clients with two each
     assert (run_experiment(asked, make_cache(tmp_path)).trajectory().client_table("train.steps")[1:, 0] == 4).all()
+
+
+def test_baselines_train_as_many_tokens_as_the_cohort_under_epochs_too(tmp_path):
+    epochs = ("training.local_epochs=2", "training.participation_rate=0.34", "training.num_rounds=3", "evaluation.probes=[]")
+    runs = {
+        name: run_experiment(experiment(tmp_path, f"algorithm.type={name}", *epochs), make_cache(tmp_path))
+        for name in ("FedAvg", "Centralized", "Pretrained")
+    }
+    tokens = {name: run.read_json("finished")["train_tokens"] for name, run in runs.items()}
+    assert tokens["Pretrained"] == 0 and 0.8 < tokens["Centralized"] / tokens["FedAvg"] < 1.25
+
+
+def test_a_run_that_was_stopped_early_and_killed_does_not_train_on(tmp_path):
+    class StopInRound2(Callback):
+        def on_round_end(self, event):
+            return event.round == 2
+
+    class KilledAtTheEnd(StopInRound2):
+        def on_run_end(self, run):
+            (run.folder / "finished.json").unlink()  # as if the process had been killed before
+            raise Killed
+
+    asked = experiment(tmp_path)
+    unbroken = run_experiment(asked, replace_root(tmp_path, "unbroken"), callbacks=[StopInRound2()])
+    with pytest.raises(Killed):
+        run_experiment(asked, replace_root(tmp_path, "broken"), callbacks=[KilledAtTheEnd()])
+    broken = run_experiment(asked, replace_root(tmp_path, "broken"))
+    assert broken.read_json("finished")["rounds"] == 2
+    assert_equal(unbroken, broken)
 
 
 def test_records_are_json_without_times(tmp_path):

@@ -56,6 +56,10 @@ class Algorithm(ABC):
     is_personalized: ClassVar[bool] = False  # whether every client has a personalized model
     one_client_per_model: ClassVar[bool] = False  # whether every model of the server has only one client
 
+    def is_personal(self, name: str) -> bool:
+        """Return whether a parameter stays on its client and is never sent."""
+        return False
+
     # Hooks before the first round.
 
     def configure_clients(self, client_rows: list[np.ndarray], cohort_size: int, local_steps: int) -> tuple[list[np.ndarray], int, int]:

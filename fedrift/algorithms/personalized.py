@@ -83,7 +83,6 @@ class FedPer(FedAvg):
     personal_params: Annotated[tuple[Annotated[str, MinLen(1)], ...], MinLen(1)] = ("*.B",)
 
     def is_personal(self, name: str) -> bool:
-        """Return whether a parameter is personal."""
         return any(fnmatchcase(name, pattern) for pattern in self.personal_params)
 
     def init_client_state(self, params: Tree) -> Tree:

@@ -40,6 +40,7 @@ class Scaffold(FedAvg):
     """
 
     uploads: ClassVar[frozenset[str]] = frozenset({"client_state"})
+    is_weighted: ClassVar[bool] = False  # whether the control variates include the clients' weights
 
     def init_broadcast(self, params: Tree) -> Tree:
         """Return the initial c, which is zero."""
@@ -78,7 +79,7 @@ class Scaffold(FedAvg):
                 f"SCAFFOLD under {type(optimizer).__name__}: the correction is added to the gradient before the optimizer normalizes it, "
                 "so the fixed point is off by O(lr) and no convergence theory applies; use Sgd"
             )
-        if weighting != "uniform":
+        if weighting != "uniform" and not self.is_weighted:
             messages.append(
                 f"SCAFFOLD is derived for a uniform mean; client_weighting={weighting!r} is equivalent only if all clients have the "
                 "same weight, and training diverged in experiments with skewed client sizes; use client_weighting: uniform"
@@ -131,6 +132,8 @@ class ScaffoldWeighted(Scaffold):
     u = mean_k u_k holds in every round, for any cohort. A client that participates for the first time uses the mean weight.
     """
 
+    is_weighted: ClassVar[bool] = True
+
     def init_broadcast(self, params: Tree) -> Tree:
         """Return zeros for the means over all clients: u, the weight n, and the fraction of clients that have participated."""
         leaf = next(iter(params.values()))
@@ -165,6 +168,3 @@ class ScaffoldWeighted(Scaffold):
         return super(Scaffold, self).round_metrics(result) | control_variate_metrics(
             result, controls, select_prefix("u", result.after.server.broadcast)
         )
-
-    def warnings(self, optimizer: Optimizer, weighting: str) -> list[str]:
-        return super().warnings(optimizer, "uniform")

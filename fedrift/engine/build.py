@@ -603,12 +603,16 @@ def make_batches(
     Args:
         config: The configuration of the experiment.
         blocks: The training blocks of each client.
-        local_steps: Local steps of each client per round.
+        local_steps: Local steps of each client per round. With ``training.local_epochs`` their ratio to ``training.local_steps`` scales the
+            epochs, so that a baseline with one client for all documents trains as many tokens as the cohort that it replaces.
         allow_stragglers: Whether clients can be stragglers; false for baselines that replace the clients of the partition.
         runtime: The runtime options.
     """
     training = config.training
-    options = (blocks, training.batch_size, config.seed, local_steps, training.local_epochs, runtime.resolve_device())
+    epochs = training.local_epochs
+    if epochs and (local_steps, len(blocks)) != (training.local_steps, config.partition.num_clients):
+        epochs *= local_steps / training.local_steps * len(blocks) / config.partition.num_clients
+    options = (blocks, training.batch_size, config.seed, local_steps, epochs, runtime.resolve_device())
     return (
         StragglingBatches(*options, training.straggler_fraction, training.straggler_policy)
         if training.straggler_fraction and allow_stragglers

@@ -176,21 +176,25 @@ class EarlyStopping(Callback):
     def on_run_begin(self, event: RunBegin) -> None:
         self.best, self.waited = math.inf, 0
         for record in event.records:
-            if record.metric == self.metric and record.client < 0 and not record.domain:
+            if is_federation_value(record, self.metric):
                 self._observe(record.value)
 
     def on_round_end(self, event: RoundEnd) -> bool:
-        self._observe(event.value(self.metric))
+        if any(is_federation_value(record, self.metric) for record in event.records):  # else it was not evaluated in this round
+            self._observe(event.value(self.metric))
         return self.waited >= self.patience
 
     def _observe(self, value: float) -> None:
-        if math.isnan(value):  # the metric was not evaluated in this round
-            return
         improved = self.sign * value < self.best - self.min_delta
         self.best, self.waited = (self.sign * value, 0) if improved else (self.best, self.waited + 1)
 
 
+def is_federation_value(record: Record, metric: str) -> bool:
+    """Return whether a record is the value of a metric for the whole federation."""
+    return record.metric == metric and record.client < 0 and not record.domain
+
+
 def last_value(records: Sequence[Record], metric: str) -> float:
     """Return the last value of a metric for the whole federation in some records; NaN if there is none."""
-    matching = (record.value for record in reversed(records) if record.metric == metric and record.client < 0 and not record.domain)
+    matching = (record.value for record in reversed(records) if is_federation_value(record, metric))
     return next(matching, math.nan)

@@ -109,13 +109,13 @@ def update_participation(state: FederatedState, cohort: Tensor, update: CohortUp
     Args:
         state: The state before the round.
         cohort: The clients of the round, ``[C]``.
-        update: The updates of the cohort. Failed clients do not count as participants.
+        update: The updates of the cohort. Failed clients and clients without weight, such as dropped stragglers, do not count.
 
     Returns:
         The round of each client, counted from 1, ``[N]``; 0 for clients without a used update.
     """
     last_round = state.last_participation if len(state.last_participation) else torch.zeros_like(state.cluster_ids, device="cpu")
-    return last_round.index_fill(0, cohort[~update.failed], state.round + 1)
+    return last_round.index_fill(0, cohort[~update.failed & (update.weight.cpu() > 0)], state.round + 1)
 
 
 def ensure_client_means(state: FederatedState, algorithm: FedAvg) -> FederatedState:

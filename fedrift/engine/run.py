@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..storage.updates import UpdateLog
     from .build import RunContext
 
+STOPPED_EARLY = "stopped early"  # the kind of the event that ends a run before its last round
 MIN_TRAINING_SECONDS = 10.0  # a run with less training time gets no warning about the time of its probes
 
 
@@ -219,11 +220,12 @@ def _execute_run(
 
     client_pool: ClientPool = pool_factory(config, context, run) if pool_factory else context.simulator
     client_pool = context.clustering.wrap_client_pool(client_pool)
+    was_stopped = any(event["kind"] == STOPPED_EARLY and event["round"] == state.round for event in run.events())
     loop = run_rounds(
         state,
         forked_run.wrap_client_pool(client_pool, context) if forked_run else client_pool,
         algorithm,
-        num_rounds=training.num_rounds,
+        num_rounds=state.round if was_stopped else training.num_rounds,
         cohort_size=context.cohort_size,
         seed=config.seed,
         recluster=context.clustering.recluster,
@@ -237,9 +239,9 @@ def _execute_run(
         _store_round(round_end, context, checkpoint, storage_callbacks, seconds, probe_seconds)
         stopped_by = [type(callback).__name__ for callback in callbacks if callback.on_round_end(round_end)]
         if stopped_by and state.round < training.num_rounds:
-            checkpoint.save(state)
             message = f"stopped after round {state.round} of {training.num_rounds} by {', '.join(stopped_by)}"
-            run.log_event(state.round, "stopped early", message)
+            run.log_event(state.round, STOPPED_EARLY, message)  # before the checkpoint, so that a resumed run does not train on
+            checkpoint.save(state)
             break
     finish_run(config, run, context, state, resources, has_client_state=pool_factory is None)
     for callback in callbacks:

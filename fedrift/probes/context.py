@@ -156,7 +156,7 @@ def client_model(result: RoundResult, row: int) -> Tree:
 
 def trained_mask(result: RoundResult) -> Tensor:
     """Return which clients of the cohort trained and returned finite numbers, ``[C]`` bool."""
-    return (~result.update.failed & (result.update.steps > 0)).cpu()
+    return (~result.update.failed & (result.update.steps != 0)).cpu()
 
 
 def model_shares(state: FederatedState) -> Tensor:

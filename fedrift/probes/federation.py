@@ -107,17 +107,21 @@ class CommunicatingAlgorithm(Protocol):
         """Return the parameters that no client trains in a round."""
         ...
 
+    def is_personal(self, name: str) -> bool:
+        """Return whether a parameter stays on its client."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class CommunicationCost:
     """Count the bytes that one client downloads (``cost.down``) and uploads (``cost.up``) in a round.
 
     Tensors are counted uncompressed, in their own data type. Downloads are the model, the algorithm's broadcast (SCAFFOLD's control
-    variate c doubles the cost) and, if the aggregator merged weights under the adapters, the merged matrix of each module. Uploads
-    are the model update and the client's further ``uploads`` (the change of its client state, the mean gradient). Parameters that no
-    client trains in the round are not transferred, and neither are the corresponding leaves of the other trees. The frozen base
-    model is not counted, nor are the initial transfers to a client that joins. If messages really traveled over a network, their own
-    sizes are reported instead, as the mean over the cohort.
+    variate c doubles the cost) and, if the aggregator merged weights under the adapters, the merged matrix of each module. Uploads are
+    the model update and the client's further ``uploads`` (the change of its client state, the mean gradient). Parameters that no client
+    trains in the round and personal parameters are not transferred, and neither are the corresponding leaves of the other trees. The
+    frozen base model is not counted, nor are the initial transfers to a client that joins. If messages really traveled over a network,
+    their own sizes are reported instead, as the mean over the cohort.
     """
 
     algorithm: CommunicatingAlgorithm
@@ -129,6 +133,7 @@ class CommunicationCost:
             down, up = update.bytes_on_wire.double().nanmean(0).tolist()
             return {"cost.down": down, "cost.up": up}
         frozen = self.algorithm.frozen_params(server.params.keys(), result.before.round)
+        frozen |= {name for name in server.params if self.algorithm.is_personal(name)}
         upload_trees = {"client_state": update.state_delta, "mean_grad": update.mean_grad}
         return {
             "cost.down": float(sum(row_bytes(tree, frozen) for tree in (server.params, server.broadcast, server.merged_base))),

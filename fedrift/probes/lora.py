@@ -94,7 +94,7 @@ class ProductGeometry:
         """Compute the metrics of a round; empty without adapters or if no client trained."""
         before, update = result.before.server.params, result.update
         modules = adapter_modules(before)
-        valid = ~update.failed & (update.steps > 0)
+        valid = ~update.failed & (update.steps != 0)
         if not modules or not valid.any():
             return {}
         rows = valid.nonzero().flatten()

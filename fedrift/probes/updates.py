@@ -33,7 +33,7 @@ def training_metrics(result: RoundResult) -> MetricValues:
         traffic = {"wire.down": update.bytes_on_wire[:, 0].double(), "wire.up": update.bytes_on_wire[:, 1].double()}
     return {
         "train.loss.start": update.loss[:, 0],
-        "train.loss": torch.where(update.steps > 0, update.loss[:, 1], torch.nan),
+        "train.loss": torch.where(update.steps != 0, update.loss[:, 1], torch.nan),
         "weight": update.weight.cpu(),
         "train.tokens": update.tokens,
         "train.steps": update.steps,
@@ -78,8 +78,10 @@ def update_geometry(result: RoundResult) -> MetricValues:
     - ``update.divergence``: mean_{i<j} |d_i - d_j| / mean |d|, the mean distance of two clients' updates relative to their mean norm. It
       says nothing about whether training diverges.
     - ``gradient.norm`` and ``gradient.norm.variance``: mean and variance of the clients' gradient norms.
+
+    If all updates are zero, as with FedSGD, whose clients send gradients, there are norms but no angles.
     """
-    valid = ~result.update.failed & (result.update.steps > 0)
+    valid = ~result.update.failed & (result.update.steps != 0)  # a client that does not tell its steps has trained
     grams = gram_by_layer(result.update.delta.take(valid.nonzero().flatten().to(device_of(result.update.delta))))
     gram = torch.stack(list(grams.values())).sum(0)
     count = len(gram)
@@ -89,8 +91,10 @@ def update_geometry(result: RoundResult) -> MetricValues:
         agreement = measure_agreement(gram)
         metrics["update.norm"] = scatter_clients(agreement.norm, valid)
         metrics["update.relative"] = metrics["update.norm"] / received.where(received > 0, torch.nan)
-        metrics["update.cosine"] = scatter_clients(agreement.cosine, valid)
-        metrics["update.consensus"], metrics["update.diversity"] = agreement.consensus, agreement.diversity
+        has_direction = bool(gram.diagonal().any())  # FedSGD's clients send gradients, and their updates are zero
+        if has_direction:
+            metrics["update.cosine"] = scatter_clients(agreement.cosine, valid)
+            metrics["update.consensus"], metrics["update.diversity"] = agreement.consensus, agreement.diversity
         for layer, layer_gram in grams.items():
             if layer and bool(layer_gram.diagonal().any()):  # the updates of an untrained layer are zero and have no direction
                 layer_agreement = measure_agreement(layer_gram)
@@ -98,18 +102,19 @@ def update_geometry(result: RoundResult) -> MetricValues:
                     layer_agreement.consensus,
                     layer_agreement.diversity,
                 )
-        if count > 1:
+        if count > 1 and has_direction:
             norm = agreement.norm
             distances = (norm.pow(2)[:, None] + norm.pow(2) - 2 * gram).clamp_min(0).sqrt()
             metrics["update.divergence"] = distances.sum() / (count * (count - 1)) / norm.mean().clamp_min(1e-30)
             metrics["update.pairwise"] = agreement.pairwise
     gradient_norm = result.update.mean_grad.norm().cpu()
-    gradient_norm = torch.where(valid, gradient_norm, torch.nan)
-    metrics["gradient.norm"] = gradient_norm
-    if count:
-        metrics["gradient.norm", ""] = gradient_norm[valid].mean()
-    if count > 1:
-        metrics["gradient.norm.variance"] = gradient_norm[valid].var()
+    is_unknown = gradient_norm.isnan() | (result.update.steps.isnan() & (gradient_norm == 0))  # of a client that tells neither
+    metrics["gradient.norm"] = torch.where(valid & ~is_unknown, gradient_norm, torch.nan)
+    known = gradient_norm[valid & ~is_unknown]
+    if len(known):
+        metrics["gradient.norm", ""] = known.mean()
+    if len(known) > 1:
+        metrics["gradient.norm.variance"] = known.var()
     return metrics
 
 

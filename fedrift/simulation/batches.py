@@ -58,6 +58,9 @@ class TextBatches:
     def block_order(self, client: int, round: int) -> np.ndarray:
         """Return the indices of the blocks that a client uses in a round, in order.
 
+        The shuffled epochs follow each other, and batches are cut from the whole: all batches but the last are full, and a batch can
+        hold the end of one epoch and the beginning of the next. McMahan et al. (2017, Algorithm 1) cut each epoch apart.
+
         Returns:
             The indices, ``[steps * B]``; fewer if the last batch is smaller.
         """

@@ -66,7 +66,7 @@ class Batches(Protocol):
     """``(round, cohort [C]) -> one batch per local step``. A batch is a dictionary of tensors with the leading axis C.
 
     The loss function reads the tensors. The simulator itself reads three optional keys. ``weight [C]`` is the number of trained
-    tokens of each client in the batch; the default is 1. ``held [C]`` is the number of training examples of each client, which is
+    tokens of each client in the batch; the default is 1. ``num_examples [C]`` is the number of training examples of each client, which is
     the same in every step and is required for the client weighting ``examples``. If clients take different numbers of steps,
     ``rows [A]`` contains the rows of the cohort that take this step, and the leading axis of all other tensors is A.
     """
@@ -138,7 +138,7 @@ class ClientSimulator:
             The updates of the clients, in the order of ``cohort``.
 
         Raises:
-            UserError: The algorithm needs ``represent_fn``, or the client weighting needs batches with ``held``.
+            UserError: The algorithm needs ``represent_fn``, or the client weighting needs batches with ``num_examples``.
         """
         micro_cohorts = cohort.split(self.clients_per_pass or len(cohort))  # type: ignore[no-untyped-call]
         return concat_updates([self._train_clients(state, algorithm, clients) for clients in micro_cohorts])
@@ -184,12 +184,14 @@ class ClientSimulator:
             loss, grad = value_and_gradient(self.loss_fn, local.params, batch, rows, frozen, merged_base, regularizer)
             active = torch.zeros(len(cohort), dtype=torch.bool).index_fill(0, rows, True)
             steps = local.steps + active
-            grad_weight = (1 / steps.clamp_min(1)) * active  # updates the running mean of the gradients
             step_tokens = scatter_rows(batch.get("weight", torch.ones(len(rows))), rows, len(cohort))
             first_loss = torch.where(active & local.loss.isnan(), scatter_rows(loss, rows, len(cohort)), local.loss)
             tokens, loss_sum = tokens + step_tokens, loss_sum + scatter_rows(loss, rows, len(cohort)) * step_tokens
             if self.client_weighting == "examples":
                 examples = torch.where(active, scatter_rows(examples_per_client(batch), rows, len(cohort)), examples)
+            # The weight of this step in the running mean. A server that uses the mean itself (FedSGD) needs the gradient of all tokens.
+            sends_gradient = "mean_grad" in algorithm.uploads
+            grad_weight = step_tokens / tokens.clamp_min(1e-12) if sends_gradient else (1 / steps.clamp_min(1)) * active
             weight = {"tokens": tokens, "examples": examples, "uniform": (tokens > 0).double()}[self.client_weighting]
             mean_grad = local.mean_grad.lerp(grad, grad_weight.to(device))
             local = replace(local, mean_grad=mean_grad, steps=steps, loss=first_loss, weight=weight)

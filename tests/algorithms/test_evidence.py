@@ -10,6 +10,7 @@ import torch
 from fedrift.algorithms import FedAvg, FedDyn, FedProx, Scaffold, ScaffoldWeighted
 from fedrift.algorithms.aggregators.mean import weighted_mean
 from fedrift.core.optimizers import Adam, Sgd
+from fedrift.engine.loop import update_participation
 from tests.laws.federation import SIZE, SUBJECTS, data, train
 
 
@@ -95,3 +96,11 @@ def test_every_algorithm_accepts_round_metrics(name):
     done = train(SUBJECTS[name], data(), until=2)[-1]
     for value in SUBJECTS[name].round_metrics(done).values():
         assert torch.as_tensor(value).shape in {(), (len(done.cohort),)}
+
+
+def test_a_control_variate_of_a_client_without_weight_ages():
+    """As a straggler whose work is dropped: the server did not use its update, so its control variate is as old as before."""
+    done = train(Scaffold(), data(), until=1)[0]
+    weight = done.update.weight.index_fill(0, torch.tensor([1]), 0.0)
+    last = update_participation(done.before, done.cohort, replace(done.update, weight=weight))
+    assert last.tolist() == [0 if client == done.cohort[1] else 1 for client in range(SIZE)]

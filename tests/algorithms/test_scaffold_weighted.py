@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import pytest
 
 from fedrift.algorithms import FedAvg, Scaffold, ScaffoldWeighted
-from fedrift.core.optimizers import Sgd, select_prefix
+from fedrift.algorithms.aggregators import Median
+from fedrift.core.optimizers import AdamW, Sgd, select_prefix
 from tests.quadratics import clients, path, train
 
 
@@ -29,6 +30,13 @@ def test_uniform_controls_with_weighted_means_follow_another_path_and_have_a_war
     assert abs(path(scaled)[-1] - GOAL) < abs(path(plain)[-1] - GOAL)
     assert Scaffold().warnings(Sgd(), "tokens")
     assert not ScaffoldWeighted().warnings(Sgd(), "tokens")
+
+
+def test_a_mean_that_ignores_weights_has_a_warning_as_without_control_variates():
+    """The control variates would be weighted and the mean would not."""
+    plain, weighted = (method(aggregator=Median()).warnings(Sgd(), "tokens") for method in (FedAvg, ScaffoldWeighted))
+    assert plain and set(plain) <= set(weighted)
+    assert any("normalizes" in warning for warning in ScaffoldWeighted().warnings(AdamW(), "tokens"))
 
 
 def test_with_equal_weights_it_equals_scaffold():

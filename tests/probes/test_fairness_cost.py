@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedrift.algorithms import Ditto, FedAvg, FedSGD, Scaffold
+from fedrift.algorithms import Ditto, FedAvg, FedPer, FedSGD, Scaffold
 from fedrift.algorithms.aggregators import FedEx, FFALoRA, RoLoRA
 from fedrift.probes.base import MetricHistory
 from fedrift.probes.federation import CommunicationCost, fairness_metrics, jain_index
@@ -51,6 +51,7 @@ ALL = A + B + H + IDLE
         (Scaffold(), 2 * ALL, 2 * ALL),
         (Ditto(), ALL, ALL),  # its client state is not sent
         (FedSGD(), ALL, 2 * ALL),  # its server uses the gradient
+        (FedPer(), ALL - B, ALL - B),  # B stays on the client
         (FedAvg(aggregator=FFALoRA()), ALL - A, ALL - A),
         (FedAvg(aggregator=FedEx()), ALL + BASE, ALL),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -67,3 +68,12 @@ def test_values_are_recorded_for_their_clients():
     ]
     with pytest.raises(ValueError, match=r"'a' has 4 values; .* each of the 2 clients of the cohort, .* all 3 clients"):
         to_records({"a": torch.zeros(4)}, 7, [0, 2], 3)
+
+
+def test_a_client_that_does_not_tell_its_steps_has_trained_and_its_gradient_is_unknown():
+    done = make_round([[3, 4], [3, 4]])
+    update = replace(done.update, steps=torch.tensor([math.nan, 5.0]), mean_grad=Tree(x=torch.tensor([[0.0, 0.0], [6.0, 8.0]])))
+    reading = update_geometry(replace(done, update=update))
+    assert reading["update.norm"].tolist() == pytest.approx([5, 5])
+    assert reading["gradient.norm"][0].isnan() and reading["gradient.norm", ""] == pytest.approx(10)
+    assert "gradient.norm.variance" not in reading
