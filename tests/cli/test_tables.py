@@ -160,6 +160,13 @@ def test_a_word_that_is_wider_than_the_terminal_is_wrapped(capsys):
     assert out.count("x") == 50 and "1.234" in out and "[bold]" in out and max(map(len, out.splitlines())) <= 40
 
 
+def test_a_setting_without_a_value_is_listed_as_none(tmp_path, run_at_80_columns):
+    for alpha in ("null", "0.1"):
+        store(tmp_path / "runs", f"partition={{type: Dirichlet, num_clients: 5, alpha: {alpha}}}")
+    out = run_at_80_columns("list")
+    assert "alpha=none" in out and "alpha=0.1" in out
+
+
 def test_an_iid_baseline_is_found_by_its_settings():
     skewed = parse_config({"dataset": "bbc", "partition": {"type": "Dirichlet", "num_clients": 5, "alpha": 0.1}})
     configs = {"run": skewed.to_stored_dict(), "iid": iid_baseline(skewed).to_stored_dict()}

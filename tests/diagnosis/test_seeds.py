@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedrift.diagnosis import diagnose
-from fedrift.diagnosis.across_seeds import combine_seeds, diagnoses_to_json, paired_excess
+from fedrift.diagnosis.across_seeds import combine_seeds, diagnoses_to_json, format_effect, paired_excess
 from fedrift.diagnosis.finding import Finding, RunEvidence, make_not_measured, single_run_grade
 
 from .runs import falling, run
@@ -125,3 +125,9 @@ def test_the_highest_grade_comes_first_and_the_result_is_json():
 
 def test_an_infinite_excess_is_excluded_from_the_interval():
     assert math.isnan(paired_excess([make_one(math.inf)], 0.95, 0.8)[0])
+
+
+def test_the_smallest_detectable_effect_is_a_whole_count_or_a_ratio():
+    assert format_effect(0.5, "occurrences") == "1 occurrence" and format_effect(1.5, "updates") == "2 updates"
+    assert format_effect(math.log(1.5), "log ratio to the baseline") == "1.5 times the baseline"
+    assert format_effect(0.05, "nats per token") == "0.05 nats per token" and format_effect(math.nan, "updates") == "nan updates"

@@ -174,3 +174,11 @@ def test_a_study_states_which_conditions_count(tmp_path):
     gated = study(tmp_path, gate={"min": 0.2})
     assert gated.gate is not None and (gated.gate.metric, gated.gate.min, gated.gate.action) == ("baseline.gain", 0.2, "void")
     assert parse_study(gated.to_dict()) == gated and study(tmp_path).gate is None
+
+
+def test_an_empty_or_missing_study_is_told_what_a_study_is(tmp_path):
+    (tmp_path / "empty.yaml").touch()
+    with pytest.raises(UserError, match=r"contains no study: expected keys and values such as `base: my\.yaml`, got nothing"):
+        load_study(tmp_path / "empty.yaml")
+    with pytest.raises(UserError, match=r"No such file or directory; give the YAML file of a study, e\.g\. studies/small\.yaml"):
+        load_study(tmp_path / "missing.yaml")
