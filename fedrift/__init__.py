@@ -34,6 +34,7 @@ _MODULES = {
     "fedrift.core.registry": ("register",),
     "fedrift.core.errors": ("UserError",),
     "fedrift.config.schema": ("ExperimentConfig", "TrainingConfig", "EvaluationConfig"),
+    "fedrift.config.runtime": ("Runtime",),
     "fedrift.data": ("DatasetConfig",),
     "fedrift.models.trainable": ("Lora", "LastBlocks", "All"),
     "fedrift.core.optimizers": ("Sgd", "AdamW", "Adam", "Yogi", "Adagrad"),
@@ -42,6 +43,7 @@ _MODULES = {
     "fedrift.core.types": ("ServerState", "LocalState", "CohortUpdate", "FederatedState", "RoundResult"),
     "fedrift.storage": ("Run",),
     "fedrift.engine.callbacks": ("Callback", "EarlyStopping", "RoundEnd"),
+    "fedrift.engine.cache": ("ResourceCache",),
     "fedrift.engine.loop": ("run_rounds", "init_state"),
     "fedrift.simulation": ("ClientSimulator",),
     "fedrift.diagnosis": ("Diagnosis",),
@@ -67,6 +69,10 @@ _MODULES = {
         "FedProx",
         "FedNova",
         "FedSGD",
+        "FedAvgM",
+        "FedAdam",
+        "FedYogi",
+        "FedAdagrad",
         "Scaffold",
         "ScaffoldWeighted",
         "FedDyn",
@@ -104,11 +110,13 @@ if TYPE_CHECKING:
     from .api import load_run as load_run
     from .api import run as run
     from .api import study as study
+    from .config.runtime import Runtime as Runtime
     from .config.schema import EvaluationConfig as EvaluationConfig
     from .config.schema import ExperimentConfig as ExperimentConfig
     from .config.schema import TrainingConfig as TrainingConfig
     from .core.errors import UserError as UserError
     from .core.registry import register as register
+    from .engine.cache import ResourceCache as ResourceCache
     from .engine.callbacks import Callback as Callback
     from .engine.callbacks import EarlyStopping as EarlyStopping
     from .engine.callbacks import RoundEnd as RoundEnd

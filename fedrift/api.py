@@ -67,7 +67,8 @@ def run(
     """Run an experiment until its last round.
 
     An interrupted run continues from its last checkpoint, and its results are bit for bit those of a run without interruption. If
-    the run is finished already, it is returned without running again.
+    the run is finished already, it is returned without running again. A run that a callback stopped is finished too, because callbacks
+    are not part of the configuration; ``fresh=True`` runs it again.
 
     Args:
         config: The experiment, in any form that ``load_config`` accepts.
@@ -76,10 +77,10 @@ def run(
         callbacks: Called at the start of the run, after each round and at the end. A callback can stop the run.
         fresh: Whether to move a stored run of this experiment to another folder and run the experiment again.
         resources: Loaded models and data that several runs share. Default: loaded for this run.
-        **runtime: Fields of ``fedrift.config.runtime.Runtime``, for example ``device="cuda"`` or ``threads=4``.
+        **runtime: Fields of ``fedrift.Runtime``, for example ``device="cuda"`` or ``threads=4``.
 
     Returns:
-        The stored run, with ``run.metrics()``, ``run.trajectory()``, ``run.summary`` and ``run.folder``.
+        The stored run, with ``run.metrics()``, ``run.trajectory()``, ``run.summary()`` and ``run.folder``.
 
     Raises:
         UserError: The configuration is invalid or cannot be run, or the folder of the run contains another experiment.
@@ -112,13 +113,14 @@ def study(
     If the study defines a tuning stage, hyperparameters are tuned first. Finished runs are not run again.
 
     Args:
-        config: The path of the YAML file of a study, a dictionary with the same keys, or a ``Study``.
+        config: The path of the YAML file of a study, the name of a ready one such as ``"small"``, a dictionary with the same keys, or
+            a ``Study``.
         overrides: Changes as ``"key.key=value"``.
         executor: ``local``, ``processes``, ``stacked``, ``ray``, ``slurm``, or an ``Executor``.
         runs_dir: The folder of the runs.
         fresh: Whether to move stored runs of the study to another folder and run them again.
         resources: Loaded models and data that the runs share. Default: loaded for this study.
-        **runtime: Fields of ``fedrift.config.runtime.Runtime``.
+        **runtime: Fields of ``fedrift.Runtime``.
 
     Returns:
         The manifest of the study, which lists its runs, tuned values and failures.
@@ -140,7 +142,7 @@ def study(
     elif isinstance(config, Mapping):
         parsed_study = parse_study(apply_overrides(dict(config), overrides))
     else:
-        parsed_study = load_study(Path(config), list(overrides))
+        parsed_study = load_study(find_ready(Path(config), "studies"), list(overrides))
     parsed_executor = parse_value(Executor, executor, Registry({Executor: executors}), "executor")
     return run_study(parsed_study, _resources(resources, runs_dir, runtime), parsed_executor, fresh=fresh)
 
@@ -149,8 +151,11 @@ def load_run(name: str, runs_dir: str | PathLike[str] = "runs") -> Run:
     """Load a stored run.
 
     Args:
-        name: The id of the run, or the first characters of the id.
+        name: The id of the run, its first characters, a tag that only it has, or its folder.
         runs_dir: The folder of the runs.
+
+    Returns:
+        The stored run.
 
     Raises:
         UserError: No run or more than one run has such an id.
@@ -200,7 +205,8 @@ def diagnose(runs: Run | Sequence[Run], baseline: Run | Sequence[Run] | None = N
         )
     if baseline is not None and not any(groups[0].baselines):
         raise UserError(
-            "the baseline is not the IID baseline of these runs: it may differ only in partition.severity, which must be 0; "
+            "the baseline is not the IID baseline of these runs: it may differ only in partition.severity, which must be 0, and then in "
+            "partition.alpha, which has no effect; "
             "config.iid_baseline() returns its configuration"
         )
     return diagnose_evidence(groups[0].cases)

@@ -131,13 +131,15 @@ def check_stored_run(config: ExperimentConfig, run: Run, runtime: Runtime) -> No
 
 def describe_finished_run(run: Run) -> str:
     """Describe when and how a finished run was computed: ``finished on 2026-11-29, float32 on cpu, fedrift 0.1.0``."""
-    environment, date = run.environment, str(run.read_json("finished").get("date", ""))
+    environment, finished, num_rounds = run.environment, run.read_json("finished"), run.config["training"]["num_rounds"]
+    date, last_round = str(finished.get("date", "")), finished.get("rounds", num_rounds)
     engine = {**NUMERIC_DEFAULTS, **environment.get("engine", {})}
     options = [name for name in ("tf32", "compiled") if engine[name]] + ([] if engine["deterministic"] else ["not deterministic"])
     version = environment.get("packages", {}).get("fedrift") or "of an unknown version"
     day = f"finished on {date[:10]}" if date else "finished on an unknown date"
     numerics = f"{engine['dtype']} on {environment.get('device', 'an unknown device')}"
-    return ", ".join([day, numerics, *options, f"fedrift {version}"])
+    stopped = [f"stopped early after round {last_round} of {num_rounds}"] if last_round < num_rounds else []
+    return ", ".join([day, *stopped, numerics, *options, f"fedrift {version}"])
 
 
 def record_failure(run: Run, error: Exception) -> None:

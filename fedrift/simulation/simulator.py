@@ -66,7 +66,7 @@ class Batches(Protocol):
     """``(round, cohort [C]) -> one batch per local step``. A batch is a dictionary of tensors with the leading axis C.
 
     The loss function reads the tensors. The simulator itself reads three optional keys. ``weight [C]`` is the number of trained
-    tokens of each client in the batch; the default is 1. ``held [C]`` is the number of training examples of each client, which is
+    tokens of each client in the batch; the default is 1. ``num_examples [C]`` is the number of training examples of each client, which is
     the same in every step and is required for the client weighting ``examples``. If clients take different numbers of steps,
     ``rows [A]`` contains the rows of the cohort that take this step, and the leading axis of all other tensors is A.
     """
@@ -138,7 +138,7 @@ class ClientSimulator:
             The updates of the clients, in the order of ``cohort``.
 
         Raises:
-            UserError: The algorithm needs ``represent_fn``, or the client weighting needs batches with ``held``.
+            UserError: The algorithm needs ``represent_fn``, or the client weighting needs batches with ``num_examples``.
         """
         micro_cohorts = cohort.split(self.clients_per_pass or len(cohort))  # type: ignore[no-untyped-call]
         return concat_updates([self._train_clients(state, algorithm, clients) for clients in micro_cohorts])

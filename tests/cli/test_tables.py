@@ -18,6 +18,7 @@ from fedrift.config.schema import iid_baseline, parse_config
 from fedrift.core.records import Record
 from fedrift.diagnosis.fork import ForkReport
 from fedrift.storage import Run
+from fedrift.storage.index import to_iid_baseline
 
 DOMAINS = ("entertainment-and-arts", "international.politics", "sports")
 
@@ -129,4 +130,4 @@ def test_a_word_that_is_wider_than_the_terminal_is_wrapped(capsys):
 def test_an_iid_baseline_is_found_by_its_settings():
     skewed = parse_config({"dataset": "bbc", "partition": {"type": "Dirichlet", "num_clients": 5, "alpha": 0.1}})
     configs = {"run": skewed.to_stored_dict(), "iid": iid_baseline(skewed).to_stored_dict()}
-    assert find_iid_baselines(configs) == {"run": "iid"}
+    assert find_iid_baselines(configs) == {"run": "iid"} and to_iid_baseline(configs["run"]) == configs["iid"]
