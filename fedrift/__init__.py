@@ -8,6 +8,10 @@ Example:
     >>> config = fedrift.load_config({"dataset": "bbc", "training": {"num_rounds": 3}})
     >>> config.algorithm
     FedAvg(server_optimizer=Sgd(lr=1.0, momentum=0.0, dampening=0.0, weight_decay=0.0), aggregator=Mean())
+
+Examples of the public names use ``config``, a small experiment; ``run`` and ``baseline``, its stored run and that of its IID baseline;
+``folder``, the folder of these runs; ``corpus``, documents of three topics, and ``rng``, a NumPy generator; and ``simulator``, ``params``
+and ``result``, two clients with quadratic losses, their initial parameters and the result of a round.
 """
 
 from __future__ import annotations

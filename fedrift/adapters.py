@@ -76,6 +76,11 @@ class AggregatedAdapter:
         remaining_error: The same distance for this adapter in place of the separate means; 0 but for rounding where the method is
             exact.
         folder: Where the adapter was written; None if it was not.
+
+    Example:
+        >>> adapter = fedrift.aggregate_adapters([run.folder / "model", baseline.folder / "model"], "fedavg")
+        >>> adapter.method, adapter.rank
+        ('fedavg', 8)
     """
 
     method: Method
@@ -131,9 +136,10 @@ def aggregate_adapters(
             LoRA factors; the method does not fit them; or the output folder is not empty.
 
     Example:
-        >>> result = fedrift.aggregate_adapters(["client0", "client1"], "fedex", output="mean")     # doctest: +SKIP
-        >>> print(f"separate means would lose {result.error:.0%}")                                  # doctest: +SKIP
-        >>> model = PeftModel.from_pretrained(base, "mean")                                         # doctest: +SKIP
+        >>> folders = [run.folder / "model", baseline.folder / "model"]
+        >>> adapter = fedrift.aggregate_adapters(folders, "fedex", output=folder / "mean")
+        >>> adapter.is_exact, adapter.rank
+        (True, 16)
     """
     if method not in METHODS:
         raise unknown_name_error("aggregation method", str(method), METHODS)

@@ -86,8 +86,11 @@ def run(
         UserError: The configuration is invalid or cannot be run, or the folder of the run contains another experiment.
 
     Example:
-        >>> run = fedrift.run({"dataset": "bbc", "training": {"num_rounds": 2}}, runs_dir=folder)  # doctest: +SKIP
-        >>> run.metrics().query("metric == 'loss'")                                               # doctest: +SKIP
+        >>> run = fedrift.run(config, runs_dir=folder)
+        >>> run.status
+        'finished'
+        >>> run.trajectory().rounds.tolist()
+        [0, 1]
     """
     from .engine.run import archive_stored_run, run_experiment
 
@@ -129,8 +132,10 @@ def study(
         UserError: The study is invalid, or a run has neither finished nor failed.
 
     Example:
-        >>> manifest = fedrift.study("studies/small.yaml", overrides=["seeds=[0, 1, 2]"])  # doctest: +SKIP
-        >>> [entry.run for entry in manifest.read()["runs"]]                               # doctest: +SKIP
+        >>> study = {"name": "two-partitions", "base": config.to_dict(), "metrics": ["loss"]}
+        >>> manifest = fedrift.study(study, runs_dir=folder)
+        >>> [entry.role for entry in manifest.read()["runs"]]
+        ['run', 'iid_baseline']
     """
     from .config.loader import Registry, parse_value
     from .studies import Study, executors, load_study, parse_study
@@ -161,8 +166,9 @@ def load_run(name: str, runs_dir: str | PathLike[str] = "runs") -> Run:
         UserError: No run or more than one run has such an id.
 
     Example:
-        >>> run = fedrift.load_run("5c35")           # doctest: +SKIP
-        >>> run.trajectory().curve("loss")           # doctest: +SKIP
+        >>> run = fedrift.load_run(run.id[:6], runs_dir=folder)
+        >>> run.trajectory().curve("loss").shape
+        (2,)
     """
     return find_run(Path(runs_dir), name)
 
@@ -182,9 +188,9 @@ def diagnose(runs: Run | Sequence[Run], baseline: Run | Sequence[Run] | None = N
         UserError: A run cannot be read, the runs differ in more than their seed, or ``baseline`` is not their IID baseline.
 
     Example:
-        >>> baseline = fedrift.run(config.iid_baseline())                     # doctest: +SKIP
-        >>> for diagnosis in fedrift.diagnose(run, baseline=baseline):        # doctest: +SKIP
-        ...     print(diagnosis.grade, diagnosis.sentence)
+        >>> diagnoses = fedrift.diagnose(run, baseline=baseline)
+        >>> {diagnosis.failure: diagnosis.grade for diagnosis in diagnoses}["dead model"]
+        'none'
     """
     from .diagnosis import diagnose as diagnose_evidence
     from .diagnosis.cases import group_readable_runs
@@ -223,9 +229,13 @@ def compare(first: Run, second: Run) -> pd.DataFrame:
         One row per metric and domain, with the mean of each run over the last shared rounds, the difference of the means (second minus
         first), and the largest difference in a shared round.
 
+    Raises:
+        UserError: The records of a run cannot be read.
+
     Example:
-        >>> table = fedrift.compare(run, baseline)             # doctest: +SKIP
-        >>> table[table.metric == "loss"]                      # doctest: +SKIP
+        >>> table = fedrift.compare(run, baseline)
+        >>> "loss" in set(table.metric)
+        True
     """
     import pandas as pd
 

@@ -27,6 +27,10 @@ class FedAvgFineTuning(FedAvg):
     arXiv:1910.10252; Cheng, Chadha & Duchi, "Fine-tuning in Federated Learning", 2021, arXiv:2108.07313). It needs no
     additional computation, because it uses the local steps that follow the last received model. ``split_per_client`` is an
     alternative with additional steps after the last round.
+
+    Example:
+        >>> fedrift.load_config(config, ["algorithm=FedAvgFineTuning"]).algorithm.is_personalized
+        True
     """
 
     is_personalized: ClassVar[bool] = True
@@ -77,6 +81,10 @@ class FedPer(FedAvg):
         personal_params: Patterns for the names of the personal parameters, with the wildcard ``*``. By default B of every
             adapter is personal and A is shared, as in Guo et al., "Selective Aggregation for Low-Rank Adaptation in Federated
             Learning" (FedSA-LoRA), ICLR 2025, arXiv:2410.01463.
+
+    Example:
+        >>> FedPer().is_personal("layers.0.q_proj.B"), FedPer().is_personal("layers.0.q_proj.A")
+        (True, False)
     """
 
     is_personalized: ClassVar[bool] = True
@@ -128,6 +136,10 @@ class Ditto(FedAvg):
 
     Args:
         lambda_: Weight of the proximal term lambda/2 ||v_k - w||^2.
+
+    Example:
+        >>> fedrift.load_config(config, ["algorithm={type: Ditto, lambda_: 0.5}"]).algorithm.lambda_
+        0.5
     """
 
     is_personalized: ClassVar[bool] = True
@@ -185,6 +197,10 @@ class PFedMe(FedAvg):
         lambda_: Weight lambda of the proximal term.
         personal_lr: Learning rate eta of y.
         inner_steps: Steps of the client optimizer on theta for each step of y.
+
+    Example:
+        >>> fedrift.load_config(config, ["algorithm={type: PFedMe, inner_steps: 3}"]).algorithm.inner_steps
+        3
     """
 
     is_personalized: ClassVar[bool] = True
@@ -264,6 +280,10 @@ class MOON(FedAvg):
     Args:
         mu: Weight of the contrastive term.
         temperature: Temperature T.
+
+    Example:
+        >>> fedrift.load_config(config, ["algorithm={type: MOON, mu: 0.5}"]).algorithm.mu
+        0.5
     """
 
     mu: Annotated[float, Ge(0)] = 1.0

@@ -149,13 +149,13 @@ class NoClustering:
     To write a strategy, subclass it, decorate the class with ``@dataclass(frozen=True)`` and override the hooks that differ.
 
     Example:
-        Assign each client to one of two models by its index::
-
-            @dataclass(frozen=True)
-            class EvenAndOdd(NoClustering):
-                def init_assignment(self, client_info: ClientInfo) -> Assignment:
-                    cluster_ids = np.arange(client_info.num_clients) % 2
-                    return Assignment(cluster_ids, num_models=2, reason={"signal": "EvenAndOdd", "k": 2})
+        >>> @dataclass(frozen=True)
+        ... class EvenAndOdd(NoClustering):  # each client trains one of two models, by its index
+        ...     def init_assignment(self, client_info: ClientInfo) -> Assignment:
+        ...         cluster_ids = np.arange(client_info.num_clients) % 2
+        ...         return Assignment(cluster_ids, num_models=2, reason={"signal": "EvenAndOdd", "k": 2})
+        >>> EvenAndOdd().init_assignment(ClientInfo(num_clients=3, seed=0)).cluster_ids.tolist()
+        [0, 1, 0]
     """
 
     has_full_participation_rounds: ClassVar[bool] = False  # whether some rounds train all clients

@@ -105,6 +105,10 @@ class TrainingConfig:
             clients are nearly equal.
         straggler_fraction: Probability that a client does not finish its local steps in a round.
         straggler_policy: ``partial`` uses the finished steps of a straggler, ``drop`` discards them.
+
+    Example:
+        >>> TrainingConfig(participation_rate=0.5).cohort_size(num_clients=10)
+        5
     """
 
     num_rounds: Annotated[int, Ge(0)] = 30
@@ -174,6 +178,10 @@ class EvaluationConfig:
         label_prompt: The text from which the probe group ``classification`` reads the label of a document; it follows the document and
             contains ``{label}``.
         labeled_documents: Held-out documents per domain of this probe group.
+
+    Example:
+        >>> fedrift.load_config(config, ["evaluation.interval=5"]).evaluation.interval
+        5
     """
 
     split: Literal["validation", "test"] = "test"

@@ -68,6 +68,12 @@ class Sgd:
         momentum: Factor of the previous velocity v.
         dampening: The gradient is multiplied by 1 - dampening before it is added to v.
         weight_decay: Factor of the L2 term that is added to the gradient, as in ``torch.optim.SGD``.
+
+    Example:
+        >>> import torch
+        >>> weights, gradient, optimizer = Tree(w=torch.ones(1, 2)), Tree(w=torch.ones(1, 2)), Sgd(lr=0.5)
+        >>> optimizer.step(weights, gradient, optimizer.init(weights))[0]
+        {'w': tensor([[0.5000, 0.5000]])}
     """
 
     lr: Rate = 0.1
@@ -92,6 +98,18 @@ class AdamW:
 
     The rule is element-wise, so on stacked leaves every client has its own optimizer. If all rows have taken the same number of
     steps, torch's fused CPU kernel computes the next step in one pass over memory instead of about fifteen.
+
+    Args:
+        lr: Learning rate.
+        betas: Decay of the first and of the second moment.
+        eps: Added to the denominator.
+        weight_decay: Factor of the decoupled weight decay.
+
+    Example:
+        >>> import torch
+        >>> weights, gradient, optimizer = Tree(w=torch.ones(1, 2)), Tree(w=torch.ones(1, 2)), AdamW(lr=0.5, weight_decay=0.0)
+        >>> optimizer.step(weights, gradient, optimizer.init(weights))[0]
+        {'w': tensor([[0.5000, 0.5000]])}
     """
 
     adaptive: ClassVar[bool] = True  # the gradient is rescaled per coordinate
@@ -153,6 +171,15 @@ class Adam:
 
     Reddi et al., ICLR 2021, arXiv:2003.00295, Algorithm 2. There is no bias correction, and m_-1 = 0, v_-1 = tau^2.
     The second moment uses g, the negative mean update, and not m.
+
+    Args:
+        lr: Learning rate.
+        betas: Decay b1 of m and b2 of v.
+        tau: Added to the denominator; it bounds the step of a coordinate with small updates.
+
+    Example:
+        >>> fedrift.load_config(config, ["algorithm.server_optimizer={type: Adam, lr: 0.1}"]).algorithm.server_optimizer
+        Adam(lr=0.1, betas=(0.9, 0.99), tau=0.001)
     """
 
     adaptive: ClassVar[bool] = True
@@ -177,7 +204,12 @@ class Adam:
 
 @dataclass(frozen=True)
 class Yogi(Adam):
-    """FedYogi: ``Adam`` with v <- v - (1 - b2) g^2 sign(v - g^2), so that v changes by at most (1 - b2) g^2."""
+    """FedYogi: ``Adam`` with v <- v - (1 - b2) g^2 sign(v - g^2), so that v changes by at most (1 - b2) g^2.
+
+    Example:
+        >>> fedrift.load_config(config, ["algorithm.server_optimizer={type: Yogi, lr: 0.1}"]).algorithm.server_optimizer
+        Yogi(lr=0.1, betas=(0.9, 0.99), tau=0.001)
+    """
 
     def second_moment(self, v: Tree, square: Tree) -> Tree:
         return v - (1 - self.betas[1]) * (square * (v - square).map(torch.sign))
@@ -185,7 +217,12 @@ class Yogi(Adam):
 
 @dataclass(frozen=True)
 class Adagrad(Adam):
-    """FedAdagrad: ``Adam`` with v <- v + g^2. The paper sets b1 = 0; b2 is not used."""
+    """FedAdagrad: ``Adam`` with v <- v + g^2. The paper sets b1 = 0; b2 is not used.
+
+    Example:
+        >>> fedrift.load_config(config, ["algorithm.server_optimizer={type: Adagrad, lr: 0.1}"]).algorithm.server_optimizer
+        Adagrad(lr=0.1, betas=(0.0, 0.0), tau=0.001)
+    """
 
     betas: tuple[Decay, Decay] = (0.0, 0.0)
 

@@ -60,18 +60,19 @@ class DatasetConfig:
     id. A colon separates the id from the name of its configuration if it has several: ``owner/name:configuration``.
 
     Example:
-        >>> DatasetConfig("reviews.csv", text_column="body", label_column="topic", limit=5000)
+        >>> DatasetConfig("reviews.csv", text_column="body", label_column="topic", limit=5000).limit
+        5000
     """
 
-    name: Annotated[str, MinLen(1)]
+    name: Annotated[str, MinLen(1)]  # a named dataset (`fedrift datasets`), a file, a folder of texts, or a Hugging Face dataset id
     text_column: Annotated[str, MinLen(1)] = "text"  # column names of files and hub datasets; named datasets ignore them
     label_column: str = "label"  # "" reads no labels
     source_column: str = "source"  # the author or publisher of each text; BySource makes one client per value
     limit: Annotated[int, Interval(ge=1, le=10**9)] | None = None  # maximum number of documents; splits and labels keep their proportions
     domains: tuple[str, ...] = ()  # if given, only documents of these domains are used
-    validation_fraction: Annotated[float, Interval(ge=0, lt=1)] = 0.1  # shares of train that replace missing splits
-    test_fraction: Annotated[float, Interval(ge=0, lt=1)] = 0.1
-    split_seed: Seed = 0
+    validation_fraction: Annotated[float, Interval(ge=0, lt=1)] = 0.1  # share of train that replaces a missing validation split
+    test_fraction: Annotated[float, Interval(ge=0, lt=1)] = 0.1  # share of train that replaces a missing test split
+    split_seed: Seed = 0  # the seed by which missing splits are drawn and ``limit`` selects documents
     num_clusters: Annotated[int, Interval(ge=2, le=10_000)] | None = None  # if given, clusters of document embeddings replace the labels
     encoder: Encoder | None = None  # the embedding that is clustered; lsa by default
     synthetic: SyntheticConfig = SyntheticConfig()  # the settings of the dataset ``synthetic``

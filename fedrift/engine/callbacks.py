@@ -55,6 +55,11 @@ class RoundEnd(NamedTuple):
         result: The states before and after the round, the cohort, and its updates.
         records: The records of this round.
         num_rounds: The last round of the configuration.
+
+    Example:
+        >>> event = RoundEnd(run, result, run.records(), config.training.num_rounds)
+        >>> event.round, event.value("loss") > 0
+        (1, True)
     """
 
     run: Run
@@ -76,9 +81,11 @@ class Callback:
     """Base class of callbacks. Each method does nothing unless a subclass overrides it.
 
     Example:
-        >>> class Print(Callback):
-        ...     def on_round_end(self, event: RoundEnd) -> None:
+        >>> class Print(fedrift.Callback):
+        ...     def on_round_end(self, event):
         ...         print(event.round, event.value("loss"))
+        >>> fedrift.run(config, runs_dir=folder, callbacks=[Print()]).status
+        'finished'
     """
 
     def on_run_begin(self, event: RunBegin) -> None:
@@ -166,7 +173,8 @@ class EarlyStopping(Callback):
         mode: Whether lower (``"min"``) or higher (``"max"``) is better.
 
     Example:
-        >>> fedrift.run(config, callbacks=[fedrift.EarlyStopping(patience=5)])  # doctest: +SKIP
+        >>> fedrift.run(config, runs_dir=folder, callbacks=[fedrift.EarlyStopping(patience=5)]).status
+        'finished'
     """
 
     def __init__(self, patience: int = 5, metric: str = "loss", min_delta: float = 0.0, mode: Literal["min", "max"] = "min") -> None:

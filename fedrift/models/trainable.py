@@ -170,6 +170,10 @@ class Lora:
             value projections. ``all`` is every linear map except the head.
         quantization: The precision of the frozen weights: unchanged (``none``), 4 bits (``nf4``) or 8 bits (``int8``). Adapters
             keep full precision.
+
+    Example:
+        >>> Lora(r=4, lora_alpha=16).scale
+        4.0
     """
 
     r: Annotated[int, Interval(ge=1, le=16_384)] = 8
@@ -269,7 +273,15 @@ class Lora:
 
 @dataclass(frozen=True)
 class LastBlocks:
-    """All weights of the last ``num_blocks`` transformer blocks; lower blocks are frozen and store nothing for the backward pass."""
+    """All weights of the last ``num_blocks`` transformer blocks; lower blocks are frozen and store nothing for the backward pass.
+
+    Args:
+        num_blocks: Number of trained blocks.
+
+    Example:
+        >>> fedrift.load_config(config, ["trainable={type: LastBlocks, num_blocks: 2}"]).trainable
+        LastBlocks(num_blocks=2)
+    """
 
     quantization: ClassVar[Quantization] = "none"
     num_blocks: Annotated[int, Interval(ge=1, le=10_000)] = 1
@@ -309,7 +321,12 @@ class LastBlocks:
 
 @dataclass(frozen=True)
 class All:
-    """All weights of the network; tied weights are trained once."""
+    """All weights of the network; tied weights are trained once.
+
+    Example:
+        >>> fedrift.load_config(config, ["trainable=All"]).trainable
+        All()
+    """
 
     quantization: ClassVar[Quantization] = "none"
 

@@ -109,11 +109,11 @@ class ClientSimulator:
 
     Example:
         >>> import torch
-        >>> from fedrift.core.optimizers import Sgd
         >>> target = torch.tensor([[0.0], [1.0]])  # client k minimizes (x - target_k)^2 / 2
         >>> loss = lambda params, batch: ((params["x"] - batch["target"]) ** 2).sum(1) / 2
         >>> batches = lambda round, cohort: [{"target": target[cohort]}] * 10
-        >>> simulator = ClientSimulator(2, loss, batches, Sgd(0.1))
+        >>> ClientSimulator(2, loss, batches, fedrift.Sgd(0.1)).size
+        2
     """
 
     size: int
