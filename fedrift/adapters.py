@@ -29,9 +29,9 @@ from torch import Tensor
 
 from .algorithms.aggregators import FFALoRA, FlexLoRA, Mean
 from .algorithms.aggregators.base import Aggregator
-from .algorithms.aggregators.lora import adapter_modules, weighted_products
+from .algorithms.aggregators.lora import weighted_products
 from .core.errors import UserError, quote_value, unknown_name_error
-from .core.tree import Tree, to_float64
+from .core.tree import Tree, adapter_modules, to_float64
 from .core.types import ClientStateStore, CohortUpdate, FederatedState, RoundResult, ServerState, single_cluster
 from .probes.lora import aggregation_error, squared_norm
 

@@ -217,7 +217,7 @@ class PFedMe(FedAvg):
 
     def on_step_end(self, grad: Tree, local: LocalState, active: Tensor) -> LocalState:
         y = outer_params(local)
-        inner_done = (active & (local.steps % self.inner_steps == 0)).to(next(iter(y.values())).device)
+        inner_done = (active & (local.steps % self.inner_steps == 0)).to(y.device)
         if inner_done.any():
             y = self.outer_step(local, y).where(inner_done, y)
         return replace(local, client_state=Tree({**local.client_state, **with_prefix("y", y)}))
@@ -225,7 +225,7 @@ class PFedMe(FedAvg):
     def client_update(self, local: LocalState) -> Tree:
         y = outer_params(local)
         # The round may end within a series of inner steps, which y has not used yet.
-        pending = (local.steps % self.inner_steps != 0).to(next(iter(y.values())).device)
+        pending = (local.steps % self.inner_steps != 0).to(y.device)
         return self.outer_step(local, y).where(pending, y)
 
     def outer_step(self, local: LocalState, y: Tree) -> Tree:

@@ -20,7 +20,7 @@ from ..diagnosis import judge_run
 from ..diagnosis.verdict import to_perplexity
 from ..report import RunView
 from ..storage import Run
-from .study import format_duration
+from .tables import format_duration
 
 if TYPE_CHECKING:
     from ..engine.callbacks import Progress as RunProgress

@@ -120,7 +120,7 @@ class AdamW:
 
     def init(self, params: Tree) -> Tree:
         rows = len(next(iter(params.values())))
-        count = torch.zeros(rows, dtype=torch.float64, device=next(iter(params.values())).device)
+        count = torch.zeros(rows, dtype=torch.float64, device=params.device)
         return Tree({"count": count, **with_prefix("m", params.zeros_like()), **with_prefix("v", params.zeros_like())})
 
     def step(self, params: Tree, grad: Tree, opt_state: Tree) -> tuple[Tree, Tree]:

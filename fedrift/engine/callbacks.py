@@ -1,6 +1,6 @@
 """Callbacks of a run, which are called at its start, after each round and at its end.
 
-Progress reports, checkpoints, the update log, experiment trackers and early stopping are callbacks. Users can write their own.
+Progress reports, checkpoints, the update log and early stopping are callbacks. Users can write their own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from ..core.types import FederatedState, RoundResult
 if TYPE_CHECKING:
     from ..storage import Run
     from ..storage.checkpoint import Checkpoint
-    from ..storage.loggers import Loggers
     from ..storage.updates import UpdateLog
 
 
@@ -148,19 +147,6 @@ class SaveCheckpoint(Callback):
     def on_round_end(self, event: RoundEnd) -> None:
         if event.round % self.interval == 0 or event.round == event.num_rounds:
             self.checkpoint.save(event.result.after)
-
-
-class LogMetrics(Callback):
-    """A callback that sends the records of a run to experiment trackers, such as TensorBoard."""
-
-    def __init__(self, loggers: Loggers) -> None:
-        self.loggers = loggers
-
-    def on_round_end(self, event: RoundEnd) -> None:
-        self.loggers.push(event.run)
-
-    def on_run_end(self, run: Run) -> None:
-        self.loggers.push(run)
 
 
 class EarlyStopping(Callback):

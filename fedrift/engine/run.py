@@ -24,7 +24,7 @@ from .callbacks import Callback, ProgressCallback, ReportProgress, RoundEnd, Run
 if TYPE_CHECKING:
     from ..probes import MetricHistory
     from ..simulation import ClientPool
-    from ..storage.fork import Checkpoint
+    from ..storage.checkpoint import Checkpoint
     from ..storage.jsonl import AssignmentLog
     from ..storage.updates import UpdateLog
     from .build import RunContext
@@ -41,7 +41,6 @@ def run_experiment(
     resources: ResourceCache | None = None,
     on_progress: ProgressCallback | None = None,
     pool_factory: ClientPoolFactory | None = None,
-    fresh: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Run an experiment until its last round, or return the finished run if there is one.
@@ -53,7 +52,6 @@ def run_experiment(
         resources: Loaded models and data that several runs share, and the runtime options. Default: loaded for this run.
         on_progress: Called with the ``Progress`` at the start and after each round.
         pool_factory: Creates the clients if they are not simulated on this machine.
-        fresh: Whether to move a stored run of this experiment to another folder and run the experiment again.
         callbacks: Called at the start, after each round and at the end. A callback can stop the run.
 
     Returns:
@@ -66,8 +64,6 @@ def run_experiment(
     resources = resources or ResourceCache()
     config = resolve_fingerprints(config, resources)
     run = Run(ensure_runs_dir(resources.runtime.runs_dir), config.id)
-    if fresh:
-        archive_stored_run(config, resources)
     check_stored_run(config, run, resources.runtime)
     if run.is_finished:
         if resources.runtime.dtype == "fastest":  # further runs of the same command are computed in the arithmetic of this one
@@ -93,8 +89,8 @@ def archive_stored_run(config: ExperimentConfig, resources: ResourceCache) -> No
     Raises:
         UserError: The experiment cannot be run.
     """
-    from ..storage.fork import ForkedRun
     from .build import build_run
+    from .fork import ForkedRun
 
     config = resolve_fingerprints(config, resources)
     run = Run(resources.runtime.runs_dir, config.id)
@@ -183,8 +179,10 @@ def _execute_run(
 ) -> None:
     """Run the rounds that are missing in a stored run."""
     from ..probes import MetricHistory
-    from ..storage.fork import Checkpoint, ForkedRun, UpdateLog, check_history
+    from ..storage.checkpoint import Checkpoint, check_history
+    from ..storage.updates import UpdateLog
     from .build import build_run
+    from .fork import ForkedRun
     from .loop import run_rounds
 
     training, algorithm, forked_run = config.training, config.algorithm, ForkedRun.from_config(run, config)
@@ -381,7 +379,7 @@ def finish_run(
             context.model,
             trainable,
             config.model,
-            algorithm.personalized_params(params, state.client_states.gather_all().to(next(iter(params.values())).device)),
+            algorithm.personalized_params(params, state.client_states.gather_all().to(params.device)),
         )
     run.log_timing(state.round, final=perf_counter() - start)
     timings = run.timings()

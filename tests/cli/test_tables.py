@@ -13,12 +13,12 @@ from fedrift.cli.run import print_fork
 from fedrift.cli.run_list import find_iid_baselines
 from fedrift.cli.study import print_comparison
 from fedrift.cli.tables import print_table
-from fedrift.clustering.comparison_report import ReportPart
 from fedrift.config.schema import iid_baseline, parse_config
 from fedrift.core.records import Record
-from fedrift.diagnosis.fork import ForkReport
 from fedrift.storage import Run
 from fedrift.storage.index import to_iid_baseline
+from fedrift.studies.comparison_report import ReportPart
+from fedrift.studies.fork_report import ForkReport
 
 DOMAINS = ("entertainment-and-arts", "international.politics", "sports")
 
