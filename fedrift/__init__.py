@@ -8,6 +8,10 @@ Example:
     >>> config = fedrift.load_config({"dataset": "bbc", "training": {"num_rounds": 3}})
     >>> config.algorithm
     FedAvg(server_optimizer=Sgd(lr=1.0, momentum=0.0, dampening=0.0, weight_decay=0.0), aggregator=Mean())
+
+Examples of the public names use ``config``, a small experiment; ``run`` and ``baseline``, its stored run and that of its IID baseline;
+``folder``, the folder of these runs; ``corpus``, documents of three topics, and ``rng``, a NumPy generator; and ``simulator``, ``params``
+and ``result``, two clients with quadratic losses, their initial parameters and the result of a round.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ _MODULES = {
     "fedrift.core.registry": ("register",),
     "fedrift.core.errors": ("UserError",),
     "fedrift.config.schema": ("ExperimentConfig", "TrainingConfig", "EvaluationConfig"),
+    "fedrift.config.runtime": ("Runtime",),
     "fedrift.data": ("DatasetConfig",),
     "fedrift.models.trainable": ("Lora", "LastBlocks", "All"),
     "fedrift.core.optimizers": ("Sgd", "AdamW", "Adam", "Yogi", "Adagrad"),
@@ -33,6 +38,7 @@ _MODULES = {
     "fedrift.core.types": ("ServerState", "LocalState", "CohortUpdate", "FederatedState", "RoundResult"),
     "fedrift.storage": ("Run",),
     "fedrift.engine.callbacks": ("Callback", "EarlyStopping", "RoundEnd"),
+    "fedrift.engine.cache": ("ResourceCache",),
     "fedrift.engine.loop": ("run_rounds", "init_state"),
     "fedrift.simulation": ("ClientSimulator",),
     "fedrift.diagnosis": ("Diagnosis",),
@@ -58,6 +64,10 @@ _MODULES = {
         "FedProx",
         "FedNova",
         "FedSGD",
+        "FedAvgM",
+        "FedAdam",
+        "FedYogi",
+        "FedAdagrad",
         "Scaffold",
         "ScaffoldWeighted",
         "FedDyn",
@@ -95,11 +105,13 @@ if TYPE_CHECKING:
     from .api import load_run as load_run
     from .api import run as run
     from .api import study as study
+    from .config.runtime import Runtime as Runtime
     from .config.schema import EvaluationConfig as EvaluationConfig
     from .config.schema import ExperimentConfig as ExperimentConfig
     from .config.schema import TrainingConfig as TrainingConfig
     from .core.errors import UserError as UserError
     from .core.registry import register as register
+    from .engine.cache import ResourceCache as ResourceCache
     from .engine.callbacks import Callback as Callback
     from .engine.callbacks import EarlyStopping as EarlyStopping
     from .engine.callbacks import RoundEnd as RoundEnd

@@ -29,9 +29,9 @@ from torch import Tensor
 
 from .algorithms.aggregators import FFALoRA, FlexLoRA, Mean
 from .algorithms.aggregators.base import Aggregator
-from .algorithms.aggregators.lora import adapter_modules, weighted_products
+from .algorithms.aggregators.lora import weighted_products
 from .core.errors import UserError, quote_value, unknown_name_error
-from .core.tree import Tree, to_float64
+from .core.tree import Tree, adapter_modules, to_float64
 from .core.types import ClientStateStore, CohortUpdate, FederatedState, RoundResult, ServerState, single_cluster
 from .probes.lora import aggregation_error, squared_norm
 
@@ -76,6 +76,11 @@ class AggregatedAdapter:
         remaining_error: The same distance for this adapter in place of the separate means; 0 but for rounding where the method is
             exact.
         folder: Where the adapter was written; None if it was not.
+
+    Example:
+        >>> adapter = fedrift.aggregate_adapters([run.folder / "model", baseline.folder / "model"], "fedavg")
+        >>> adapter.method, adapter.rank
+        ('fedavg', 8)
     """
 
     method: Method
@@ -131,9 +136,10 @@ def aggregate_adapters(
             LoRA factors; the method does not fit them; or the output folder is not empty.
 
     Example:
-        >>> result = fedrift.aggregate_adapters(["client0", "client1"], "fedex", output="mean")     # doctest: +SKIP
-        >>> print(f"separate means would lose {result.error:.0%}")                                  # doctest: +SKIP
-        >>> model = PeftModel.from_pretrained(base, "mean")                                         # doctest: +SKIP
+        >>> folders = [run.folder / "model", baseline.folder / "model"]
+        >>> adapter = fedrift.aggregate_adapters(folders, "fedex", output=folder / "mean")
+        >>> adapter.is_exact, adapter.rank
+        (True, 16)
     """
     if method not in METHODS:
         raise unknown_name_error("aggregation method", str(method), METHODS)

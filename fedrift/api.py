@@ -67,7 +67,8 @@ def run(
     """Run an experiment until its last round.
 
     An interrupted run continues from its last checkpoint, and its results are bit for bit those of a run without interruption. If
-    the run is finished already, it is returned without running again.
+    the run is finished already, it is returned without running again. A run that a callback stopped is finished too, because callbacks
+    are not part of the configuration; ``fresh=True`` runs it again.
 
     Args:
         config: The experiment, in any form that ``load_config`` accepts.
@@ -76,17 +77,20 @@ def run(
         callbacks: Called at the start of the run, after each round and at the end. A callback can stop the run.
         fresh: Whether to move a stored run of this experiment to another folder and run the experiment again.
         resources: Loaded models and data that several runs share. Default: loaded for this run.
-        **runtime: Fields of ``fedrift.config.runtime.Runtime``, for example ``device="cuda"`` or ``threads=4``.
+        **runtime: Fields of ``fedrift.Runtime``, for example ``device="cuda"`` or ``threads=4``.
 
     Returns:
-        The stored run, with ``run.metrics()``, ``run.trajectory()``, ``run.summary`` and ``run.folder``.
+        The stored run, with ``run.metrics()``, ``run.trajectory()``, ``run.summary()`` and ``run.folder``.
 
     Raises:
         UserError: The configuration is invalid or cannot be run, or the folder of the run contains another experiment.
 
     Example:
-        >>> run = fedrift.run({"dataset": "bbc", "training": {"num_rounds": 2}}, runs_dir=folder)  # doctest: +SKIP
-        >>> run.metrics().query("metric == 'loss'")                                               # doctest: +SKIP
+        >>> run = fedrift.run(config, runs_dir=folder)
+        >>> run.status
+        'finished'
+        >>> run.trajectory().rounds.tolist()
+        [0, 1]
     """
     from .engine.run import archive_stored_run, run_experiment
 
@@ -112,13 +116,14 @@ def study(
     If the study defines a tuning stage, hyperparameters are tuned first. Finished runs are not run again.
 
     Args:
-        config: The path of the YAML file of a study, a dictionary with the same keys, or a ``Study``.
+        config: The path of the YAML file of a study, the name of a ready one such as ``"small"``, a dictionary with the same keys, or
+            a ``Study``.
         overrides: Changes as ``"key.key=value"``.
         executor: ``local``, ``processes``, ``stacked``, ``ray``, ``slurm``, or an ``Executor``.
         runs_dir: The folder of the runs.
         fresh: Whether to move stored runs of the study to another folder and run them again.
         resources: Loaded models and data that the runs share. Default: loaded for this study.
-        **runtime: Fields of ``fedrift.config.runtime.Runtime``.
+        **runtime: Fields of ``fedrift.Runtime``.
 
     Returns:
         The manifest of the study, which lists its runs, tuned values and failures.
@@ -127,8 +132,10 @@ def study(
         UserError: The study is invalid, or a run has neither finished nor failed.
 
     Example:
-        >>> manifest = fedrift.study("studies/small.yaml", overrides=["seeds=[0, 1, 2]"])  # doctest: +SKIP
-        >>> [entry.run for entry in manifest.read()["runs"]]                               # doctest: +SKIP
+        >>> study = {"name": "two-partitions", "base": config.to_dict(), "metrics": ["loss"]}
+        >>> manifest = fedrift.study(study, runs_dir=folder)
+        >>> [entry.role for entry in manifest.read()["runs"]]
+        ['run', 'iid_baseline']
     """
     from .config.loader import Registry, parse_value
     from .studies import Study, executors, load_study, parse_study
@@ -140,7 +147,7 @@ def study(
     elif isinstance(config, Mapping):
         parsed_study = parse_study(apply_overrides(dict(config), overrides))
     else:
-        parsed_study = load_study(Path(config), list(overrides))
+        parsed_study = load_study(find_ready(Path(config), "studies"), list(overrides))
     parsed_executor = parse_value(Executor, executor, Registry({Executor: executors}), "executor")
     return run_study(parsed_study, _resources(resources, runs_dir, runtime), parsed_executor, fresh=fresh)
 
@@ -149,15 +156,19 @@ def load_run(name: str, runs_dir: str | PathLike[str] = "runs") -> Run:
     """Load a stored run.
 
     Args:
-        name: The id of the run, or the first characters of the id.
+        name: The id of the run, its first characters, a tag that only it has, or its folder.
         runs_dir: The folder of the runs.
+
+    Returns:
+        The stored run.
 
     Raises:
         UserError: No run or more than one run has such an id.
 
     Example:
-        >>> run = fedrift.load_run("5c35")           # doctest: +SKIP
-        >>> run.trajectory().curve("loss")           # doctest: +SKIP
+        >>> run = fedrift.load_run(run.id[:6], runs_dir=folder)
+        >>> run.trajectory().curve("loss").shape
+        (2,)
     """
     return find_run(Path(runs_dir), name)
 
@@ -177,9 +188,9 @@ def diagnose(runs: Run | Sequence[Run], baseline: Run | Sequence[Run] | None = N
         UserError: A run cannot be read, the runs differ in more than their seed, or ``baseline`` is not their IID baseline.
 
     Example:
-        >>> baseline = fedrift.run(config.iid_baseline())                     # doctest: +SKIP
-        >>> for diagnosis in fedrift.diagnose(run, baseline=baseline):        # doctest: +SKIP
-        ...     print(diagnosis.grade, diagnosis.sentence)
+        >>> diagnoses = fedrift.diagnose(run, baseline=baseline)
+        >>> {diagnosis.failure: diagnosis.grade for diagnosis in diagnoses}["dead model"]
+        'none'
     """
     from .diagnosis import diagnose as diagnose_evidence
     from .diagnosis.cases import group_readable_runs
@@ -200,7 +211,8 @@ def diagnose(runs: Run | Sequence[Run], baseline: Run | Sequence[Run] | None = N
         )
     if baseline is not None and not any(groups[0].baselines):
         raise UserError(
-            "the baseline is not the IID baseline of these runs: it may differ only in partition.severity, which must be 0; "
+            "the baseline is not the IID baseline of these runs: it may differ only in partition.severity, which must be 0, and then in "
+            "partition.alpha, which has no effect; "
             "config.iid_baseline() returns its configuration"
         )
     return diagnose_evidence(groups[0].cases)
@@ -217,9 +229,13 @@ def compare(first: Run, second: Run) -> pd.DataFrame:
         One row per metric and domain, with the mean of each run over the last shared rounds, the difference of the means (second minus
         first), and the largest difference in a shared round.
 
+    Raises:
+        UserError: The records of a run cannot be read.
+
     Example:
-        >>> table = fedrift.compare(run, baseline)             # doctest: +SKIP
-        >>> table[table.metric == "loss"]                      # doctest: +SKIP
+        >>> table = fedrift.compare(run, baseline)
+        >>> "loss" in set(table.metric)
+        True
     """
     import pandas as pd
 

@@ -138,9 +138,11 @@ def partitioner(
         UserError: A column is not there.
 
     Example:
-        >>> skewed = fedrift.partitioner(fedrift.TopicMix(num_clients=10, severity=0.8), dataset, label_column="label")  # doctest: +SKIP
-        >>> client = skewed.load_partition(3)                                                                            # doctest: +SKIP
-        >>> FederatedDataset(dataset="ag_news", partitioners={"train": fedrift.partitioner(partition)})                  # doctest: +SKIP
+        >>> from datasets import Dataset
+        >>> dataset = Dataset.from_dict({"text": ["goal", "match", "chip", "code"], "label": ["sport", "sport", "tech", "tech"]})
+        >>> skewed = fedrift.partitioner(fedrift.TopicMix(num_clients=2, severity=1.0), dataset, label_column="label")
+        >>> sorted(skewed.load_partition(0)["text"])
+        ['goal', 'match']
     """
     if not callable(partition) or not hasattr(partition, "num_clients"):
         raise UserError(f"the partition is {quote_value(partition)}; give one such as fedrift.TopicMix(num_clients=10, severity=0.8)")

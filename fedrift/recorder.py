@@ -102,14 +102,14 @@ class Recorder:
         UserError: A run of this name, severity and seed is stored already, or an argument is not allowed.
 
     Example:
-        >>> recorder = fedrift.Recorder("runs", "my-loop", num_clients=8, num_rounds=20, severity=1.0)   # doctest: +SKIP
-        >>> for round in range(20):                                                                      # doctest: +SKIP
-        ...     recorder.round_begins(model.state_dict())
-        ...     for client in cohort:
-        ...         params, loss = train(client)
-        ...         recorder.client_update(client, params, weight=num_tokens[client], train_loss=loss)
-        ...     aggregate()
-        ...     recorder.round_ends(model.state_dict(), loss=evaluate(model))
+        >>> import torch
+        >>> recorder = fedrift.Recorder(folder, "my-loop", num_clients=2, num_rounds=1)
+        >>> recorder.round_begins({"w": torch.zeros(3)})
+        >>> for client in range(2):
+        ...     recorder.client_update(client, {"w": torch.ones(3)}, weight=100, train_loss=4.0)
+        >>> recorder.round_ends({"w": torch.ones(3)}, loss=4.1)
+        >>> recorder.run.status
+        'finished'
     """
 
     def __init__(  # noqa: PLR0913 - the public signature lists every setting of a run

@@ -34,7 +34,7 @@ from fedrift.engine.cache import ResourceCache, resolve_fingerprints
 from fedrift.engine.run import run_experiment
 from fedrift.models.presets import pocket_folder
 from fedrift.storage import Run
-from fedrift.storage.fork import Checkpoint
+from fedrift.storage.checkpoint import Checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "transformers", "peft", "datasets", "flwr")

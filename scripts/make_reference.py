@@ -23,12 +23,6 @@ NOTICE = "<!-- Written by `make reference` from the code. Do not edit. -->\n"
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Example|Examples|Yields):\s*$", re.MULTILINE)
 BOUND_SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 
-MEANINGS = {  # of keys whose class does not describe them
-    "dataset.name": "A named dataset (`fedrift datasets`), a file, a folder of texts, or a Hugging Face dataset id.",
-    "dataset.test_fraction": "Share of train that replaces a missing test split.",
-    "dataset.split_seed": "The seed by which missing splits are drawn and `limit` selects documents.",
-}
-
 
 def main() -> None:
     """Write or check all pages."""
@@ -178,7 +172,7 @@ def field_rows(cls: type, prefix: str = "", skip: Iterable[str] = ()) -> Iterato
         if field.name not in skip and field.init:
             yield (
                 f"| `{prefix}{field.name}` | {default_of(field)} | {cell(describe_type(hints[field.name]))} | "
-                f"{cell(descriptions.get(field.name, '') or MEANINGS.get(prefix + field.name, ''))} |"
+                f"{cell(descriptions.get(field.name, ''))} |"
             )
 
 

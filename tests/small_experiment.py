@@ -15,7 +15,7 @@ from fedrift.config.schema import ExperimentConfig, parse_config
 from fedrift.engine.cache import ResourceCache
 from fedrift.models.load import quiet_transformers
 from fedrift.storage import Run
-from fedrift.storage.fork import Checkpoint
+from fedrift.storage.checkpoint import Checkpoint
 from tests.models.tiny import random_model
 
 WORDS = {

@@ -40,6 +40,9 @@ def test_every_public_name_exists_and_has_a_docstring():
     for name in fedrift.__all__:
         thing = getattr(fedrift, name)
         assert name == "__version__" or (thing.__doc__ or "").strip(), name
+    for package in (fedrift.algorithms, fedrift.clustering, fedrift.partition):
+        assert set(package.__all__) <= set(fedrift.__all__), "every part that a configuration can name is public"
+    assert {"Runtime", "ResourceCache"} <= set(fedrift.__all__), "``fedrift.run`` takes them"
     with pytest.raises(AttributeError, match="no attribute 'walk'"):
         fedrift.walk  # noqa: B018
 
@@ -97,13 +100,21 @@ class RecordingCallback(fedrift.Callback):
         self.heard.append(("end", run.is_finished))
 
 
-def test_callbacks_are_called_at_start_rounds_and_end_and_can_stop_a_run(tmp_path):
+def test_a_study_is_found_by_its_name(tmp_path):
+    with pytest.raises(fedrift.UserError, match="unknown runtime option 'devise'"):  # the study has been read before
+        fedrift.study("small", runs_dir=tmp_path / "runs", devise="cpu")
+
+
+def test_callbacks_are_called_at_start_rounds_and_end_and_can_stop_a_run(tmp_path, caplog):
     listens = RecordingCallback(stop_at=1)
     run = fedrift.run(experiment(tmp_path, *FEW), runs_dir=tmp_path / "runs", callbacks=[listens])
     assert [each[0] for each in listens.heard] == ["begin", "round", "end"] and listens.heard[0] == ("begin", 0, 2)
     assert listens.heard[1][2] == run.trajectory().curve("loss")[-1] and run.read_json("finished")["rounds"] == 1
     (event,) = [each for each in run.events() if each["kind"] == "stopped early"]
     assert event["message"] == "stopped after round 1 of 2 by RecordingCallback"
+    with caplog.at_level(logging.INFO, logger="fedrift"):  # callbacks are not part of the id
+        assert fedrift.run(experiment(tmp_path, *FEW), runs_dir=tmp_path / "runs").read_json("finished")["rounds"] == 1
+    assert "stopped early after round 1 of 2" in caplog.text
 
 
 def test_early_stopping_waits_for_its_patience_and_counts_what_was_recorded_before(tmp_path):

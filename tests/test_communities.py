@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedrift.config.schema import load_config
+from fedrift import load_config
 from fedrift.data import DatasetConfig, load_corpus
 from fedrift.engine.run import run_experiment
 from fedrift.partition import BySource

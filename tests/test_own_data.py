@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from fedrift import load_config
 from fedrift.cli.dataset import read_summary
-from fedrift.config.schema import ADDED_KEYS, compute_id, diff_stored_configs, load_config, parse_config
+from fedrift.config.schema import ADDED_KEYS, compute_id, diff_stored_configs, parse_config
 from fedrift.core.errors import UserError
 from fedrift.data import DatasetConfig, load_corpus, pack_blocks, tokenize_corpus
 from fedrift.engine.build import build_run

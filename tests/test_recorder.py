@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import fedrift
 from fedrift.cli.app import app
 from fedrift.engine.run import run_experiment
-from fedrift.storage.fork import UpdateLog
+from fedrift.storage.updates import UpdateLog
 from tests.small_experiment import experiment, make_cache
 
 CPU = torch.device("cpu")

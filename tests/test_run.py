@@ -27,7 +27,7 @@ from fedrift.engine.cache import resolve_fingerprints
 from fedrift.engine.callbacks import Callback
 from fedrift.engine.run import run_experiment
 from fedrift.storage import list_runs
-from fedrift.storage.fork import Checkpoint
+from fedrift.storage.checkpoint import Checkpoint
 from tests.pairs import PAIRS, TUNES, algorithm
 from tests.small_experiment import corpus_file, experiment, make_cache, read_state
 

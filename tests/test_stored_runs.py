@@ -16,7 +16,7 @@ from fedrift.cli.app import main
 from fedrift.config.schema import edit_config
 from fedrift.core.errors import UserError
 from fedrift.engine.cache import ResourceCache, resolve_fingerprints
-from fedrift.engine.run import check_stored_run, describe_finished_run, run_experiment
+from fedrift.engine.run import archive_stored_run, check_stored_run, describe_finished_run, run_experiment
 from fedrift.storage import list_runs, list_unreadable
 from tests.small_experiment import experiment, make_cache
 
@@ -111,7 +111,7 @@ def test_fresh_with_an_invalid_experiment_moves_nothing(finished_run, runs_copy)
     folder.mkdir()
     (folder / "finished.json").write_text("{}")
     with pytest.raises(UserError, match=r"training\.max_seq_length"):
-        run_experiment(asked, there, fresh=True)
+        archive_stored_run(asked, there)
     assert (folder / "finished.json").exists() and not (runs_copy / "runs" / "replaced").exists()
 
 

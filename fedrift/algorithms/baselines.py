@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LocalOnly(FedAvg):
-    """Local training: every client trains its own model, without any exchange between clients."""
+    """Local training: every client trains its own model, without any exchange between clients.
+
+    Example:
+        >>> LocalOnly().initial_clusters(num_clients=3).tolist()
+        [0, 1, 2]
+    """
 
     one_client_per_model: ClassVar[bool] = True
 
@@ -31,6 +36,11 @@ class Centralized(FedAvg):
 
     One client has all documents and takes the local steps of the whole cohort, C times as many. The number of trained tokens per
     round therefore matches federated training.
+
+    Example:
+        >>> client_rows, cohort_size, local_steps = Centralized().configure_clients([np.array([0, 3]), np.array([1])], 2, local_steps=5)
+        >>> client_rows[0].tolist(), cohort_size, local_steps
+        ([0, 1, 3], 1, 10)
     """
 
     one_client_per_model: ClassVar[bool] = True
@@ -41,7 +51,12 @@ class Centralized(FedAvg):
 
 @dataclass(frozen=True)
 class Pretrained(FedAvg):
-    """The pretrained model without any training (zero-shot)."""
+    """The pretrained model without any training (zero-shot).
+
+    Example:
+        >>> fedrift.load_config(config, ["algorithm=Pretrained"]).name
+        'Pretrained bbc TopicMix 1 seed 0'
+    """
 
     def configure_clients(self, client_rows: list[np.ndarray], cohort_size: int, local_steps: int) -> tuple[list[np.ndarray], int, int]:
         return client_rows, cohort_size, 0

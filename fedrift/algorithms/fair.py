@@ -33,6 +33,10 @@ class QFedAvg(FedAvg):
 
     Args:
         q: Exponent of the losses; larger values give more equal losses.
+
+    Example:
+        >>> fedrift.load_config(config, ["algorithm={type: QFedAvg, q: 2.0}"]).algorithm.q
+        2.0
     """
 
     rescales_updates: ClassVar[bool] = True
@@ -73,6 +77,10 @@ class AFL(FedAvg):
 
     Args:
         lambda_lr: Learning rate of lambda.
+
+    Example:
+        >>> fedrift.load_config(config, ["algorithm={type: AFL, lambda_lr: 0.5}"]).algorithm.lambda_lr
+        0.5
     """
 
     reweights_clients: ClassVar[bool] = True

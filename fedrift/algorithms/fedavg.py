@@ -91,6 +91,10 @@ class FedAvgM(FedAvg):
 
     Hsu, Qi & Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification", 2019,
     arXiv:1909.06335 (section 4.3).
+
+    Example:
+        >>> FedAvgM().server_optimizer.momentum
+        0.9
     """
 
     server_optimizer: Sgd = Sgd(1.0, momentum=0.9)
@@ -102,6 +106,10 @@ class FedAdam(FedAvg):
 
     Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar & McMahan, "Adaptive Federated Optimization", ICLR 2021,
     arXiv:2003.00295 (Algorithm 2). The paper tunes lr and tau per task.
+
+    Example:
+        >>> FedAdam(server_optimizer=Adam(lr=0.1, tau=1e-4)).server_optimizer.betas
+        (0.9, 0.99)
     """
 
     server_optimizer: Adam = Adam(0.01)
@@ -109,14 +117,24 @@ class FedAdam(FedAvg):
 
 @dataclass(frozen=True)
 class FedYogi(FedAvg):
-    """FedAvg with Yogi on the server: v <- v - (1 - b2) g^2 sign(v - g^2). Paper and algorithm as ``FedAdam``."""
+    """FedAvg with Yogi on the server: v <- v - (1 - b2) g^2 sign(v - g^2). Paper and algorithm as ``FedAdam``.
+
+    Example:
+        >>> FedYogi().server_optimizer.tau
+        0.001
+    """
 
     server_optimizer: Yogi = Yogi(0.01)
 
 
 @dataclass(frozen=True)
 class FedAdagrad(FedAvg):
-    """FedAvg with Adagrad on the server: v <- v + g^2. Paper and algorithm as ``FedAdam``."""
+    """FedAvg with Adagrad on the server: v <- v + g^2. Paper and algorithm as ``FedAdam``.
+
+    Example:
+        >>> FedAdagrad().server_optimizer.lr
+        0.01
+    """
 
     server_optimizer: Adagrad = Adagrad(0.01)
 
@@ -133,6 +151,10 @@ class FedProx(FedAvg):
         proximal: ``gradient`` adds the gradient of the term, mu (y - w), before clipping, as in the literature. Under Adam this
             gradient is divided by sqrt(v) with the rest, so the effective weight is not mu. ``prox_step`` instead computes the
             exact proximal step after the optimizer step, y <- (y + lr mu w) / (1 + lr mu), which is stable for any mu.
+
+    Example:
+        >>> fedrift.load_config(config, ["algorithm={type: FedProx, mu: 0.1}"]).algorithm.mu
+        0.1
     """
 
     mu: Annotated[float, Ge(0)] = 0.01
@@ -178,6 +200,10 @@ class FedNova(FedAvg):
 
     Args:
         momentum: Momentum of the client optimizer, which the path length depends on.
+
+    Example:
+        >>> fedrift.load_config(config, ["algorithm={type: FedNova, momentum: 0.9}"]).algorithm.momentum
+        0.9
     """
 
     rescales_updates: ClassVar[bool] = True
@@ -231,6 +257,10 @@ class FedSGD(FedAvg):
     FedSGD processes as many tokens per round as FedAvg with the same training configuration, but takes one step. The difference
     between the two shows the net effect of local steps and client drift. The learning rate is that of ``server_optimizer``.
     The client optimizer and gradient clipping are not used.
+
+    Example:
+        >>> fedrift.load_config(config, ["algorithm={type: FedSGD, server_optimizer: {type: Sgd, lr: 0.5}}"]).algorithm.server_optimizer.lr
+        0.5
     """
 
     rescales_updates: ClassVar[bool] = True

@@ -33,6 +33,10 @@ class FedDyn(FedAvg):
 
     Args:
         alpha: Weight of the regularization.
+
+    Example:
+        >>> fedrift.load_config(config, ["algorithm={type: FedDyn, alpha: 0.5}"]).algorithm.alpha
+        0.5
     """
 
     rescales_updates: ClassVar[bool] = True

@@ -27,6 +27,10 @@ class FedAvgFineTuning(FedAvg):
     arXiv:1910.10252; Cheng, Chadha & Duchi, "Fine-tuning in Federated Learning", 2021, arXiv:2108.07313). It needs no
     additional computation, because it uses the local steps that follow the last received model. ``split_per_client`` is an
     alternative with additional steps after the last round.
+
+    Example:
+        >>> fedrift.load_config(config, ["algorithm=FedAvgFineTuning"]).algorithm.is_personalized
+        True
     """
 
     is_personalized: ClassVar[bool] = True
@@ -77,6 +81,10 @@ class FedPer(FedAvg):
         personal_params: Patterns for the names of the personal parameters, with the wildcard ``*``. By default B of every
             adapter is personal and A is shared, as in Guo et al., "Selective Aggregation for Low-Rank Adaptation in Federated
             Learning" (FedSA-LoRA), ICLR 2025, arXiv:2410.01463.
+
+    Example:
+        >>> FedPer().is_personal("layers.0.q_proj.B"), FedPer().is_personal("layers.0.q_proj.A")
+        (True, False)
     """
 
     is_personalized: ClassVar[bool] = True
@@ -127,6 +135,10 @@ class Ditto(FedAvg):
 
     Args:
         lambda_: Weight of the proximal term lambda/2 ||v_k - w||^2.
+
+    Example:
+        >>> fedrift.load_config(config, ["algorithm={type: Ditto, lambda_: 0.5}"]).algorithm.lambda_
+        0.5
     """
 
     is_personalized: ClassVar[bool] = True
@@ -184,6 +196,10 @@ class PFedMe(FedAvg):
         lambda_: Weight lambda of the proximal term.
         personal_lr: Learning rate eta of y.
         inner_steps: Steps of the client optimizer on theta for each step of y.
+
+    Example:
+        >>> fedrift.load_config(config, ["algorithm={type: PFedMe, inner_steps: 3}"]).algorithm.inner_steps
+        3
     """
 
     is_personalized: ClassVar[bool] = True
@@ -200,7 +216,7 @@ class PFedMe(FedAvg):
 
     def on_step_end(self, grad: Tree, local: LocalState, active: Tensor) -> LocalState:
         y = outer_params(local)
-        inner_done = (active & (local.steps % self.inner_steps == 0)).to(next(iter(y.values())).device)
+        inner_done = (active & (local.steps % self.inner_steps == 0)).to(y.device)
         if inner_done.any():
             y = self.outer_step(local, y).where(inner_done, y)
         return replace(local, client_state=Tree({**local.client_state, **with_prefix("y", y)}))
@@ -208,7 +224,7 @@ class PFedMe(FedAvg):
     def client_update(self, local: LocalState) -> Tree:
         y = outer_params(local)
         # The round may end within a series of inner steps, which y has not used yet.
-        pending = (local.steps % self.inner_steps != 0).to(next(iter(y.values())).device)
+        pending = (local.steps % self.inner_steps != 0).to(y.device)
         return self.outer_step(local, y).where(pending, y)
 
     def outer_step(self, local: LocalState, y: Tree) -> Tree:
@@ -263,6 +279,10 @@ class MOON(FedAvg):
     Args:
         mu: Weight of the contrastive term.
         temperature: Temperature T.
+
+    Example:
+        >>> fedrift.load_config(config, ["algorithm={type: MOON, mu: 0.5}"]).algorithm.mu
+        0.5
     """
 
     mu: Annotated[float, Ge(0)] = 1.0

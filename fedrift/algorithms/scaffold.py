@@ -37,6 +37,10 @@ class Scaffold(FedAvg):
     clipping, learning rate schedules or Adam it is still a gradient, whereas (w - y) / (K lr) is not: that form diverges with
     heavy-ball momentum and is biased with Adam.
     c and all c_k are initially zero, so c = mean_k c_k holds in every round, for any cohort.
+
+    Example:
+        >>> fedrift.load_config(config, ["algorithm=Scaffold", "training.client_optimizer={type: Sgd, lr: 0.1}"]).name
+        'Scaffold bbc TopicMix 1 seed 0'
     """
 
     uploads: ClassVar[frozenset[str]] = frozenset({"client_state"})
@@ -130,6 +134,10 @@ class ScaffoldWeighted(Scaffold):
     Client k stores u_k = n_k c_k, its control variate times its weight, and the server stores u = mean_k u_k. N q_k equals n_k
     divided by the mean weight, so the correction is (u - u_k) / n_k, which does not depend on the weights of other clients.
     u = mean_k u_k holds in every round, for any cohort. A client that participates for the first time uses the mean weight.
+
+    Example:
+        >>> fedrift.load_config(config, ["algorithm=ScaffoldWeighted", "training.client_weighting=examples"]).name
+        'ScaffoldWeighted bbc TopicMix 1 seed 0'
     """
 
     is_weighted: ClassVar[bool] = True

@@ -21,7 +21,7 @@ from ..diagnosis.verdict import to_perplexity
 from ..report import RunView
 from ..report.format import grade_with_label
 from ..storage import Run
-from .study import format_duration
+from .tables import format_duration
 
 if TYPE_CHECKING:
     from ..engine.callbacks import Progress as RunProgress

@@ -65,8 +65,8 @@ def demo(
 
 def make_conditions() -> dict[str, ExperimentConfig]:
     """Return the experiments of the demo by the name of their condition, the two controls first."""
+    from ..api import load_config
     from ..config.ready import find_ready
-    from ..config.schema import load_config
 
     def make(*overrides: str) -> ExperimentConfig:
         return load_config(find_ready(Path("demo"), "experiments"), overrides)
@@ -93,10 +93,10 @@ class Outcome:
     @property
     def final_perplexity(self) -> float:
         """Return the perplexity of the final loss."""
-        return to_perplexity(self.final_loss)
+        return perplexity(self.final_loss)
 
 
-def to_perplexity(loss: float) -> float:
+def perplexity(loss: float) -> float:
     """Return e to the power of a loss; infinity where that overflows."""
     return math.exp(loss) if loss < 700 else math.inf
 
@@ -140,10 +140,10 @@ def print_outcomes(outcomes: dict[str, Outcome]) -> None:
         table.add_row(
             name,
             sparkline(outcome.curve, lowest, highest),
-            f"{to_perplexity(max(outcome.curve[1:])):.0f}",
+            f"{perplexity(max(outcome.curve[1:])):.0f}",
             f"{outcome.final_perplexity:.1f}",
             describe_share(share),
-            "" if name == IID else f"{to_perplexity(outcome.own_loss):.1f}",
+            "" if name == IID else f"{perplexity(outcome.own_loss):.1f}",
         )
     table.caption = "styles mixed: the homogeneous control; gap closed: the part of the gap between FedAvg and this control"
     Console(highlight=False).print(table)
@@ -156,7 +156,7 @@ def draw_outcomes(outcomes: dict[str, Outcome], path: Path) -> Path:
 
     names = [IID, CONTROL, BROKEN, REPAIRS[0]]
     rows = [
-        {"run": name, "which": IID_BASELINE if name == IID else RUN, "round": round, "value": to_perplexity(loss)}
+        {"run": name, "which": IID_BASELINE if name == IID else RUN, "round": round, "value": perplexity(loss)}
         for name in names
         for round, loss in enumerate(outcomes[name].curve)
         if math.isfinite(loss)
@@ -177,7 +177,7 @@ def describe_repair(name: str, outcomes: dict[str, Outcome]) -> str:
 def describe_outcomes(outcomes: dict[str, Outcome]) -> list[str]:
     """Return the results in words: what broke, beside which baseline, what repaired it, and what one seed cannot show."""
     broken, control = outcomes[BROKEN], outcomes[CONTROL]
-    untrained, worst = to_perplexity(broken.curve[0]), to_perplexity(max(broken.curve[1:]))
+    untrained, worst = perplexity(broken.curve[0]), perplexity(max(broken.curve[1:]))
     above = ", worse than no training" if broken.final_loss > broken.curve[0] else ""
     sentences = [
         f"One writing style per client, one client per round: FedAvg ends at perplexity {broken.final_perplexity:.0f}{above} (untrained "
@@ -192,8 +192,8 @@ def describe_outcomes(outcomes: dict[str, Outcome]) -> list[str]:
         sentences.append(f"With {label}: {results}. {verdict}")
     best = min(outcomes, key=lambda name: math.inf if name in (IID, CONTROL) else outcomes[name].own_loss)
     sentences.append(
-        f"On each client's own text FedAvg ends at {to_perplexity(broken.own_loss):.0f}; of the others {best} is best there: "
-        f"{to_perplexity(outcomes[best].own_loss):.0f}."
+        f"On each client's own text FedAvg ends at {perplexity(broken.own_loss):.0f}; of the others {best} is best there: "
+        f"{perplexity(outcomes[best].own_loss):.0f}."
     )
     return [
         *sentences,

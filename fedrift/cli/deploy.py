@@ -65,7 +65,7 @@ def deploy(
     in the runs directory like any other run. Settings of the network are overrides such as `backend.min_results=2` and
     `backend.round_timeout_s=600`; they do not change the run's id.
     """
-    from ..config.schema import load_config
+    from ..api import load_config
     from ..engine.cache import ResourceCache, resolve_fingerprints
     from ..flower import require_flower
 

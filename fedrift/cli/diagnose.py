@@ -368,7 +368,8 @@ def build_break_test(
     Raises:
         UserError: If the setting is not a positive number, or if the run evaluates its loss too rarely to detect divergence.
     """
-    from ..config.schema import iid_baseline, load_config
+    from ..api import load_config
+    from ..config.schema import iid_baseline
     from ..core.errors import UserError
     from ..diagnosis.failures import find_training_divergence, has_worse_final_loss
     from ..diagnosis.finding import THRESHOLDS

@@ -47,11 +47,10 @@ def estimate(
     """
     from rich.console import Console
 
-    from ..config.schema import load_config
+    from ..api import load_config
     from ..engine.cache import ResourceCache
     from ..engine.estimate import estimate_run
-    from .study import format_duration
-    from .tables import print_table
+    from .tables import format_duration, print_table
 
     experiment = load_config(file, overrides or ())
     cache = ResourceCache(make_runtime(DEFAULT_RUNS_DIR, data_dir, device, threads, clients_per_pass, dtype))

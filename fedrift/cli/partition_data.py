@@ -142,8 +142,9 @@ def gradient_statistics(file: Path, overrides: Iterable[str], data_dir: Path | N
     The gradients are those of the trainable parameters. With LoRA, whose adapters start at zero, the gradients of the last
     block's weights are measured too. This function loads the model.
     """
+    from ..api import load_config
     from ..config.runtime import Runtime
-    from ..config.schema import iid_baseline, load_config
+    from ..config.schema import iid_baseline
     from ..engine.build import measure_gradient_dissimilarity
     from ..engine.cache import ResourceCache
     from ..models.trainable import LastBlocks, Lora

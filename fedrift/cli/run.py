@@ -78,8 +78,8 @@ def run(
     The command writes configuration, records, checkpoint and final model to `runs/<id>/`, and prints the verdict. A finished
     run is only printed; `--fresh` runs it again. `fedrift monitor` shows the progress in another terminal.
     """
+    from ..api import load_config
     from ..config.schema import iid_baseline as make_iid_baseline
-    from ..config.schema import load_config
 
     experiment_overrides, backend, flower_config = split_backend_override(overrides)
     experiment = load_config(file, experiment_overrides)
@@ -107,8 +107,8 @@ def validate(file: ExperimentFile, overrides: Overrides = None, data_dir: DataDi
     at most 100 MB is read and partitioned, so that errors in it show up. Named datasets, those of the model hub, and the weights of
     the model are not read. The command writes no files except its cache of token counts.
     """
+    from ..api import load_config
     from ..config.loader import dump_yaml
-    from ..config.schema import load_config
     from .validation import check_experiment
 
     experiment = load_config(file, overrides or ())
@@ -188,7 +188,7 @@ def chain_callbacks(on_progress: ProgressCallback, loggers: Loggers, runs_dir: P
 # fork
 
 if TYPE_CHECKING:
-    from ..diagnosis.fork import ForkReport
+    from ..studies.fork_report import ForkReport
 
 MAX_DOMAIN_COLUMNS = 6  # domains that fit into the table
 
@@ -236,9 +236,9 @@ def fork(
     `report`, `compare` and `diagnose` can use it.
     """
     from ..diagnosis.across_seeds import to_json_value
-    from ..diagnosis.fork import make_fork_config, report_fork
+    from ..engine.fork import ForkedRun
     from ..storage import Run, find_run, list_runs
-    from ..storage.fork import ForkedRun
+    from ..studies.fork_report import make_fork_config, report_fork
 
     origin = find_run(runs_dir, name)
     experiment = make_fork_config(origin, from_round, overrides or ())
@@ -353,7 +353,7 @@ def profile(
     each phase and of each kind of operation, the FLOPs relative to the machine's peak, the memory by purpose, and the traffic of
     a client. Only `--output` and `--trace` write files. Results hold for this machine as it is now, so use an idle machine.
     """
-    from ..config.schema import load_config
+    from ..api import load_config
     from ..core.errors import UserError
 
     for path in (output, trace):

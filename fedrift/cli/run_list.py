@@ -53,26 +53,15 @@ class ListedRun:
     labels: dict[str, Any] = field(default_factory=dict)
 
 
-def iid_baseline_key(stored_config: Mapping[str, Any]) -> str:
-    """Return a key that a run shares with its IID baseline: its stored experiment with severity 0."""
-    config = {key: value for key, value in stored_config.items() if key not in ("id", "partition_table", "fork")}
-    partition = {**config["partition"], "severity": 0.0}
-    if "alpha" in partition:  # runs with different values of alpha share one baseline
-        partition["alpha"] = None
-    return json.dumps({**config, "partition": partition}, sort_keys=True)
-
-
-def is_iid(stored_config: Mapping[str, Any]) -> bool:
-    """Return whether a run, or the origin of a fork, has an IID partition."""
-    return bool(stored_config["partition"].get("severity") == 0)
-
-
 def find_iid_baselines(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Return the id of the stored IID baseline of every run that has one.
 
     Args:
         configs: The stored experiment of each run id.
     """
+    from ..diagnosis.cases import iid_baseline_key
+    from ..storage.index import is_iid
+
     baselines = {iid_baseline_key(config): run_id for run_id, config in configs.items() if is_iid(config) and "fork" not in config}
     keys = {run_id: iid_baseline_key(config) for run_id, config in configs.items() if not is_iid(config)}
     return {run_id: baselines[key] for run_id, key in keys.items() if key in baselines}

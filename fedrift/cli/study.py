@@ -136,6 +136,7 @@ def preview_study(study: Study, cache: ResourceCache, measure_speed: bool, as_js
     from ..engine.build import config_warnings
     from ..studies.plan import build_manifest_content, estimate_cost
     from ..studies.run import preview_study
+    from .tables import format_duration
 
     plan, ids_final = preview_study(study, cache)
     manifest, cost = build_manifest_content(study, plan, ids_final), estimate_cost(plan.configs.values(), cache, measure_speed)
@@ -327,19 +328,12 @@ def compare(
         )
 
 
-def format_duration(seconds: float) -> str:
-    """Format a duration such as ``2 h 5 min`` or ``3 min 20 s``."""
-    minutes, seconds_left = divmod(round(seconds), 60)
-    hours, minutes_left = divmod(minutes, 60)
-    return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {seconds_left} s" if minutes else f"{seconds_left} s"
-
-
 # compare-clustering
 
 if TYPE_CHECKING:
-    from ..clustering.comparison_report import ReportPart
     from ..engine.cache import ResourceCache
     from ..studies import Study, StudyManifest
+    from ..studies.comparison_report import ReportPart
 
 Seeds = Annotated[int, typer.Option("--seeds", min=1, max=1000, help="The number of paired seeds, starting at --seed-offset.")]
 SeedOffset = Annotated[int, typer.Option("--seed-offset", min=0, max=2**53 - 1001, help="The first seed.")]
@@ -401,11 +395,11 @@ def compare_clustering(
     The command prints tables and writes them to `--output`. Its runs are stored in the runs directory as a study. To resume an interrupted
     comparison, repeat the same command.
     """
-    from ..clustering.comparison import build_comparison
-    from ..clustering.comparison_report import frame_to_records, map_report_parts, report_parts, results_to_json
-    from ..clustering.comparison_results import ClusteringMap, collect_results, summarize_map
     from ..config.loader import apply_overrides, load_yaml
     from ..engine.cache import ResourceCache
+    from ..studies.comparison import build_comparison
+    from ..studies.comparison_report import frame_to_records, map_report_parts, report_parts, results_to_json
+    from ..studies.comparison_results import ClusteringMap, collect_results, summarize_map
 
     cache = ResourceCache(make_runtime(runs_dir, data_dir, device, threads, dtype=dtype))
     comparison = build_comparison(
@@ -472,8 +466,8 @@ def print_comparison(report_parts: list[ReportPart], results: dict[str, Any], co
     """Print the tables of a clustering comparison, or its JSON, and write them to a file if requested."""
     from rich.console import Console
 
-    from ..clustering.comparison_report import render_html, render_markdown
     from ..storage.jsonl import to_json
+    from ..studies.comparison_report import render_html, render_markdown
     from .tables import print_table
 
     if output is not None:
@@ -504,6 +498,6 @@ def is_short_number(cell: str) -> bool:
 
 def parse_conditions(text: str) -> list[str]:
     """Parse a comma-separated list of conditions; ``all`` selects every condition."""
-    from ..clustering.comparison import CONDITIONS
+    from ..studies.comparison import CONDITIONS
 
     return list(CONDITIONS) if text == "all" else [name.strip() for name in text.split(",") if name.strip()]

@@ -66,3 +66,10 @@ def _build(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Colle
 
 def _fits(console: Console, table: Table) -> bool:
     return Measurement.get(console, console.options.update_width(UNLIMITED), table).minimum <= console.width
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration such as ``2 h 5 min`` or ``3 min 20 s``."""
+    minutes, seconds_left = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {seconds_left} s" if minutes else f"{seconds_left} s"

@@ -149,13 +149,13 @@ class NoClustering:
     To write a strategy, subclass it, decorate the class with ``@dataclass(frozen=True)`` and override the hooks that differ.
 
     Example:
-        Assign each client to one of two models by its index::
-
-            @dataclass(frozen=True)
-            class EvenAndOdd(NoClustering):
-                def init_assignment(self, client_info: ClientInfo) -> Assignment:
-                    cluster_ids = np.arange(client_info.num_clients) % 2
-                    return Assignment(cluster_ids, num_models=2, reason={"signal": "EvenAndOdd", "k": 2})
+        >>> @dataclass(frozen=True)
+        ... class EvenAndOdd(NoClustering):  # each client trains one of two models, by its index
+        ...     def init_assignment(self, client_info: ClientInfo) -> Assignment:
+        ...         cluster_ids = np.arange(client_info.num_clients) % 2
+        ...         return Assignment(cluster_ids, num_models=2, reason={"signal": "EvenAndOdd", "k": 2})
+        >>> EvenAndOdd().init_assignment(ClientInfo(num_clients=3, seed=0)).cluster_ids.tolist()
+        [0, 1, 0]
     """
 
     has_full_participation_rounds: ClassVar[bool] = False  # whether some rounds train all clients
@@ -244,7 +244,7 @@ def transfer_state(state: FederatedState, assignment: Assignment, algorithm: Fed
     new_ids, rows = torch.as_tensor(cluster_ids).long(), torch.as_tensor(parents).long()
     server, server_delta = state.server, state.server_delta
     if not torch.equal(rows, torch.arange(server.num_models)):
-        server, server_delta = select_models(server, rows), server_delta.take(rows.to(tree_device(server_delta)) if server_delta else rows)
+        server, server_delta = select_models(server, rows), server_delta.take(rows.to(server_delta.device) if server_delta else rows)
         state = replace(state, client_means=Tree())
     if not torch.equal(new_ids, state.cluster_ids):
         server = algorithm.on_recluster(server, state.client_states.gather_all(), new_ids)
@@ -259,7 +259,7 @@ def select_models(server: ServerState, model_ids: torch.Tensor) -> ServerState:
         server: The server state with M models.
         model_ids: Indices of the selected models.
     """
-    model_ids = model_ids.to(tree_device(server.params))
+    model_ids = model_ids.to(server.params.device)
     return ServerState(*(tree.take(model_ids) for tree in (server.params, server.broadcast, server.opt_state, server.merged_base)))
 
 
@@ -309,11 +309,6 @@ def apply_hysteresis(distances: np.ndarray, current: np.ndarray, ratio: float) -
     rows = np.arange(len(distances))
     best = distances.argmin(axis=1)
     return np.where(distances[rows, best] < ratio * distances[rows, current], best, current)
-
-
-def tree_device(tree: Tree) -> torch.device:
-    """Return the device of a tree's tensors."""
-    return next(iter(tree.values())).device
 
 
 __all__ = [

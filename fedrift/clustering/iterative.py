@@ -79,6 +79,10 @@ class UpdateClustering(NoClustering):
         num_clusters: Number of clusters; None selects it by the silhouette (``selection.py``).
         interval: Number of rounds between two clusterings; None clusters only once.
         hysteresis: Largest ratio of distances at which a client changes its cluster, in (0, 1].
+
+    Example:
+        >>> fedrift.load_config(config, ["clustering={type: UpdateClustering, interval: 5}"]).clustering.interval
+        5
     """
 
     has_full_participation_rounds: ClassVar[bool] = True
@@ -201,6 +205,10 @@ class CFL(NoClustering):
         gamma: Lower threshold of sqrt((1 - alpha) / 2).
         interval: Number of rounds between two checks.
         min_cluster_size: Smallest number of clients of each half.
+
+    Example:
+        >>> fedrift.load_config(config, ["clustering={type: CFL, gamma: 0.3}"]).clustering.gamma
+        0.3
     """
 
     has_full_participation_rounds: ClassVar[bool] = True
@@ -308,6 +316,10 @@ class IFCA(NoClustering):
         symmetry_breaking: How the initial models are made different, ``warm-up`` or ``noise``.
         noise_scale: Standard deviation of the noise.
         restart: Index of the random initialization.
+
+    Example:
+        >>> fedrift.load_config(config, ["clustering={type: IFCA, num_clusters: 2}"]).clustering.num_clusters
+        2
     """
 
     needs_client_data: ClassVar[bool] = True

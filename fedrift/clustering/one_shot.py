@@ -43,6 +43,10 @@ class TextClustering(NoClustering):
         max_documents: Largest number of documents per client that are embedded.
         epsilon: Privacy budget of the clients' mean embeddings; None adds no noise.
         delta: Failure probability of the privacy guarantee.
+
+    Example:
+        >>> fedrift.load_config(config, ["clustering={type: TextClustering, num_clusters: 2}"]).clustering.num_clusters
+        2
     """
 
     needs_client_data: ClassVar[bool] = True
@@ -121,6 +125,10 @@ class RandomClustering(NoClustering):
         sizes_from: Strategy whose cluster sizes are used.
         cluster_sizes: Cluster sizes, in any order; if given, ``sizes_from`` is ignored.
         repeat: Index of the random permutation, for repeated controls.
+
+    Example:
+        >>> fedrift.load_config(config, ["clustering={type: RandomClustering, cluster_sizes: [2, 1]}"]).clustering.cluster_sizes
+        (2, 1)
     """
 
     sizes_from: NoClustering = TextClustering()
@@ -161,6 +169,10 @@ class OracleClustering(NoClustering):
     """The oracle: clients with the same true main domain share a model.
 
     It is an upper reference for the benefit of clustering by domain.
+
+    Example:
+        >>> fedrift.load_config(config, ["clustering=OracleClustering"]).name
+        'FedAvg OracleClustering bbc TopicMix 1 seed 0'
     """
 
     needs_client_data: ClassVar[bool] = True
@@ -202,6 +214,10 @@ class SoftClustering(NoClustering):
     Attributes:
         text: Text clustering that provides embeddings and centroids.
         temperature: T, the temperature of the softmax, in units of squared distance.
+
+    Example:
+        >>> fedrift.load_config(config, ["clustering={type: SoftClustering, temperature: 0.1}"]).clustering.temperature
+        0.1
     """
 
     needs_client_data: ClassVar[bool] = True

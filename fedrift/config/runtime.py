@@ -44,6 +44,10 @@ class Runtime:
         compiled: Whether to compile every block with torch.compile, which makes the start slow and the rounds faster.
         check_device: Whether to compare a training step with the same step on the CPU before the run. None: on the Apple GPU only.
         on_message: Called with messages for the user.
+
+    Example:
+        >>> Runtime(device="cpu").resolve_device()
+        device(type='cpu')
     """
 
     runs_dir: Path = Path("runs")

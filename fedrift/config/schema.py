@@ -7,9 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from itertools import product
 from math import cos, pi
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, Le, MinLen
@@ -29,7 +27,7 @@ from ..models import trainable
 from ..models.trainable import Lora, Trainable
 from ..partition import Partitioner, TopicMix
 from ..partition.base import display_name
-from .loader import Registry, apply_overrides, dump_value, edit_config, load_yaml, parse_value, validate_fields
+from .loader import Registry, apply_overrides, dump_value, edit_config, parse_value, validate_fields
 
 # The version is part of every id. Increase it when a key, a default or the numerics change, so that stored runs are not reused.
 SCHEMA_VERSION = 4
@@ -105,6 +103,10 @@ class TrainingConfig:
             clients are nearly equal.
         straggler_fraction: Probability that a client does not finish its local steps in a round.
         straggler_policy: ``partial`` uses the finished steps of a straggler, ``drop`` discards them.
+
+    Example:
+        >>> TrainingConfig(participation_rate=0.5).cohort_size(num_clients=10)
+        5
     """
 
     num_rounds: Annotated[int, Ge(0)] = 30
@@ -174,6 +176,10 @@ class EvaluationConfig:
         label_prompt: The text from which the probe group ``classification`` reads the label of a document; it follows the document and
             contains ``{label}``.
         labeled_documents: Held-out documents per domain of this probe group.
+
+    Example:
+        >>> fedrift.load_config(config, ["evaluation.interval=5"]).evaluation.interval
+        5
     """
 
     split: Literal["validation", "test"] = "test"
@@ -407,15 +413,6 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def load_config(path: Path, overrides: Iterable[str] = ()) -> ExperimentConfig:
-    """Create the experiment from a YAML file.
-
-    Raises:
-        UserError: The file cannot be read, a key is unknown, or a value is not allowed.
-    """
-    return parse_config(load_yaml(path), overrides)
-
-
 def iid_baseline(config: ExperimentConfig) -> ExperimentConfig:
     """Return the same experiment with IID partitioning and no fork."""
     changes: dict[str, Any] = {"partition__severity": 0.0, "fork": None}
@@ -423,20 +420,6 @@ def iid_baseline(config: ExperimentConfig) -> ExperimentConfig:
         changes["partition__alpha"] = None
     iid: ExperimentConfig = edit_config(config, changes)
     return iid
-
-
-def expand_grid(base: ExperimentConfig, **axes: Iterable[Any]) -> list[ExperimentConfig]:
-    """Return the experiments for all combinations of some values.
-
-    Args:
-        base: The experiment to change.
-        **axes: The values of each key; a double underscore separates nested keys.
-
-    Example:
-        >>> len(expand_grid(base, partition__severity=[0, 1], seed=range(3)))  # doctest: +SKIP
-        6
-    """
-    return [edit_config(base, dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
 
 
 __all__ = [
@@ -451,9 +434,7 @@ __all__ = [
     "compute_id",
     "diff_stored_configs",
     "edit_config",
-    "expand_grid",
     "iid_baseline",
-    "load_config",
     "parse_config",
     "parse_stored_config",
 ]

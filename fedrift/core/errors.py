@@ -27,6 +27,13 @@ class UserError(Exception):
     """A mistake in the input of a user.
 
     The command line shows its message without a traceback and exits with code 2.
+
+    Example:
+        >>> try:
+        ...     fedrift.TrainingConfig(num_clients_per_round=5).cohort_size(num_clients=4)
+        ... except fedrift.UserError as error:
+        ...     print(error)
+        training.num_clients_per_round: 5 of 4 clients; allowed: 1 to 4
     """
 
 

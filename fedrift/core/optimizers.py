@@ -68,6 +68,12 @@ class Sgd:
         momentum: Factor of the previous velocity v.
         dampening: The gradient is multiplied by 1 - dampening before it is added to v.
         weight_decay: Factor of the L2 term that is added to the gradient, as in ``torch.optim.SGD``.
+
+    Example:
+        >>> import torch
+        >>> weights, gradient, optimizer = Tree(w=torch.ones(1, 2)), Tree(w=torch.ones(1, 2)), Sgd(lr=0.5)
+        >>> optimizer.step(weights, gradient, optimizer.init(weights))[0]
+        {'w': tensor([[0.5000, 0.5000]])}
     """
 
     lr: Rate = 0.1
@@ -98,6 +104,12 @@ class AdamW:
         betas: Factors of the previous first and second moment.
         eps: Number that is added to the root of the second moment.
         weight_decay: Factor of the weights that is subtracted from them in each step, times the learning rate.
+
+    Example:
+        >>> import torch
+        >>> weights, gradient, optimizer = Tree(w=torch.ones(1, 2)), Tree(w=torch.ones(1, 2)), AdamW(lr=0.5, weight_decay=0.0)
+        >>> optimizer.step(weights, gradient, optimizer.init(weights))[0]
+        {'w': tensor([[0.5000, 0.5000]])}
     """
 
     adaptive: ClassVar[bool] = True  # the gradient is rescaled per coordinate
@@ -108,7 +120,7 @@ class AdamW:
 
     def init(self, params: Tree) -> Tree:
         rows = len(next(iter(params.values())))
-        count = torch.zeros(rows, dtype=torch.float64, device=next(iter(params.values())).device)
+        count = torch.zeros(rows, dtype=torch.float64, device=params.device)
         return Tree({"count": count, **with_prefix("m", params.zeros_like()), **with_prefix("v", params.zeros_like())})
 
     def step(self, params: Tree, grad: Tree, opt_state: Tree) -> tuple[Tree, Tree]:
@@ -164,6 +176,10 @@ class Adam:
         lr: Learning rate.
         betas: Factors b1 and b2 of the previous first and second moment.
         tau: Number that is added to the root of the second moment; a larger one makes the steps less adaptive.
+
+    Example:
+        >>> fedrift.load_config(config, ["algorithm.server_optimizer={type: Adam, lr: 0.1}"]).algorithm.server_optimizer
+        Adam(lr=0.1, betas=(0.9, 0.99), tau=0.001)
     """
 
     adaptive: ClassVar[bool] = True
@@ -188,7 +204,12 @@ class Adam:
 
 @dataclass(frozen=True)
 class Yogi(Adam):
-    """FedYogi: ``Adam`` with v <- v - (1 - b2) g^2 sign(v - g^2), so that v changes by at most (1 - b2) g^2."""
+    """FedYogi: ``Adam`` with v <- v - (1 - b2) g^2 sign(v - g^2), so that v changes by at most (1 - b2) g^2.
+
+    Example:
+        >>> fedrift.load_config(config, ["algorithm.server_optimizer={type: Yogi, lr: 0.1}"]).algorithm.server_optimizer
+        Yogi(lr=0.1, betas=(0.9, 0.99), tau=0.001)
+    """
 
     def second_moment(self, v: Tree, square: Tree) -> Tree:
         return v - (1 - self.betas[1]) * (square * (v - square).map(torch.sign))
@@ -196,7 +217,12 @@ class Yogi(Adam):
 
 @dataclass(frozen=True)
 class Adagrad(Adam):
-    """FedAdagrad: ``Adam`` with v <- v + g^2. The paper sets b1 = 0; b2 is not used."""
+    """FedAdagrad: ``Adam`` with v <- v + g^2. The paper sets b1 = 0; b2 is not used.
+
+    Example:
+        >>> fedrift.load_config(config, ["algorithm.server_optimizer={type: Adagrad, lr: 0.1}"]).algorithm.server_optimizer
+        Adagrad(lr=0.1, betas=(0.0, 0.0), tau=0.001)
+    """
 
     betas: tuple[Decay, Decay] = (0.0, 0.0)
 

@@ -16,7 +16,19 @@ from .lazy_imports import pd
 
 
 class Record(NamedTuple):
-    """One value of a metric."""
+    """One value of a metric.
+
+    Args:
+        round: The round; 0 is the evaluation before training.
+        metric: The name of the metric.
+        domain: The domain; "" if the value is not of one domain.
+        client: The client; -1 if the value is not of one client.
+        value: The value; NaN if it is missing.
+
+    Example:
+        >>> Record(round=1, metric="loss", domain="", client=-1, value=4.5).metric
+        'loss'
+    """
 
     round: int  # 0 is the evaluation before training
     metric: str
@@ -84,6 +96,9 @@ class Trajectory:
     If several records have the same round, metric, domain and client, the last one counts. Missing values are NaN;
     ``observed_mask`` distinguishes a missing value from a recorded NaN. Methods raise ``UserError`` for a name that the run has
     not recorded, and the message lists the recorded names.
+
+    Args:
+        records: The records of the run, in the order of recording.
 
     Example:
         >>> trajectory = Trajectory([Record(0, "loss", "", -1, 4.5), Record(1, "loss", "", -1, 4.2)])

@@ -7,7 +7,7 @@ a cohort at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Self
 
 from .lazy_imports import torch
@@ -29,6 +29,11 @@ class Tree(dict[str, "Tensor"]):
         >>> (tree * torch.tensor([1.0, 2.0]) + tree)["w"][:, 0]
         tensor([2., 3.])
     """
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the leaves; a tree without leaves has none."""
+        return next(iter(self.values())).device
 
     def map(self, fn: Callable[..., Tensor], *others: Tree) -> Self:
         """Apply a function to every leaf.
@@ -135,6 +140,11 @@ class Tree(dict[str, "Tensor"]):
     def to(self, *where: torch.device | torch.dtype) -> Self:
         """Convert all leaves to another device or data type, with the arguments of ``torch.Tensor.to``."""
         return self.map(lambda leaf: leaf.to(*where))
+
+
+def adapter_modules(param_names: Collection[str]) -> list[str]:
+    """Return the names of the modules that have a LoRA adapter, which are those with the leaves ``<module>.A`` and ``<module>.B``."""
+    return [name.removesuffix(".A") for name in param_names if name.endswith(".A") and name[:-1] + "B" in param_names]
 
 
 class RowBroadcast:

@@ -75,13 +75,16 @@ class ServerState:
     """The state of the server: M models, further broadcast values, and the moments of the server optimizer.
 
     Without clustering, M is 1.
+
+    Example:
+        >>> result.after.server.num_models
+        1
     """
 
     params: Tree  # [M, ...] the trained parameters of the models
     broadcast: Tree  # [M, ...] values that the server sends with the params, such as c of SCAFFOLD; empty for most algorithms
     opt_state: Tree  # [M, ...] moments of the server optimizer, which clients do not receive
-    # "<module>.base" [M, O, I]: changes of the base weights by aggregators such as FedEx, before the adapter scale alpha/r is applied
-    merged_base: Tree = field(default_factory=Tree)
+    merged_base: Tree = field(default_factory=Tree)  # "<module>.base" [M, O, I]: change of base weights (FedEx) before the scale alpha/r
 
     @property
     def num_models(self) -> int:
@@ -100,7 +103,13 @@ class ServerState:
 
 @dataclass(frozen=True, eq=False)
 class LocalState:
-    """The state of a cohort during its local steps. The hooks of algorithms receive it."""
+    """The state of a cohort during its local steps. The hooks of algorithms receive it.
+
+    Example:
+        >>> class Centered(fedrift.FedAvg):
+        ...     def transform_grad(self, grad, local):
+        ...         return grad - local.mean_grad
+    """
 
     params: Tree  # [C, ...] the current local models, y
     global_params: Tree  # [C, ...] the models that the clients received, w
@@ -125,7 +134,12 @@ LocalRegularizer = Callable[[LocalState, RepresentFn], "Tensor"]
 
 @dataclass(frozen=True, eq=False)
 class CohortUpdate:
-    """The updates that a cohort sends to the server. A failed client has weight 0, delta 0 and its previous state."""
+    """The updates that a cohort sends to the server. A failed client has weight 0, delta 0 and its previous state.
+
+    Example:
+        >>> result.update.steps.tolist(), result.update.failed.tolist()
+        ([2.0, 2.0], [False, False])
+    """
 
     delta: Tree  # [C, ...] change of the local model, y - w
     client_state: Tree  # [C, ...] new persistent states
@@ -152,28 +166,36 @@ def no_participation() -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class FederatedState:
-    """The complete state of a run between two rounds. A run continues from a stored state exactly as if it had not stopped."""
+    """The complete state of a run between two rounds. A run continues from a stored state exactly as if it had not stopped.
+
+    Example:
+        >>> result.before.round, result.after.round
+        (0, 1)
+    """
 
     round: int  # number of completed rounds
-    server: ServerState
+    server: ServerState  # the models and the other state of the server
     client_states: ClientStateStore  # [N, ...] persistent states of the clients
     cluster_ids: Tensor  # [N] index of the model that each client trains
     server_delta: Tree = field(default_factory=Tree)  # [M, ...] change of the server's params in the last round; empty before round 1
     clustering_state: Tree = field(default_factory=Tree)  # state of the clustering strategy; the axes differ from leaf to leaf
-    # [N] last round in which the server used the client's update; 0: none
-    last_participation: Tensor = field(default_factory=no_participation)
-    # [M, ...] float64: means of ``Algorithm.state_to_average`` over the clients of each model
-    client_means: Tree = field(default_factory=Tree)
+    last_participation: Tensor = field(default_factory=no_participation)  # [N] last round with a used update of the client; 0: none
+    client_means: Tree = field(default_factory=Tree)  # [M, ...] float64: means of ``Algorithm.state_to_average`` over a model's clients
 
 
 @dataclass(frozen=True, eq=False)
 class RoundResult:
-    """The result of one round, which the round loop yields."""
+    """The result of one round, which the round loop yields.
 
-    before: FederatedState
-    after: FederatedState
+    Example:
+        >>> result.client_params["x"].tolist(), result.after.server.params["x"].tolist()
+        ([[0.0], [0.75]], [[0.375]])
+    """
+
+    before: FederatedState  # the state before the round
+    after: FederatedState  # the state after the round
     cohort: Tensor  # [C] client ids, ascending
-    update: CohortUpdate
+    update: CohortUpdate  # the updates of the cohort
 
     @property
     def client_params(self) -> Tree:

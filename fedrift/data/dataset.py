@@ -60,7 +60,8 @@ class DatasetConfig:
     id. A colon separates the id from the name of its configuration if it has several: ``owner/name:configuration``.
 
     Example:
-        >>> DatasetConfig("reviews.csv", text_column="body", label_column="topic", limit=5000)
+        >>> DatasetConfig("reviews.csv", text_column="body", label_column="topic", limit=5000).limit
+        5000
     """
 
     name: Annotated[str, MinLen(1)]  # A named dataset, a local file or folder, or a Hugging Face dataset id.

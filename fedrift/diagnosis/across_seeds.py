@@ -61,6 +61,10 @@ class Diagnosis:
         clients: Clients that are affected in most seeds.
         locations: Domains, layers or phenomena that are affected in most seeds.
         missing_input: Measurements that are missing for a confirmation.
+
+    Example:
+        >>> [diagnosis.grade for diagnosis in fedrift.diagnose(run) if diagnosis.failure == "dead model"]
+        ['none']
     """
 
     failure: str

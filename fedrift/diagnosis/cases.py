@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..core.records import Trajectory, final_round_indices
 from ..storage import Run
-from ..storage.index import UnreadableRun, try_read_each
+from ..storage.index import UnreadableRun, is_iid, to_iid_baseline, try_read_each
 from .curves import read_curve
 from .failures import find_dead_model
 from .finding import THRESHOLDS, RunEvidence, RunInfo
@@ -129,6 +130,15 @@ class RunIndex:
             self.matches[drop] = by_key
         return self.matches[drop].get(make_config_key(config, drop), [])
 
+    @cached_property
+    def baselines(self) -> dict[str, list[Run]]:
+        """The IID baselines by the key that they share with their runs."""
+        by_key: dict[str, list[Run]] = {}
+        for run, config in self.runs:
+            if is_iid(config) and "fork" not in config:
+                by_key.setdefault(iid_baseline_key(config), []).append(run)
+        return by_key
+
     def find_baseline(self, run: Run) -> Run | None:
         """Find a run's matched IID baseline: the same experiment with severity 0, which is not a fork.
 
@@ -136,17 +146,10 @@ class RunIndex:
             The baseline; None if there is none, or if the run itself has severity 0.
         """
         config = run.config
-        if config["partition"].get("severity") == 0:
+        if is_iid(config):
             return None
         return next(
-            (
-                other
-                for other, other_config in self.find_similar(config, "partition.severity", "fork")
-                if other_config["partition"].get("severity") == 0
-                and "fork" not in other_config
-                and self.try_load_trajectory(other) is not None
-            ),
-            None,
+            (other for other in self.baselines.get(iid_baseline_key(config), ()) if self.try_load_trajectory(other) is not None), None
         )
 
     def build_evidence(self, run: Run, baseline: Run | None) -> RunEvidence:
@@ -175,7 +178,8 @@ class RunIndex:
         Returns:
             The trajectory, or None.
         """
-        for drop in (("algorithm",), ("algorithm", "partition.severity")) if algorithm_type == "Centralized" else (("algorithm",),):
+        other_partitions = [("algorithm", "partition.severity", "partition.alpha")] if algorithm_type == "Centralized" else []
+        for drop in (("algorithm",), *other_partitions):
             for other, other_config in self.find_similar(config, *drop):
                 if other_config["algorithm"]["type"] == algorithm_type and (trajectory := self.try_load_trajectory(other)) is not None:
                     return trajectory
@@ -226,6 +230,11 @@ def make_config_key(config: dict[str, Any], ignored: Iterable[str]) -> str:
             section = section.get(part) or {}
         section.pop(last, None)
     return json.dumps(compared, sort_keys=True)
+
+
+def iid_baseline_key(config: Mapping[str, Any]) -> str:
+    """Return a key that a run shares with its IID baseline."""
+    return make_config_key(to_iid_baseline(config), ignored=())
 
 
 def extract_run_info(config: dict[str, Any]) -> RunInfo:

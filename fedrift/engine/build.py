@@ -16,7 +16,6 @@ import torch
 from ..algorithms import FedAvg
 from ..clustering import NoClustering
 from ..clustering.base import ClientInfo
-from ..clustering.runtime import ClusteringRuntime
 from ..config.runtime import NUMERIC_DEFAULTS, Runtime
 from ..config.schema import ExperimentConfig
 from ..core.errors import UserError
@@ -63,6 +62,7 @@ from ..simulation.batches import StragglingBatches, TextBatches, choose_clients_
 from ..simulation.simulator import client_losses_per_model, value_and_gradient
 from .cache import ResourceCache
 from .checks import check_block_length, check_combination, check_context_length, check_measured_domains, no_held_out_error
+from .clustering import ClusteringRuntime
 
 SPLIT_CODES = {"validation": VALIDATION, "test": TEST}
 

@@ -43,9 +43,9 @@ class ResourceCache:
             computes its own passes.
 
     Example:
-        >>> resources = ResourceCache(Runtime(device="cpu"))        # doctest: +SKIP
-        >>> for seed in range(3):                                   # doctest: +SKIP
-        ...     fedrift.run(config, overrides=[f"seed={seed}"], resources=resources)
+        >>> resources = ResourceCache(Runtime(device="cpu"))
+        >>> [fedrift.run(each, runs_dir=folder, resources=resources).status for each in (config, config.iid_baseline())]
+        ['finished', 'finished']
     """
 
     runtime: Runtime = field(default_factory=Runtime)

@@ -1,6 +1,6 @@
 """Callbacks of a run, which are called at its start, after each round and at its end.
 
-Progress reports, checkpoints, the update log, experiment trackers and early stopping are callbacks. Users can write their own.
+Progress reports, checkpoints, the update log and early stopping are callbacks. Users can write their own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from ..core.types import FederatedState, RoundResult
 if TYPE_CHECKING:
     from ..storage import Run
     from ..storage.checkpoint import Checkpoint
-    from ..storage.loggers import Loggers
     from ..storage.updates import UpdateLog
 
 
@@ -55,6 +54,11 @@ class RoundEnd(NamedTuple):
         result: The states before and after the round, the cohort, and its updates.
         records: The records of this round.
         num_rounds: The last round of the configuration.
+
+    Example:
+        >>> event = RoundEnd(run, result, run.records(), config.training.num_rounds)
+        >>> event.round, event.value("loss") > 0
+        (1, True)
     """
 
     run: Run
@@ -76,9 +80,11 @@ class Callback:
     """Base class of callbacks. Each method does nothing unless a subclass overrides it.
 
     Example:
-        >>> class Print(Callback):
-        ...     def on_round_end(self, event: RoundEnd) -> None:
+        >>> class Print(fedrift.Callback):
+        ...     def on_round_end(self, event):
         ...         print(event.round, event.value("loss"))
+        >>> fedrift.run(config, runs_dir=folder, callbacks=[Print()]).status
+        'finished'
     """
 
     def on_run_begin(self, event: RunBegin) -> None:
@@ -143,19 +149,6 @@ class SaveCheckpoint(Callback):
             self.checkpoint.save(event.result.after)
 
 
-class LogMetrics(Callback):
-    """A callback that sends the records of a run to experiment trackers, such as TensorBoard."""
-
-    def __init__(self, loggers: Loggers) -> None:
-        self.loggers = loggers
-
-    def on_round_end(self, event: RoundEnd) -> None:
-        self.loggers.push(event.run)
-
-    def on_run_end(self, run: Run) -> None:
-        self.loggers.push(run)
-
-
 class EarlyStopping(Callback):
     """A callback that stops a run when a metric has not improved for several evaluations.
 
@@ -166,7 +159,8 @@ class EarlyStopping(Callback):
         mode: Whether lower (``"min"``) or higher (``"max"``) is better.
 
     Example:
-        >>> fedrift.run(config, callbacks=[fedrift.EarlyStopping(patience=5)])  # doctest: +SKIP
+        >>> fedrift.run(config, runs_dir=folder, callbacks=[fedrift.EarlyStopping(patience=5)]).status
+        'finished'
     """
 
     def __init__(self, patience: int = 5, metric: str = "loss", min_delta: float = 0.0, mode: Literal["min", "max"] = "min") -> None:

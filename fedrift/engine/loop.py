@@ -32,6 +32,13 @@ def init_state(algorithm: FedAvg, params: Tree, num_clients: int) -> FederatedSt
         algorithm: The algorithm, which initializes the states of the server and of the clients.
         params: The initial parameters of one model, ``[1, ...]``. Every model of the server starts with a copy.
         num_clients: Number of clients N.
+
+    Returns:
+        The state, with ``round`` 0.
+
+    Example:
+        >>> init_state(fedrift.FedAvg(), params, num_clients=2).round
+        0
     """
     cluster_ids = algorithm.initial_clusters(num_clients)
     models = params.take(torch.zeros(int(cluster_ids.max()) + 1, dtype=torch.long))
@@ -79,9 +86,11 @@ def run_rounds(
         The result of each round, directly after the round.
 
     Example:
-        >>> state = init_state(algorithm, params, simulator.size)  # doctest: +SKIP
-        >>> for result in run_rounds(state, simulator, algorithm, num_rounds=10, cohort_size=2, seed=0):  # doctest: +SKIP
-        ...     print(result.after.round, result.update.loss[:, 1].mean().item())  # loss [C, 2]: first step, mean of the steps
+        >>> state = init_state(fedrift.FedAvg(), params, simulator.size)
+        >>> for result in run_rounds(state, simulator, fedrift.FedAvg(), num_rounds=2, cohort_size=2, seed=0):
+        ...     print(result.after.round, result.update.failed.tolist())
+        1 [False, False]
+        2 [False, False]
     """
     state = ensure_client_means(state, algorithm)
     while state.round < num_rounds:

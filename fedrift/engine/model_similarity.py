@@ -14,9 +14,10 @@ from ..probes import ScheduledProbe
 from ..probes.context import server_models
 from ..probes.representation import HiddenStates
 from ..storage import Run
-from ..storage.fork import load_checkpoint, load_run_config
+from ..storage.checkpoint import load_checkpoint
 from .build import build_run
 from .cache import ResourceCache, resolve_fingerprints
+from .fork import load_run_config
 
 SIMILARITY_MEASURES = ("cka", "cosine")
 MATCHING_FIELDS = ("dataset", "model", "trainable")  # keys of the configurations that must be equal

@@ -24,7 +24,7 @@ from .callbacks import Callback, ProgressCallback, ReportProgress, RoundEnd, Run
 if TYPE_CHECKING:
     from ..probes import MetricHistory
     from ..simulation import ClientPool
-    from ..storage.fork import Checkpoint
+    from ..storage.checkpoint import Checkpoint
     from ..storage.jsonl import AssignmentLog
     from ..storage.updates import UpdateLog
     from .build import RunContext
@@ -42,7 +42,6 @@ def run_experiment(
     resources: ResourceCache | None = None,
     on_progress: ProgressCallback | None = None,
     pool_factory: ClientPoolFactory | None = None,
-    fresh: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Run an experiment until its last round, or return the finished run if there is one.
@@ -54,7 +53,6 @@ def run_experiment(
         resources: Loaded models and data that several runs share, and the runtime options. Default: loaded for this run.
         on_progress: Called with the ``Progress`` at the start and after each round.
         pool_factory: Creates the clients if they are not simulated on this machine.
-        fresh: Whether to move a stored run of this experiment to another folder and run the experiment again.
         callbacks: Called at the start, after each round and at the end. A callback can stop the run.
 
     Returns:
@@ -67,8 +65,6 @@ def run_experiment(
     resources = resources or ResourceCache()
     config = resolve_fingerprints(config, resources)
     run = Run(ensure_runs_dir(resources.runtime.runs_dir), config.id)
-    if fresh:
-        archive_stored_run(config, resources)
     check_stored_run(config, run, resources.runtime)
     if run.is_finished:
         if resources.runtime.dtype == "fastest":  # further runs of the same command are computed in the arithmetic of this one
@@ -94,8 +90,8 @@ def archive_stored_run(config: ExperimentConfig, resources: ResourceCache) -> No
     Raises:
         UserError: The experiment cannot be run.
     """
-    from ..storage.fork import ForkedRun
     from .build import build_run
+    from .fork import ForkedRun
 
     config = resolve_fingerprints(config, resources)
     run = Run(resources.runtime.runs_dir, config.id)
@@ -132,13 +128,15 @@ def check_stored_run(config: ExperimentConfig, run: Run, runtime: Runtime) -> No
 
 def describe_finished_run(run: Run) -> str:
     """Describe when and how a finished run was computed: ``finished on 2026-11-29, float32 on cpu, fedrift 0.1.0``."""
-    environment, date = run.environment, str(run.read_json("finished").get("date", ""))
+    environment, finished, num_rounds = run.environment, run.read_json("finished"), run.config["training"]["num_rounds"]
+    date, last_round = str(finished.get("date", "")), finished.get("rounds", num_rounds)
     engine = {**NUMERIC_DEFAULTS, **environment.get("engine", {})}
     options = [name for name in ("tf32", "compiled") if engine[name]] + ([] if engine["deterministic"] else ["not deterministic"])
     version = environment.get("packages", {}).get("fedrift") or "of an unknown version"
     day = f"finished on {date[:10]}" if date else "finished on an unknown date"
     numerics = f"{engine['dtype']} on {environment.get('device', 'an unknown device')}"
-    return ", ".join([day, numerics, *options, f"fedrift {version}"])
+    stopped = [f"stopped early after round {last_round} of {num_rounds}"] if last_round < num_rounds else []
+    return ", ".join([day, *stopped, numerics, *options, f"fedrift {version}"])
 
 
 def record_failure(run: Run, error: Exception) -> None:
@@ -182,8 +180,10 @@ def _execute_run(
 ) -> None:
     """Run the rounds that are missing in a stored run."""
     from ..probes import MetricHistory
-    from ..storage.fork import Checkpoint, ForkedRun, UpdateLog, check_history
+    from ..storage.checkpoint import Checkpoint, check_history
+    from ..storage.updates import UpdateLog
     from .build import build_run
+    from .fork import ForkedRun
     from .loop import run_rounds
 
     training, algorithm, forked_run = config.training, config.algorithm, ForkedRun.from_config(run, config)
@@ -381,7 +381,7 @@ def finish_run(
             context.model,
             trainable,
             config.model,
-            algorithm.personalized_params(params, state.client_states.gather_all().to(next(iter(params.values())).device)),
+            algorithm.personalized_params(params, state.client_states.gather_all().to(params.device)),
         )
     run.log_timing(state.round, final=perf_counter() - start)
     timings = run.timings()

@@ -235,7 +235,7 @@ def train_locally(client: FlowerClient, round: int, trees: dict[str, Tree], clie
     Returns:
         The update of a cohort of one client.
     """
-    device = next(iter(client.initial_server.params.values())).device
+    device = client.initial_server.params.device
     server = ServerState(trees["params"].to(device), trees["broadcast"].to(device), Tree(), trees["merged_base"].to(device))
     cohort = torch.zeros(1, dtype=torch.long)
     state = FederatedState(round, server, ClientStateStore.from_rows(client_state, 1), cohort)

@@ -381,7 +381,7 @@ class FlowerClientPool:
     ) -> CohortUpdate:
         """Stack the results of a cohort to [C, ...]; failed clients have zero updates and an unchanged state."""
         server = state.server
-        device = next(iter(server.params.values())).device
+        device = server.params.device
         failed = torch.tensor([answer.failed for answer in answers])
         zeros = server.params.take(slice(0, 1)).to(torch.device("cpu")).zeros_like()
         old_state = state.client_states.gather(cohort)

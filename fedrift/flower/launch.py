@@ -249,7 +249,6 @@ def submit_command(app: Path, clients: int | None = None) -> Command:
 # Flower's processes on this machine.
 
 ENVIRONMENT_MARK = "FEDRIFT_FEDERATION"  # an environment variable that marks every process of a group and its descendants
-TERMINAL_STATUSES = ("finished:completed", "finished:failed", "finished:stopped")
 
 
 @dataclass(frozen=True, eq=False)
@@ -584,7 +583,6 @@ def monitor_run(run: Run, num_rounds: int, on_progress: ProgressCallback, group:
 __all__ = [
     "CONNECTION_NAME",
     "ENVIRONMENT",
-    "TERMINAL_STATUSES",
     "Command",
     "ProcessGroup",
     "TlsFiles",

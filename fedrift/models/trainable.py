@@ -170,6 +170,10 @@ class Lora:
             value projections. ``all`` is every linear map except the head.
         quantization: The precision of the frozen weights: unchanged (``none``), 4 bits (``nf4``) or 8 bits (``int8``). Adapters
             keep full precision.
+
+    Example:
+        >>> Lora(r=4, lora_alpha=16).scale
+        4.0
     """
 
     r: Annotated[int, Interval(ge=1, le=16_384)] = 8
@@ -273,6 +277,10 @@ class LastBlocks:
 
     Args:
         num_blocks: The number of last blocks.
+
+    Example:
+        >>> fedrift.load_config(config, ["trainable={type: LastBlocks, num_blocks: 2}"]).trainable
+        LastBlocks(num_blocks=2)
     """
 
     quantization: ClassVar[Quantization] = "none"
@@ -313,7 +321,12 @@ class LastBlocks:
 
 @dataclass(frozen=True)
 class All:
-    """All weights of the network; tied weights are trained once."""
+    """All weights of the network; tied weights are trained once.
+
+    Example:
+        >>> fedrift.load_config(config, ["trainable=All"]).trainable
+        All()
+    """
 
     quantization: ClassVar[Quantization] = "none"
 

@@ -40,6 +40,11 @@ class Partition:
     Attributes:
         rows: N sorted arrays of document indices into the corpus. No document belongs to two clients.
         rewrites: One rewrite per client, or None for a client whose texts stay unchanged. The tuple is empty if no client rewrites.
+
+    Example:
+        >>> partition = Partition((np.array([0, 2]), np.array([1])))
+        >>> partition.document_owners(num_documents=4).tolist()
+        [0, 1, 0, -1]
     """
 
     rows: tuple[np.ndarray, ...]
@@ -73,16 +78,16 @@ class Partitioner(Protocol):
     Every class in ``fedrift.partition.__all__`` implements it.
 
     Example:
-        This minimal partitioner assigns shuffled documents round-robin. It ignores its severity, so it is always IID::
-
-            @dataclass(frozen=True)
-            class RoundRobin:
-                num_clients: int = 10
-                severity: float = 0.0
-
-                def __call__(self, corpus: Corpus, rng: np.random.Generator) -> Partition:
-                    order = rng.permutation(len(corpus))
-                    return Partition(tuple(np.sort(order[k :: self.num_clients]) for k in range(self.num_clients)))
+        >>> @dataclass(frozen=True)
+        ... class RoundRobin:  # it ignores its severity, so it is always IID
+        ...     num_clients: int = 10
+        ...     severity: float = 0.0
+        ...
+        ...     def __call__(self, corpus: Corpus, rng: np.random.Generator) -> Partition:
+        ...         order = rng.permutation(len(corpus))
+        ...         return Partition(tuple(np.sort(order[k :: self.num_clients]) for k in range(self.num_clients)))
+        >>> len(RoundRobin(num_clients=3)(corpus, rng))
+        3
     """
 
     @property

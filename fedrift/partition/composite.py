@@ -49,6 +49,11 @@ class Composed:
         quantity_severity: Severity of the quantity skew when ``severity`` is 1.
         topic_method: How topics are mixed: ``mix`` as in ``TopicMix``, ``dirichlet`` as in ``Dirichlet``.
         min_share: Smallest budget of a client, as a share of an equal budget.
+
+    Example:
+        >>> partition = Composed(num_clients=3, quantity_severity=0.5)(corpus, rng)
+        >>> partition.budgets(corpus).tolist()
+        [1038, 330, 70]
     """
 
     num_clients: NumClients = 10
@@ -192,6 +197,12 @@ class Calibrated:
             chance (``words``).
         if_unreachable: What happens if ``base`` cannot reach the divergence. ``refuse`` raises an error that names the reachable
             values, and ``nearest`` uses the nearest reachable value.
+
+    Example:
+        >>> base = TopicMix(num_clients=3)
+        >>> partition = Calibrated(num_clients=3, severity=0.5, base=base, if_unreachable="nearest")(corpus, rng)
+        >>> [np.bincount(corpus.label[rows], minlength=3).tolist() for rows in partition.rows]
+        [[16, 2, 2], [2, 17, 1], [2, 1, 17]]
     """
 
     num_clients: NumClients = 10

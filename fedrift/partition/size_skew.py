@@ -33,6 +33,11 @@ class Quantity:
         num_clients: N, the number of clients.
         severity: Degree of the skew, in [0, 1].
         min_share: Smallest budget of a client, as a share of an equal budget.
+
+    Example:
+        >>> partition = Quantity(num_clients=3, severity=0.5)(corpus, rng)
+        >>> partition.budgets(corpus).tolist()
+        [1045, 335, 58]
     """
 
     num_clients: NumClients = 10
@@ -75,6 +80,11 @@ class Length:
     Attributes:
         num_clients: N, the number of clients.
         severity: Degree of the skew, in [0, 1].
+
+    Example:
+        >>> partition = Length(num_clients=3)(corpus, rng)
+        >>> [int(corpus.size[rows].max()) for rows in partition.rows]
+        [22, 29, 39]
     """
 
     num_clients: NumClients = 10

@@ -173,6 +173,11 @@ class Style:
         styles: Names of the S styles. The style ``plain`` rewrites nothing.
         homogeneous: Whether every client rewrites by the same blend of all styles (the control).
         equalize_words: Whether clients whose texts shrink receive more documents.
+
+    Example:
+        >>> partition = Style(num_clients=2, styles=("plain", "slang"))(corpus, rng)
+        >>> partition.rewrites[1]("I am going to watch the match because it is great.", "document 1")
+        "ok so i'm gonna watch da match cuz it's great"
     """
 
     num_clients: NumClients = 10
@@ -209,6 +214,11 @@ class Truncate:
         min_words: L_min, the number of words that remain at severity 1.
         homogeneous: Whether every client truncates about the same share of its documents (the control).
         equalize_words: Whether clients whose texts shrink receive more documents.
+
+    Example:
+        >>> partition = Truncate(num_clients=2, min_words=3)(corpus, rng)
+        >>> partition.rewrites[1]("the coach praised every player", "document 1")
+        'the coach praised'
     """
 
     num_clients: NumClients = 10

@@ -47,6 +47,11 @@ class TokenTilt:
         num_clients: N, the number of clients.
         severity: Degree of the skew, in [0, 1].
         num_directions: Number of random directions in word space.
+
+    Example:
+        >>> partition = TokenTilt(num_clients=2)(corpus, rng)
+        >>> [len(rows) for rows in partition.rows]
+        [29, 31]
     """
 
     num_clients: NumClients = 10
@@ -146,6 +151,11 @@ class StopwordDrop:
         severity: Probability that a function word is dropped, in [0, 1].
         homogeneous: Whether every client rewrites about the same share of its documents (the control).
         equalize_words: Whether clients whose texts shrink receive more documents.
+
+    Example:
+        >>> partition = StopwordDrop(num_clients=2)(corpus, rng)
+        >>> partition.rewrites[1]("the coach and the player", "document 1")
+        'coach player'
     """
 
     num_clients: NumClients = 10
@@ -199,6 +209,11 @@ class Substitute:
         num_dialects: G, the number of dialects, including dialect 0.
         homogeneous: Whether every client rewrites by the same blend of the dialects (the control).
         equalize_words: Whether clients whose texts shrink receive more documents.
+
+    Example:
+        >>> partition = Substitute(num_clients=2)(corpus, rng)
+        >>> partition.rewrites[1]("the coach and the player", "document 1")
+        'the cook and the player'
     """
 
     num_clients: NumClients = 10

@@ -41,9 +41,9 @@ class TopicMix:
         budgets: Rule for the clients' budgets, as listed above.
 
     Example:
-        >>> partition = TopicMix(num_clients=8, severity=0.5)(corpus, numpy_stream(0, "partition"))
-        >>> len(partition.rows)
-        8
+        >>> partition = TopicMix(num_clients=3, severity=1.0)(corpus, rng)
+        >>> [sorted(set(corpus.label[rows].tolist())) for rows in partition.rows]
+        [[0], [1], [2]]
     """
 
     num_clients: NumClients = 10
@@ -121,6 +121,11 @@ class KDomains:
     Attributes:
         num_clients: N, the number of clients.
         severity: Degree of the skew, in [0, 1].
+
+    Example:
+        >>> partition = KDomains(num_clients=3, severity=0.5)(corpus, rng)
+        >>> [sorted(set(corpus.label[rows].tolist())) for rows in partition.rows]
+        [[0, 1], [1, 2], [0, 2]]
     """
 
     num_clients: NumClients = 10
@@ -181,6 +186,11 @@ class Dirichlet:
         severity: Degree of the skew, in [0, 1].
         alpha: The concentration as papers give it, q_k ~ Dir(alpha T pi), in place of a severity; ``alpha: 0.1`` is severity 0.75.
             The IID baseline has severity 0, where alpha has no effect.
+
+    Example:
+        >>> partition = Dirichlet(num_clients=3, alpha=0.1)(corpus, rng)
+        >>> [np.bincount(corpus.label[rows], minlength=3).tolist() for rows in partition.rows]
+        [[19, 0, 0], [0, 2, 18], [1, 18, 2]]
     """
 
     num_clients: NumClients = 10
@@ -261,6 +271,11 @@ class BySource:
     Attributes:
         num_clients: N, the number of clients.
         severity: Share of the own source in a client's mixture, in [0, 1].
+
+    Example:
+        >>> partition = BySource(num_clients=2)(corpus, rng)
+        >>> [sorted(set(corpus.source[rows].tolist())) for rows in partition.rows]
+        [['daily'], ['weekly']]
     """
 
     num_clients: NumClients = 10

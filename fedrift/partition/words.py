@@ -67,11 +67,6 @@ class WordCounts:
         return np.bincount(self.counts.indices, self.counts.data, len(self.vocabulary))
 
 
-def split_into_words(text: str) -> list[str]:
-    """Return the lowercase words of a text: runs of letters and digits, with apostrophes inside."""
-    return normalize_words(text).decode().split()
-
-
 def normalize_words(text: str) -> bytes:
     """Return the lowercase words of a text, separated by blanks and encoded in UTF-8."""
     if not text.isascii():

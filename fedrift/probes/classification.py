@@ -75,7 +75,7 @@ class LabelAccuracy:
     @torch.no_grad()
     def log_likelihoods(self, params: Tree) -> Tensor:
         """Compute log p(v(l) | x) of every document and label under one model ``[1, ...]``, ``[D, L]`` float64."""
-        device = next(iter(params.values())).device
+        device = params.device
         parts = []
         for rows in torch.arange(len(self.tokens)).split(max(1, self.tokens_per_pass // self.tokens.shape[1])):
             total, _ = self.model.sequence_losses(params, self.tokens[rows][None].to(device), self.mask[rows][None].to(device))

@@ -52,7 +52,7 @@ class GeneralTextLoss:
     @torch.no_grad()
     def total_loss(self, params: Tree) -> float:
         """Compute the summed loss of one model ``[1, ...]`` on the text, in nats."""
-        device = next(iter(params.values())).device
+        device = params.device
         rows = max(1, self.tokens_per_pass // self.blocks.tokens.shape[1])
         parts = zip(torch.from_numpy(self.blocks.tokens).split(rows), torch.from_numpy(self.blocks.mask).split(rows), strict=True)
         return sum(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ..core.tree import Tree, to_float64
+from ..core.tree import Tree, adapter_modules, to_float64
 from ..core.types import FederatedState, RoundResult
 from .base import DerivedMetric, MetricHistory, MetricValues, ScheduledProbe, federation_value
 from .context import Passages, ProbeContext, mean_over_models, select_passages, trained_mask
@@ -154,11 +153,6 @@ def turning_cosine(result: RoundResult, model: int) -> Tensor:
     start = Tree({name: torch.cat([leaf, earlier[name]]) for name, leaf in before.take(index).items()})
     gram = product_gram(start, Tree({name: torch.cat([leaf, last_delta[name]]) for name, leaf in delta.items()}))
     return gram[0, 1] / (gram[0, 0] * gram[1, 1]).sqrt()
-
-
-def adapter_modules(tree: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the modules that have an adapter."""
-    return [name.removesuffix(".A") for name in tree if name.endswith(".A") and name[:-1] + "B" in tree]
 
 
 def product_gram(start: Tree, deltas: Tree) -> Tensor:

@@ -157,7 +157,7 @@ class HeldOutLosses:
         for chunk in clients.split(self.clients_per_pass(max(self.blocks_per_client, 1))):  # type: ignore[no-untyped-call]
             cluster_ids = state.cluster_ids[chunk]
             shared = state.server.params.take(cluster_ids)
-            client_states = state.client_states.gather(chunk).to(next(iter(shared.values())).device)
+            client_states = state.client_states.gather(chunk).to(shared.device)
             losses.append(
                 self.mean_losses(
                     Tree({**self.personalized_params(shared, client_states), **state.server.base_for(cluster_ids)}),
@@ -234,7 +234,7 @@ class HeldOutLosses:
         Returns:
             Losses in nats, ``[C, K, T-1]``, on the CPU.
         """
-        blocks, device = self.all_text.blocks, next(iter(params.values())).device
+        blocks, device = self.all_text.blocks, params.device
         step = max(1, self.tokens_per_pass // (blocks.tokens.shape[1] * len(rows)))
         parts = []
         for first in range(0, rows.shape[1], step):
@@ -324,7 +324,7 @@ def personalized_block_losses(losses: HeldOutLosses, state: FederatedState) -> T
         client_id = torch.tensor([client])
         cluster_ids = state.cluster_ids[client_id]
         shared = state.server.params.take(cluster_ids)
-        client_states = state.client_states.gather(client_id).to(next(iter(shared.values())).device)
+        client_states = state.client_states.gather(client_id).to(shared.device)
         params = Tree({**losses.personalized_params(shared, client_states), **state.server.base_for(cluster_ids)})
         rows.append(losses.compute_position_losses(params, block_rows).sum(2).double())
     return torch.cat(rows)

@@ -95,7 +95,7 @@ class LossBarriers:
 @torch.no_grad()
 def passage_loss(model: LossModel, params: Tree, text_passages: Passages) -> float:
     """Compute the loss of one model ``[1, ...]`` on the passages, in nats per evaluated token."""
-    device = next(iter(params.values())).device
+    device = params.device
     total, _ = model.sequence_losses(params, text_passages.tokens[None].to(device), text_passages.mask[None].to(device))
     return total.double().sum().item() / int(text_passages.mask[:, 1:].sum())
 

@@ -124,7 +124,7 @@ class MinimalPairProbe:
     @torch.no_grad()
     def log_prob_margins(self, params: Tree) -> Tensor:
         """Compute log P(good) - log P(bad) of every pair under one model ``[1, ...]``, ``[I]`` float64."""
-        device = next(iter(params.values())).device
+        device = params.device
         losses = torch.empty(len(self.tokens), dtype=torch.float64)
         order = self.mask.sum(1).argsort(stable=True)  # sorting by length reduces padding
         for rows in order.split(max(1, self.tokens_per_pass // self.tokens.shape[1])):

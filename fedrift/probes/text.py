@@ -102,7 +102,7 @@ class Continuations:
         """
         from ..models.stacked_model import generate_tokens
 
-        device = next(iter(params.values())).device
+        device = params.device
         prompts = torch.from_numpy(tokens[:, :num_tokens]).to(device).split(max(1, self.tokens_per_pass // (2 * num_tokens)))  # type: ignore[no-untyped-call]
         generated = torch.cat([generate_tokens(self.model, params, part, num_tokens, choose) for part in prompts]).tolist()
         options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}

@@ -82,7 +82,7 @@ def update_geometry(result: RoundResult) -> MetricValues:
     If all updates are zero, as with FedSGD, whose clients send gradients, there are norms but no angles.
     """
     valid = ~result.update.failed & (result.update.steps != 0)  # a client that does not tell its steps has trained
-    grams = gram_by_layer(result.update.delta.take(valid.nonzero().flatten().to(device_of(result.update.delta))))
+    grams = gram_by_layer(result.update.delta.take(valid.nonzero().flatten().to(result.update.delta.device)))
     gram = torch.stack(list(grams.values())).sum(0)
     count = len(gram)
     received = received_norms(result)
@@ -159,11 +159,6 @@ def scatter_clients(values: Tensor, mask: Tensor) -> Tensor:
     return torch.full((len(mask),), torch.nan, dtype=torch.float64).masked_scatter(mask, values)
 
 
-def device_of(tree: Tree) -> torch.device:
-    """Return the device of a tree's first leaf."""
-    return next(iter(tree.values())).device
-
-
 # Gradient dissimilarity at common weights, without the bias from sampling noise.
 #
 # Two constants describe how much the gradients of clients differ. G, the gradient spread, is the root mean square distance between a
@@ -199,7 +194,7 @@ def mean_gradient(loss_fn: LossFn, params: Tree, batches: Iterable[dict[str, Ten
         weight = batch.get("weight", torch.ones(len(loss))).to(loss)
         gradients = torch.autograd.grad((loss * weight).sum(), list(leaves.values()))
         total, total_weight = total + Tree(dict(zip(leaves, gradients, strict=True))), total_weight + weight.double().cpu()
-    return total * (1 / total_weight.clamp_min(1e-12)).to(next(iter(total.values())).device)
+    return total * (1 / total_weight.clamp_min(1e-12)).to(total.device)
 
 
 def gradient_dissimilarity(first_half: Tree, second_half: Tree, weights: Tensor) -> MetricValues:

@@ -28,7 +28,7 @@ from ..probes.federation import CommunicationCost
 from ..simulation.batches import CPU_BYTES_PER_PASS, CPU_TOKENS_PER_PASS, MEMORY_FRACTION, activation_bytes_per_token, free_memory_bytes
 from ..simulation.simulator import ClientAlgorithm, ClientPool
 from ..storage import Run
-from ..storage.fork import Checkpoint
+from ..storage.checkpoint import Checkpoint
 from .hints import find_hints
 from .operations import count_flops, measure_memory, peak_bytes, time_by_kind, with_recorded_ranges
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import altair as alt
 
 from .data import RUN, Row, round_value
-from .figures import LINE_DASHES, Chart, SharedRows, conditional_color, round_axis
+from .figures import LINE_DASHES, Chart, SharedRows, categorical_scale, conditional_color, round_axis
 
 CONDITION_FILTER = "conditions === null || datum.condition < 0 || indexof(conditions, datum.condition) >= 0"
 DOMAIN_FILTER = "datum.domain === domain"
@@ -40,11 +40,6 @@ def layer_with_signals(*layers: alt.Chart, height: int, domain: bool = False) ->
     return alt.layer(*layers).add_params(*signals).properties(width="container", height=height)
 
 
-def color_scale(colors: Mapping[str, str]) -> alt.Scale:
-    """Return the color scale of the levels of a factor."""
-    return alt.Scale(domain=list(colors), range=list(colors.values()))
-
-
 def curve_chart(
     rows: Sequence[Row],
     interruption_rows: Sequence[Row],
@@ -69,7 +64,7 @@ def curve_chart(
     """
 
     def draw() -> Chart:
-        color = alt.Color("level:N", scale=color_scale(colors), legend=None)
+        color = alt.Color("level:N", scale=categorical_scale(colors), legend=None)
         x_axis = round_axis(6)
         dash = alt.StrokeDash("which:N", scale=alt.Scale(domain=list(LINE_DASHES), range=list(LINE_DASHES.values())), legend=None)
         scale = alt.Scale(zero=zero, clamp=True)
@@ -125,7 +120,7 @@ def parameter_chart(
     """
 
     def draw() -> Chart:
-        color = alt.Color("level:N", scale=color_scale(colors), legend=None)
+        color = alt.Color("level:N", scale=categorical_scale(colors), legend=None)
         levels = sorted({row["x"] for row in [*seed_rows, *mean_rows]})
         step = DODGE_WIDTH * (levels[-1] - levels[0])
         # Without offsets, the conditions at one value of the factor would overlap.
@@ -355,7 +350,7 @@ def strip_chart(
     """
 
     def draw() -> Chart:
-        color = alt.Color("level:N", scale=color_scale(colors), legend=None)
+        color = alt.Color("level:N", scale=categorical_scale(colors), legend=None)
         y_axis = alt.Y("row:N", title=None, sort=list(order), axis=alt.Axis(labelLimit=190, ticks=False, domain=False, grid=True))
         x_scale = alt.Scale(zero=False)
         ticks = alt.Axis(tickCount=5, grid=False)

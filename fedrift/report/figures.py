@@ -43,7 +43,7 @@ def skip_validation() -> Iterator[None]:
 
 
 def assign_colors(names: Sequence[str]) -> dict[str, str]:
-    """Assign a color to each run. The colors repeat from the seventh run on; the tooltip names the run."""
+    """Assign a color to each run or level of a factor. The colors repeat from the seventh one on; the tooltip names it."""
     return {name: OKABE_ITO[index % len(OKABE_ITO)] for index, name in enumerate(names)}
 
 
@@ -84,8 +84,8 @@ def line_chart(
         if legend
         else None
     )
-    color = alt.Color("run:N", scale=_categorical_scale(color_by_run), legend=legend_spec)
-    dash = alt.StrokeDash("which:N", scale=_categorical_scale(LINE_DASHES), legend=legend_spec)
+    color = alt.Color("run:N", scale=categorical_scale(color_by_run), legend=legend_spec)
+    dash = alt.StrokeDash("which:N", scale=categorical_scale(LINE_DASHES), legend=legend_spec)
     return _line_layers(
         rows,
         color,
@@ -100,7 +100,7 @@ def line_chart(
 
 def before_after_chart(rows: Sequence[Row], *, value_range: float | None = None, width: Width = "container", height: int = 160) -> Chart:
     """Draw one client's loss before and after averaging. ``value_range`` is the length of the value axis."""
-    color = alt.Color("stage:N", scale=_categorical_scale(STAGE_COLORS), legend=None)
+    color = alt.Color("stage:N", scale=categorical_scale(STAGE_COLORS), legend=None)
     return _line_layers(
         rows,
         color,
@@ -117,7 +117,7 @@ def client_band_chart(rows: Sequence[Row], *, width: Width = "container", height
     """Draw the losses of all clients before and after averaging: the median, and the band from the lowest to the highest."""
     ceiling = loss_ceiling([{**row, "value": row["high"]} for row in rows])
     scale = alt.Scale(zero=False, clamp=True, domainMax=ceiling if ceiling else alt.Undefined)
-    color = alt.Color("stage:N", scale=_categorical_scale(STAGE_COLORS), legend=None)
+    color = alt.Color("stage:N", scale=categorical_scale(STAGE_COLORS), legend=None)
     base = alt.Chart(SharedRows(values=list(rows))).encode(x=round_axis(), color=color)
     band = base.mark_area(opacity=0.2).encode(y=alt.Y("low:Q", title=None, scale=scale), y2="high:Q")
     tooltips = [
@@ -254,7 +254,8 @@ def _line_layers(
     return alt.layer(*layers).properties(width=width, height=height)
 
 
-def _categorical_scale(mapping: Mapping[str, Any]) -> alt.Scale:
+def categorical_scale(mapping: Mapping[str, Any]) -> alt.Scale:
+    """Return the scale that maps each key to its color or dash pattern."""
     return alt.Scale(domain=list(mapping), range=list(mapping.values()))
 
 

@@ -17,10 +17,10 @@ from typing import Any
 from ..config.loader import load_yaml
 from ..core.errors import UserError
 from ..diagnosis import MIN_EVALUATIONS, diagnose
-from ..diagnosis.cases import NON_CONFIG_KEYS, extract_run_info, make_config_key
+from ..diagnosis.cases import NON_CONFIG_KEYS, extract_run_info, iid_baseline_key, make_config_key
 from ..diagnosis.finding import RunEvidence
 from ..storage import Run, list_runs, list_unreadable, try_read_each
-from ..storage.index import get_read_error
+from ..storage.index import get_read_error, is_iid
 from ..storage.leases import EXPIRY_S, get_host_id, list_generations
 from ..storage.parquet import parquet_path
 from ..storage.query import flatten
@@ -321,7 +321,7 @@ class FolderLayout:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.configs: dict[str, dict[str, Any]] = {}
-        self.config_keys: dict[str, tuple[str, str]] = {}  # run -> keys of its configuration without the seed, and without the severity
+        self.config_keys: dict[str, tuple[str, str]] = {}  # run -> keys that it shares with other seeds, and with its baseline
         self.placements: list[RunPlacement] = []
 
     def load_placements(self) -> list[RunPlacement]:
@@ -329,13 +329,13 @@ class FolderLayout:
         new = try_read_each((run for run in list_runs(self.root) if run.id not in self.configs), lambda run: run.config)[0]
         for run, config in new:
             self.configs[run.id] = config
-            self.config_keys[run.id] = make_config_key(config, ("seed",)), make_config_key(config, ("partition.severity",))
+            self.config_keys[run.id] = make_config_key(config, ("seed",)), iid_baseline_key(config)
         if new:
             self.placements = self._arrange()
         return self.placements
 
     def _arrange(self) -> list[RunPlacement]:
-        baselines = {self.config_keys[id][1]: id for id, config in self.configs.items() if config["partition"].get("severity") == 0}
+        baselines = {self.config_keys[id][1]: id for id, config in self.configs.items() if is_iid(config) and "fork" not in config}
         groups: dict[str, list[str]] = defaultdict(list)
         for id in self.configs:
             groups[self.config_keys[id][0]].append(id)
@@ -346,7 +346,7 @@ class FolderLayout:
                 key,
                 titles[key],
                 "",
-                "iid_baseline" if self.configs[id]["partition"].get("severity") == 0 else "run",
+                "iid_baseline" if is_iid(self.configs[id]) else "run",
                 int(self.configs[id]["seed"]),
                 "" if baselines.get(self.config_keys[id][1], id) == id else baselines[self.config_keys[id][1]],
                 int(self.configs[id]["training"]["num_rounds"]),

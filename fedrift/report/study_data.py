@@ -21,7 +21,7 @@ from ..storage import Run, connect, try_read_each
 from ..storage.query import flatten, get_read_errors
 from ..studies import ManifestEntry, StudyManifest, evaluate_study_hypotheses
 from .document import is_number
-from .figures import OKABE_ITO
+from .figures import OKABE_ITO, assign_colors
 
 PRIMARY_FACTORS = ("algorithm", "clustering", "algorithm.aggregator")  # compared by color if they are varied
 
@@ -96,7 +96,7 @@ class StageView:
     @property
     def colors(self) -> dict[str, str]:
         """Return the color of each level of the compared factor."""
-        return assign_level_colors(self.color_axis.levels) if self.color_axis else {"all": OKABE_ITO[0]}
+        return assign_colors(self.color_axis.levels) if self.color_axis else {"all": OKABE_ITO[0]}
 
     def color_level(self, condition: Condition) -> str:
         """Return the level that determines a condition's color."""
@@ -177,11 +177,6 @@ def merge_axes(stages: Sequence[StageView]) -> list[FactorAxis]:
 def condition_label(condition: Condition, axes: Sequence[FactorAxis]) -> str:
     """Describe a condition by its levels of some factors, such as ``topic, severity 0.5``."""
     return ", ".join(condition.levels[axis.name] if not axis.is_numeric else f"{axis.label} {condition.levels[axis.name]}" for axis in axes)
-
-
-def assign_level_colors(levels: Sequence[str]) -> dict[str, str]:
-    """Assign a color to each level; the colors repeat from the seventh level on."""
-    return {level: OKABE_ITO[index % len(OKABE_ITO)] for index, level in enumerate(levels)}
 
 
 def format_level(value: Any) -> str:

@@ -23,9 +23,10 @@ from ..storage.files import write_atomically
 from ..studies import StudyManifest
 from . import study_dynamics, study_results, study_setup
 from .document import Document, Figure, Filter, MissingSection, Panel, Section, Table, latex_files
+from .figures import assign_colors
 from .format import pluralize, seed_mean_ci, to_yaml
 from .page import page_path, template_environment, vega_script
-from .study_data import StudyData, assign_level_colors, load_study_data, merge_axes
+from .study_data import StudyData, load_study_data, merge_axes
 from .study_figures import condition_name
 from .study_results import build_claims
 
@@ -62,9 +63,7 @@ def build_document(study_data: StudyData) -> Document:
             sections.append(section)
     axes = merge_axes(study_data.stages)
     colors_by_factor = {stage.color_axis.name: stage.colors for stage in study_data.stages if stage.color_axis}
-    filters = tuple(
-        Filter(axis.name, axis.levels, (colors_by_factor.get(axis.name) and assign_level_colors(axis.levels)) or {}) for axis in axes
-    )
+    filters = tuple(Filter(axis.name, axis.levels, (colors_by_factor.get(axis.name) and assign_colors(axis.levels)) or {}) for axis in axes)
     if len(study_data.stages) > 1:
         filters = (Filter("stage", tuple(stage.name for stage in study_data.stages), {}), *filters)
     conditions = tuple({"stage": condition.stage, **condition.levels} for condition in study_data.conditions)

@@ -17,8 +17,9 @@ from ..studies.outcomes import COST_RECORDS, COSTS, Cost, CostMetric, cumulative
 from . import charts, figures
 from .data import round_value
 from .document import Figure, LegendKey, MissingSection, Panel, Section, Table
+from .figures import assign_colors
 from .format import DASH, format_bytes, format_number, format_signed, pluralize, seed_mean_ci
-from .study_data import Condition, StageView, StudyData, assign_level_colors
+from .study_data import Condition, StageView, StudyData
 from .study_figures import condition_name
 
 MAX_PARTITIONS_SHOWN = 9  # partitions with a heat map
@@ -201,7 +202,7 @@ def trials_figure(choices: list[dict[str, Any]]) -> Figure | None:
     path = next((path for choice in choices for trial in choice["trials"] for path in trial["settings"] if path.endswith("lr")), None)
     if not path:
         return None
-    colors = assign_level_colors([choice["group"] for choice in choices])
+    colors = assign_colors([choice["group"] for choice in choices])
     rows = [
         {
             "condition": -1,

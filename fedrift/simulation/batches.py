@@ -80,8 +80,8 @@ class TextBatches:
             rows: The rows of these clients in the cohort, ``[A]``.
 
         Returns:
-            ``rows [A]``, ``tokens [A, B, T]``, ``loss_mask [A, B, T]`` (false for padding), ``weight [A]`` (predicted tokens),
-            ``batch_examples [A]`` (blocks in this batch) and ``num_examples [A]`` (all blocks of the client).
+            ``rows [A]``, ``tokens [A, B, T]``, ``loss_mask [A, B, T]`` (false for padding), ``weight [A]`` (predicted tokens) and
+            ``num_examples [A]`` (all blocks of the client).
         """
         length = self.blocks[client_blocks[0][0]].tokens.shape[1]
         width = max(len(indices) for _, indices in client_blocks)
@@ -95,7 +95,6 @@ class TextBatches:
             "tokens": torch.from_numpy(tokens).to(self.device),
             "loss_mask": torch.from_numpy(loss_mask).to(self.device),
             "weight": torch.from_numpy(loss_mask[:, :, 1:].sum((1, 2))),  # the first token of a block is context and is not predicted
-            "batch_examples": torch.tensor([len(indices) for _, indices in client_blocks]),
             "num_examples": torch.tensor([len(self.blocks[client]) for client, _ in client_blocks]),
         }
 

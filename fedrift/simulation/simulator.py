@@ -109,11 +109,11 @@ class ClientSimulator:
 
     Example:
         >>> import torch
-        >>> from fedrift.core.optimizers import Sgd
         >>> target = torch.tensor([[0.0], [1.0]])  # client k minimizes (x - target_k)^2 / 2
         >>> loss = lambda params, batch: ((params["x"] - batch["target"]) ** 2).sum(1) / 2
         >>> batches = lambda round, cohort: [{"target": target[cohort]}] * 10
-        >>> simulator = ClientSimulator(2, loss, batches, Sgd(0.1))
+        >>> ClientSimulator(2, loss, batches, fedrift.Sgd(0.1)).size
+        2
     """
 
     size: int
@@ -157,7 +157,7 @@ class ClientSimulator:
         """Compute the local steps; return the final local state, the trained tokens ``[C]``, and the first and mean loss ``[C, 2]``."""
         server, cluster_ids = state.server, state.cluster_ids[cohort]
         received, merged_base = server.params.take(cluster_ids), server.base_for(cluster_ids)
-        device = next(iter(received.values())).device
+        device = received.device
         lr_factor = self.lr_schedule(state.round)
         optimizer = (
             replace(self.optimizer, lr=self.optimizer.lr * lr_factor) if lr_factor != 1 else self.optimizer  # type: ignore[type-var]
@@ -320,7 +320,7 @@ def make_update(
         new_state = new_state.where(has_trained, old_state)
         is_valid = is_valid & new_state.is_finite()
         new_state = new_state.where(is_valid, old_state)
-    device, gradient = next(iter(delta.values())).device, local.mean_grad
+    device, gradient = delta.device, local.mean_grad
     is_used = (is_valid & has_trained).to(device)
     if not is_used.all():
         delta, gradient = delta.where(is_used, delta.zeros_like()), gradient.where(is_used, gradient.zeros_like())
@@ -347,7 +347,7 @@ def concat_updates(updates: list[CohortUpdate]) -> CohortUpdate:
 
     def join(name: str) -> Tree | Tensor | int | tuple[str, ...] | None:
         values = [getattr(update, name) for update in updates]
-        if name in ("cluster_sizes", "server_seed", "membership", "notes", "bytes_on_wire"):
+        if name in ("cluster_sizes", "server_seed", "membership", "notes", "bytes_on_wire"):  # one value for the whole cohort
             return values[0]  # type: ignore[no-any-return]
         if isinstance(values[0], Tree):
             return Tree({leaf: torch.cat([value[leaf] for value in values]) for leaf in values[0]})

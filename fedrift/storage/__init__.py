@@ -1,4 +1,4 @@
-"""Storage of runs on disk. Reading a run does not need torch; ``tensors``, ``checkpoint``, ``updates`` and ``fork`` do."""
+"""Storage of runs on disk. Reading a run does not need torch; ``tensors``, ``checkpoint`` and ``updates`` do."""
 
 from .cleanup import archive_run
 from .index import find_run, find_runs, list_runs, list_unreadable, try_read_each

@@ -173,7 +173,7 @@ class Checkpoint:
             )
             if expected != actual:
                 raise ValueError("its server.params have other names or shapes")
-            return unflatten_state(tensors, round, get_device(template), client_states)
+            return unflatten_state(tensors, round, template.server.params.device, client_states)
         except LAYOUT_ERRORS as error:
             raise self._invalid_state_error(error) from error
 
@@ -316,11 +316,6 @@ def select_subtree(tensors: Mapping[str, Tensor], prefix: str) -> Tree:
     """Return the tensors named ``<prefix>/<leaf>`` as a tree of leaves."""
     full_prefix = prefix + "/"
     return Tree({name[len(full_prefix) :]: leaf for name, leaf in tensors.items() if name.startswith(full_prefix)})
-
-
-def get_device(state: FederatedState) -> torch.device:
-    """Return the device of the server's parameters."""
-    return next(iter(state.server.params.values())).device
 
 
 __all__ = [

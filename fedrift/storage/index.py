@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -154,6 +154,19 @@ def _get_read_error_cached(run: Run, modified_ns: int, size: int) -> str:
     if not isinstance(severity, (int, float)):
         return f"experiment.json has the invalid value {str(severity)[:80]!r} for partition.severity; remove or repair {run.folder}"
     return ""
+
+
+def is_iid(stored_config: Mapping[str, Any]) -> bool:
+    """Return whether a run, or the origin of a fork, has an IID partition."""
+    return bool(stored_config["partition"].get("severity") == 0)
+
+
+def to_iid_baseline(stored_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the stored experiment of the IID baseline of a run, as ``ExperimentConfig.iid_baseline`` makes it."""
+    partition = {**stored_config["partition"], "severity": 0.0}
+    if "alpha" in partition:  # runs with different values of alpha share one baseline
+        partition["alpha"] = None
+    return {**{key: value for key, value in stored_config.items() if key != "fork"}, "partition": partition}
 
 
 TAG_PATTERN = re.compile(r"\w[\w.+-]{0,39}")

@@ -60,11 +60,15 @@ LOCK_TIMEOUT_S = 1.0  # in seconds; longer than a reader of ``Run.status`` holds
 class Run:
     """The run ``id`` in the folder ``root``, whether it exists or not.
 
+    Args:
+        root: The folder of the runs.
+        id: The id of the run, which is the name of its folder.
+
     Example:
-        >>> run = Run(Path("runs"), "ab12cd34ef56")
         >>> run.status
         'finished'
-        >>> run.metrics().query("metric == 'loss' and domain == ''")
+        >>> run.metrics().query("metric == 'loss' and domain == '' and client < 0")["round"].tolist()
+        [0, 1]
     """
 
     root: Path

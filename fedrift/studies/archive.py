@@ -25,7 +25,7 @@ from typing import Any
 from ..core.errors import UserError, quote_value
 from ..storage import Run
 from ..storage.files import explain_write_errors, format_error, replace_atomically
-from ..storage.index import get_read_error
+from ..storage.index import get_read_error, is_iid, to_iid_baseline
 from ..storage.parquet import check_run_column
 from ..storage.query import ensure_parquet
 from .manifest import STUDIES_FOLDER, ManifestEntry, StudyManifest
@@ -206,13 +206,10 @@ def _check_entry(entry: ManifestEntry, stored: Mapping[str, Any], run_ids: set[s
     """
     from ..config.schema import compute_id
 
-    partition = stored["partition"]
-    baseline = {key: value for key, value in stored.items() if key != "fork"}
-    baseline["partition"] = {**partition, "severity": 0.0, **({"alpha": None} if "alpha" in partition else {})}
     for name, described, true in (
         ("seed", entry.seed, stored["seed"]),
-        ("iid", entry.iid, entry.iid and partition.get("severity") == 0),
-        ("iid_baseline", entry.iid_baseline, compute_id(baseline) if entry.iid_baseline else ""),
+        ("iid", entry.iid, entry.iid and is_iid(stored)),
+        ("iid_baseline", entry.iid_baseline, compute_id(to_iid_baseline(stored)) if entry.iid_baseline else ""),
     ):
         if described != true:
             raise UserError(f"study.json says {name} {quote_value(described)} of run {entry.run}, which is not that of its experiment")

@@ -156,7 +156,7 @@ def report_progress(configs: Sequence[ExperimentConfig], manifest: StudyManifest
 
 
 # What a run imports first. The fork server imports it once, and its workers do not import it again.
-WORKER_MODULES = (__name__, "fedrift.engine.build", "fedrift.engine.loop", "fedrift.storage.fork", "transformers.modeling_utils", "peft")
+WORKER_MODULES = (__name__, "fedrift.engine.build", "fedrift.engine.loop", "fedrift.engine.fork", "transformers.modeling_utils", "peft")
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from fedrift.cli.run import print_fork
 from fedrift.cli.run_list import find_iid_baselines
 from fedrift.cli.study import print_comparison
 from fedrift.cli.tables import print_table
-from fedrift.clustering.comparison_report import ReportPart
 from fedrift.config.schema import iid_baseline, parse_config
 from fedrift.core.records import Record
-from fedrift.diagnosis.fork import ForkReport
 from fedrift.storage import Run
+from fedrift.storage.index import to_iid_baseline
+from fedrift.studies.comparison_report import ReportPart
+from fedrift.studies.fork_report import ForkReport
 
 DOMAINS = ("entertainment-and-arts", "international.politics", "sports")
 ODD = {"undefined": math.nan, "infinite": math.inf}  # values that a metric has in every round
@@ -170,4 +171,4 @@ def test_a_setting_without_a_value_is_listed_as_none(tmp_path, run_at_80_columns
 def test_an_iid_baseline_is_found_by_its_settings():
     skewed = parse_config({"dataset": "bbc", "partition": {"type": "Dirichlet", "num_clients": 5, "alpha": 0.1}})
     configs = {"run": skewed.to_stored_dict(), "iid": iid_baseline(skewed).to_stored_dict()}
-    assert find_iid_baselines(configs) == {"run": "iid"}
+    assert find_iid_baselines(configs) == {"run": "iid"} and to_iid_baseline(configs["run"]) == configs["iid"]

@@ -13,9 +13,9 @@ from torch import Tensor
 from fedrift.algorithms import FedAvg
 from fedrift.clustering import IFCA
 from fedrift.clustering.base import ClientInfo
-from fedrift.clustering.runtime import ClusteringRuntime
 from fedrift.core.optimizers import Sgd
 from fedrift.core.tree import Tree
+from fedrift.engine.clustering import ClusteringRuntime
 from fedrift.engine.loop import run_rounds
 from fedrift.simulation import ClientSimulator
 from fedrift.simulation.simulator import client_losses_per_model

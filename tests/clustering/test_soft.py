@@ -10,8 +10,8 @@ from fedrift.algorithms import FedAvg, FedProx, Scaffold
 from fedrift.clustering import NoClustering, SoftClustering, TextClustering
 from fedrift.clustering.base import ClientInfo
 from fedrift.clustering.one_shot import mixture_weights
-from fedrift.clustering.runtime import ClusteringRuntime
 from fedrift.core.optimizers import Adam, Sgd
+from fedrift.engine.clustering import ClusteringRuntime
 from fedrift.engine.loop import run_rounds
 from fedrift.engine.run import run_experiment
 from tests.quadratics import clients, make_simulator, params

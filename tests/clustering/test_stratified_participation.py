@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrift.clustering.runtime import sample_stratified, stratum_sizes
+from fedrift.engine.clustering import sample_stratified, stratum_sizes
 from fedrift.engine.loop import sample_cohort
 
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=6)

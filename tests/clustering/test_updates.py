@@ -12,8 +12,8 @@ from fedrift.algorithms import FedAvg
 from fedrift.clustering import CFL, UpdateClustering
 from fedrift.clustering.base import ClientInfo
 from fedrift.clustering.iterative import agglomerate, cosine_similarity, inner_products
-from fedrift.clustering.runtime import ClusteringRuntime
 from fedrift.core.tree import Tree
+from fedrift.engine.clustering import ClusteringRuntime
 from fedrift.engine.loop import run_rounds
 from tests.quadratics import DOUBLE, clients, make_simulator, params
 

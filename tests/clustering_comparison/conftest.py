@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fedrift.clustering.comparison import CONDITIONS, build_comparison
 from fedrift.config.loader import apply_overrides
+from fedrift.studies.comparison import CONDITIONS, build_comparison
 from fedrift.studies.run import run_study
 from tests.small_experiment import experiment, make_cache
 

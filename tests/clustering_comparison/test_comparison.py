@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedrift.clustering.comparison import CONDITIONS, build_comparison
-from fedrift.clustering.comparison_report import render_html, render_markdown, report_parts, results_to_json, summarize_results
-from fedrift.clustering.comparison_results import BEST_IFCA, COMPARISON_METRICS, ComparisonResults, client_losses, collect_results
 from fedrift.config.loader import apply_overrides
 from fedrift.core.errors import UserError
 from fedrift.stats import mean_ci, sign_flip_test
 from fedrift.storage import Run
 from fedrift.storage.jsonl import to_json
+from fedrift.studies.comparison import CONDITIONS, build_comparison
+from fedrift.studies.comparison_report import render_html, render_markdown, report_parts, results_to_json, summarize_results
+from fedrift.studies.comparison_results import BEST_IFCA, COMPARISON_METRICS, ComparisonResults, client_losses, collect_results
 from fedrift.studies.run import run_study
 from tests.small_experiment import documents
 

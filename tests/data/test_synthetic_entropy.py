@@ -20,8 +20,9 @@ from fedrift.data.synthetic import (
     get_language,
     mixture_floor,
 )
-from fedrift.data.synthetic.grammar import count_derivations
 from fedrift.data.synthetic.language import START_SYMBOL, split_sentences
+
+from .test_synthetic_grammar import count_derivations
 
 STYLES = ("plain", "slang", "formal", "short")
 MIXED = SyntheticConfig(num_domains=4, overlap=0.9, concept_shift=0.05, styles=STYLES, words_per_class=20, mean_sentences=2)

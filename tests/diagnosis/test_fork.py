@@ -15,11 +15,12 @@ from fedrift.core.errors import UserError
 from fedrift.core.optimizers import Adam, Sgd
 from fedrift.core.tree import Tree
 from fedrift.core.types import ClientStateStore, FederatedState, ServerState
-from fedrift.diagnosis.fork import make_fork_config, report_fork
+from fedrift.engine.fork import ForkedRun, convert_state, is_server_side_change
 from fedrift.engine.run import run_experiment
 from fedrift.simulation import ClientSimulator
 from fedrift.storage import Run, list_runs
-from fedrift.storage.fork import ForkedRun, UpdateLog, convert_state, is_server_side_change
+from fedrift.storage.updates import UpdateLog
+from fedrift.studies.fork_report import make_fork_config, report_fork
 from tests.small_experiment import experiment
 from tests.storage.test_updates import CPU, recording
 from tests.test_run import Killed, assert_equal, killed_at

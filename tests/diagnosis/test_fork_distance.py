@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fedrift.core.tree import Tree
-from fedrift.diagnosis.fork import ForkReport, RunDifference, effective_weights, format_loss_change, model_distance
 from fedrift.storage.jsonl import to_json
+from fedrift.studies.fork_report import ForkReport, RunDifference, effective_weights, format_loss_change, model_distance
 
 ONE = torch.zeros(4, dtype=torch.long)
 

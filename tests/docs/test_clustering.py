@@ -14,8 +14,8 @@ from fedrift import clustering
 from fedrift.algorithms import FedAvg
 from fedrift.clustering import NoClustering
 from fedrift.clustering.base import Assignment, ClientInfo
-from fedrift.clustering.runtime import ClusteringRuntime
 from fedrift.config.schema import parse_config
+from fedrift.engine.clustering import ClusteringRuntime
 from fedrift.engine.loop import run_rounds
 from tests.quadratics import clients, make_simulator, params
 

@@ -7,10 +7,10 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from fedrift.diagnosis.fork import make_fork_config
+from fedrift.engine.fork import ForkedRun
 from fedrift.engine.run import run_experiment
 from fedrift.storage import Run
-from fedrift.storage.fork import ForkedRun
+from fedrift.studies.fork_report import make_fork_config
 from tests.small_experiment import experiment, make_cache
 
 FORK_PAGE = (Path(__file__).resolve().parents[2] / "docs" / "fork.md").read_text(encoding="utf-8")

@@ -9,8 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from fedrift import diagnosis, probes
-from fedrift.config.schema import load_config
+from fedrift import diagnosis, load_config, probes
 from fedrift.diagnosis.finding import THRESHOLDS, RunEvidence
 from fedrift.engine.run import run_experiment
 from fedrift.probes import registry

@@ -34,10 +34,16 @@ def commands(name: str) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if line.startswith("fedrift ")]
 
 
-def test_reference_pages_are_current():
+def load_make_reference():
+    """Return the module ``scripts/make_reference.py``, which reads the docstrings."""
     spec = spec_from_file_location("make_reference", ROOT / "scripts" / "make_reference.py")
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_reference_pages_are_current():
+    module = load_make_reference()
     pages = module.make_pages()
     stale = [name for name, text in pages.items() if not module.is_current(name, text)]
     assert not stale, f"run `make reference`: {stale}"

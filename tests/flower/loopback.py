@@ -15,9 +15,9 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedrift.algorithms import FedAvg
-from fedrift.clustering.runtime import ClusteringRuntime
 from fedrift.core.optimizers import Optimizer, Sgd
 from fedrift.core.types import FederatedState, ServerState
+from fedrift.engine.clustering import ClusteringRuntime
 from fedrift.engine.loop import init_state, run_rounds
 from fedrift.flower.client import FlowerClient, make_client_app, single_client_simulator
 from fedrift.flower.client_pool import FlowerClientPool

@@ -35,7 +35,7 @@ from fedrift.flower.launch import (
     write_connection,
 )
 from fedrift.storage import Run
-from fedrift.storage.fork import Checkpoint
+from fedrift.storage.checkpoint import Checkpoint
 from fedrift.storage.tensors import load_tensors
 from tests.small_experiment import experiment, make_cache
 

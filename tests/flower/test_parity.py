@@ -10,8 +10,8 @@ import torch
 from fedrift.algorithms import Ditto, FedAvg, FedProx, Scaffold
 from fedrift.algorithms.aggregators import FFALoRA
 from fedrift.clustering import CFL, IFCA, NoClustering, RandomClustering, SoftClustering, TextClustering, UpdateClustering
-from fedrift.clustering.runtime import ClusteringRuntime
 from fedrift.core import optimizers
+from fedrift.engine.clustering import ClusteringRuntime
 from fedrift.engine.loop import init_state, run_rounds
 from fedrift.simulation import ClientSimulator
 from fedrift.simulation.simulator import client_losses_per_model

@@ -9,8 +9,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fedrift import load_config
 from fedrift.config.runtime import Runtime
-from fedrift.config.schema import load_config
 from fedrift.engine.build import build_run
 from fedrift.engine.cache import ResourceCache, resolve_fingerprints
 from fedrift.storage import find_run

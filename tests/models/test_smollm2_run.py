@@ -9,8 +9,9 @@ import pytest
 import torch
 from peft import PeftModel
 
+from fedrift import load_config
 from fedrift.config.runtime import Runtime
-from fedrift.config.schema import iid_baseline, load_config
+from fedrift.config.schema import iid_baseline
 from fedrift.engine.build import build_run
 from fedrift.engine.cache import ResourceCache, resolve_fingerprints
 from fedrift.engine.run import run_experiment

@@ -11,9 +11,10 @@ import pytest
 from fedrift.cli.console import sparkline
 from fedrift.core.errors import UserError
 from fedrift.core.records import Record
+from fedrift.diagnosis.cases import group_readable_runs
 from fedrift.report.monitor import LossTail, Monitor, group_findings, mean_curve, open_monitor
 from fedrift.report.web import curves_to_json, row_id, snapshot_to_json
-from fedrift.storage import Run
+from fedrift.storage import Run, list_runs
 from fedrift.studies import StudyManifest
 
 from .stored_runs import ROUNDS, make_manifest, make_rows, start_run
@@ -150,6 +151,17 @@ def test_runs_of_a_folder_are_grouped_with_their_baselines_under_unique_names(tm
     }
     assert [run.gap for run in by_arm["FedAvg · TopicMix 1, training.local_steps=2"].runs] == pytest.approx([0.3, 0.3])
     assert by_arm["FedAvg · TopicMix 0"].role == "iid_baseline"
+
+
+def test_runs_with_a_concentration_are_compared_with_the_baseline_without_one(tmp_path):
+    dirichlet = {"type": "Dirichlet", "num_clients": 2, "severity": 1.0, "alpha": 0.1}
+    start_run(tmp_path, "run", ROUNDS, start=5.3, partition=dirichlet)
+    start_run(tmp_path, "fork", ROUNDS, start=5.3, partition=dirichlet, fork={"run": "run", "from_round": 2})
+    start_run(tmp_path, "iid", ROUNDS, partition={**dirichlet, "severity": 0.0, "alpha": None})
+    gaps = {run.run: run.gap for row in Monitor(tmp_path).take_snapshot().groups for run in row.runs}
+    assert (gaps["run"], gaps["fork"]) == pytest.approx((0.3, 0.3))
+    (group,), _ = group_readable_runs([Run(tmp_path, "run")], list_runs(tmp_path))
+    assert group.baselines == (Run(tmp_path, "iid"),)
 
 
 def test_the_page_receives_curves_as_valid_json(tmp_path):

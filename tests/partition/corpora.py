@@ -8,8 +8,13 @@ import numpy as np
 from hypothesis import strategies as st
 
 from fedrift.data.corpus import Corpus
+from fedrift.partition.words import normalize_words
 
 SCRIPTS = ("plain words of it", "😀 🎉 emoji 👩‍👩‍👧", "日本語の文章です", "Привет мир", "שלום עולם", "مرحبا", "a", ".", "don't")
+
+
+def split_into_words(text: str) -> list[str]:
+    return normalize_words(text).decode().split()
 
 
 def corpus(texts, label, domains=None, size=None) -> Corpus:

@@ -14,9 +14,9 @@ from fedrift.partition import StopwordDrop, Style, Substitute, Truncate
 from fedrift.partition.base import document_id
 from fedrift.partition.style_skew import CASUAL, FILLERS, FORMAL, STYLES, StyleRewrite
 from fedrift.partition.token_skew import pair_words
-from fedrift.partition.words import FUNCTION_WORDS, count_words, split_into_words
+from fedrift.partition.words import FUNCTION_WORDS, count_words
 
-from .corpora import SCRIPTS, corpus
+from .corpora import SCRIPTS, corpus, split_into_words
 
 REWRITING = [StopwordDrop, Style, Substitute, Truncate]
 every = pytest.mark.parametrize("kind", REWRITING, ids=lambda kind: kind.__name__)

@@ -6,7 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrift.partition.words import FUNCTION_WORDS, WORD, count_words, split_into_words
+from fedrift.partition.words import FUNCTION_WORDS, WORD, count_words
+
+from .corpora import split_into_words
 
 
 def test_words_are_letters_and_digits_with_apostrophes_inside():

@@ -8,7 +8,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from fedrift.engine.run import run_experiment
-from fedrift.storage.fork import Checkpoint
+from fedrift.storage.checkpoint import Checkpoint
 from tests import small_experiment
 
 DEEP = "[hidden, attention, barriers, adapters, general, syntax]"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+
 import pytest
 import torch
 
@@ -10,7 +13,7 @@ from fedrift.core.errors import UserError
 from fedrift.core.optimizers import Sgd
 from fedrift.core.tree import Tree
 from fedrift.engine.loop import init_state
-from fedrift.simulation import ClientSimulator
+from fedrift.simulation import ClientSimulator, simulator
 from fedrift.simulation.batches import StragglingBatches, TextBatches
 
 from .test_batches import blocks_of
@@ -61,3 +64,9 @@ def test_batches_without_numbers_of_examples_are_refused():
     assert len(weights(batches, "tokens")) == 4
     with pytest.raises(UserError, match="no 'num_examples'"):
         weights(batches, "examples")
+
+
+def test_the_simulator_reads_the_keys_that_its_docstring_names():
+    keys = set(re.findall(r"``(\w+) \[", simulator.Batches.__doc__)) - {"round"}
+    assert keys == {"weight", "num_examples", "rows"}
+    assert all(f'"{key}"' in inspect.getsource(simulator) for key in keys)

@@ -10,8 +10,7 @@ import torch
 from fedrift.core.errors import UserError
 from fedrift.core.records import Record
 from fedrift.storage import Run, jsonl
-from fedrift.storage.checkpoint import summarize_history
-from fedrift.storage.fork import check_history
+from fedrift.storage.checkpoint import check_history, summarize_history
 from fedrift.storage.tensors import read_metadata, save_tensors
 
 

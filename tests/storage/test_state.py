@@ -17,8 +17,7 @@ from fedrift.core.tree import Tree
 from fedrift.core.types import FederatedState
 from fedrift.engine.loop import init_state
 from fedrift.storage import Run
-from fedrift.storage.checkpoint import find_changed, flatten_state, get_layout, pack_tree, unpack_tree
-from fedrift.storage.fork import Checkpoint, load_checkpoint
+from fedrift.storage.checkpoint import Checkpoint, find_changed, flatten_state, get_layout, load_checkpoint, pack_tree, unpack_tree
 from fedrift.storage.tensors import SlotFile
 
 SIZE, COHORT = 40, 3

@@ -18,9 +18,9 @@ from fedrift.core.types import CohortUpdate
 from fedrift.engine.build import build_run
 from fedrift.engine.cache import resolve_fingerprints
 from fedrift.engine.run import run_experiment
-from fedrift.storage.checkpoint import flatten_state
-from fedrift.storage.fork import UpdateLog, load_checkpoint
+from fedrift.storage.checkpoint import flatten_state, load_checkpoint
 from fedrift.storage.parquet import load_arrays, save_arrays
+from fedrift.storage.updates import UpdateLog
 from tests.small_experiment import experiment
 from tests.test_run import Killed, assert_equal, killed_at, replace_root
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...core.lazy_imports import torch
 from ...core.optimizers import Sgd
 from ...core.random import torch_stream
-from ...core.tree import Tree, to_float64
+from ...core.tree import Tree, adapter_modules, to_float64
 from ...core.types import CohortUpdate, ServerState
 from .base import Aggregator, AlgorithmInfo
 from .mean import Mean, rows_by_model
@@ -77,11 +77,6 @@ def reject_weight_decay(aggregator: Aggregator, server_optimizer: Any) -> list[s
     return [
         f"{type(aggregator).__name__} freezes one factor, but the weight decay of {server_optimizer} would change it; use weight_decay=0"
     ]
-
-
-def adapter_modules(param_names: Collection[str]) -> list[str]:
-    """Return the names of the modules that have a LoRA adapter."""
-    return [name.removesuffix(".A") for name in param_names if name.endswith(".A") and name[:-1] + "B" in param_names]
 
 
 def weighted_products(server: ServerState, update: CohortUpdate, module: str) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -315,7 +310,6 @@ class FLoRA(ProductAggregator):
 __all__ = [
     "FlexLoRA",
     "ProductAggregator",
-    "adapter_modules",
     "add_to_base",
     "keeps_param_state",
     "reject_missing_adapters",

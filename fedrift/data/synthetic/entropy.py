@@ -34,11 +34,6 @@ class LossFloor(NamedTuple):
     nats: float  # nats per document, which is the entropy
     words: float  # words per document, including sentence ends
 
-    @property
-    def nats_per_word(self) -> float:
-        """Return the entropy rate; its exponential is the lowest possible perplexity per word."""
-        return self.nats / self.words
-
 
 def domain_floor(language: SyntheticLanguage, domain: int) -> LossFloor:
     """Return the floor for a model that knows the domain: the entropy of the documents of the domain."""

@@ -135,13 +135,6 @@ def sentence_probability(grammar: Grammar, start: str, words: Sequence[str]) -> 
     return _inside_ends(grammar, start, tuple(words), 0, {}).get(len(words), 0.0)
 
 
-def count_derivations(grammar: Grammar, start: str, words: Sequence[str]) -> int:
-    """Count the derivations of the words."""
-    counting = Grammar({})
-    counting.rules = {symbol: [(1.0, parts) for _, parts in choices] for symbol, choices in grammar.rules.items()}
-    return round(sentence_probability(counting, start, words))
-
-
 def _inside_ends(
     grammar: Grammar, symbol: str, words: tuple[str, ...], begin: int, memo: dict[tuple[str, int], dict[int, float]]
 ) -> dict[int, float]:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from ..algorithms import FedAvg
+from ..clustering.base import Assignment, ClientInfo, NoClustering, transfer_state
+from ..clustering.one_shot import MixingClientPool, SoftClustering, mix_models
 from ..core.errors import UserError
 from ..core.random import numpy_stream
 from ..core.tree import Tree
 from ..core.types import FederatedState, RoundResult
-from ..engine.loop import init_state, sample_cohort
 from ..simulation.simulator import ClientPool
-from .base import Assignment, ClientInfo, NoClustering, transfer_state
-from .one_shot import MixingClientPool, SoftClustering, mix_models
+from .loop import init_state, sample_cohort
 
 
 def stratum_sizes(sizes: np.ndarray, count: int, offset: int) -> np.ndarray:

@@ -15,8 +15,8 @@ from typing import Any
 from ..config.schema import ExperimentConfig, parse_config
 from ..core.errors import UserError, unknown_name_error
 from ..engine.cache import ResourceCache
-from ..studies import Study, parse_study
-from ..studies.spec import NAME_CHARACTERS
+from . import Study, parse_study
+from .spec import NAME_CHARACTERS
 
 ConfigOverrides = dict[str, Any]  # configuration path -> value
 

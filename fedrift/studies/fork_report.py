@@ -15,12 +15,12 @@ from ..config.loader import parse_yaml
 from ..config.schema import METADATA_KEYS, ExperimentConfig, parse_config
 from ..core.errors import UserError, quote_value
 from ..core.records import Trajectory
-from ..core.tree import Tree, to_float64
-from ..probes.lora import adapter_modules
+from ..core.tree import Tree, adapter_modules, to_float64
+from ..diagnosis import Diagnosis, diagnose
+from ..diagnosis.cases import RunIndex
+from ..engine.fork import ForkedRun
 from ..storage import Run
-from ..storage.fork import ForkedRun, UpdateLog
-from .across_seeds import Diagnosis, diagnose
-from .cases import RunIndex
+from ..storage.updates import UpdateLog
 
 # Overrides of a fork, e.g. ``exclude_clients=3 training.client_optimizer.lr=0.1``.
 

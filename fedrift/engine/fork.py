@@ -18,13 +18,12 @@ from ..config.schema import ExperimentConfig, ForkConfig, parse_stored_config
 from ..core.errors import UserError
 from ..core.tree import Tree
 from ..core.types import ClientStateStore, CohortUpdate, FederatedState
-from ..engine.build import RunContext
 from ..simulation import ClientPool
 from ..simulation.simulator import ClientAlgorithm
-from .checkpoint import Checkpoint, check_history, get_device, load_checkpoint
-from .index import find_run
-from .run import Run
-from .updates import UpdateLog
+from ..storage.index import find_run
+from ..storage.run import Run
+from ..storage.updates import UpdateLog
+from .build import RunContext
 
 CHANGEABLE_KEYS = ("algorithm", "training", "fork")  # the keys of an experiment that a fork may change
 CHANGEABLE_HINT = "exclude_clients, algorithm.*, and training.* except training.max_seq_length"
@@ -238,7 +237,7 @@ class ForkedRun:
 
     def load_origin_state(self, context: RunContext) -> FederatedState:
         """Load the state of the origin before the first round of the fork, converted for the algorithm of the fork."""
-        device = get_device(context.initial_state)
+        device = context.initial_state.server.params.device
         return convert_state(
             UpdateLog(self.origin).load_state(self.fork.from_round - 1, device), self.origin_config.algorithm, self.config.algorithm
         )
@@ -246,7 +245,7 @@ class ForkedRun:
     def wrap_client_pool(self, client_pool: ClientPool, context: RunContext) -> ClientPool:
         """Wrap the client pool: exclude clients, and reuse the recorded updates of the first round if they are valid."""
         load_recorded = (
-            partial(UpdateLog(self.origin).load_update, self.fork.from_round, get_device(context.initial_state))
+            partial(UpdateLog(self.origin).load_update, self.fork.from_round, context.initial_state.server.params.device)
             if self.can_reuse_updates
             else None
         )
@@ -365,16 +364,4 @@ def convert_state(state: FederatedState, old_algorithm: FedAvg, new_algorithm: F
     )
 
 
-__all__ = [
-    "Checkpoint",
-    "ForkedClientPool",
-    "ForkedRun",
-    "UpdateLog",
-    "check_history",
-    "convert_state",
-    "is_server_side_change",
-    "list_changes",
-    "load_checkpoint",
-    "load_run_config",
-    "mask_excluded",
-]
+__all__ = ["ForkedClientPool", "ForkedRun", "convert_state", "is_server_side_change", "list_changes", "load_run_config", "mask_excluded"]

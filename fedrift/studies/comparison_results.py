@@ -26,9 +26,9 @@ from ..diagnosis.finding import RunEvidence
 from ..stats import compare_to_reference, mean_ci, min_p, ratio_ci
 from ..stats.significance import Interval
 from ..storage import Run
-from ..studies import ManifestEntry, Study, StudyManifest, parse_study
-from ..studies.outcomes import has_diverged
+from . import ManifestEntry, Study, StudyManifest, parse_study
 from .comparison import CONDITIONS, ClusteringComparison, parse_condition_label
+from .outcomes import has_diverged
 
 NUM_NEXT_ROUNDS = 3  # number of last rounds over which the loss on the next batches is averaged
 NUM_LAST_ROUNDS = 5  # number of last rounds whose mean training loss selects among IFCA's restarts
