@@ -57,7 +57,11 @@ UNSUPPORTED_KEYS: dict[str, tuple[tuple[Any, ...], str]] = {
     "modules_to_save": (([], None), "whole trained modules"),
     "rank_pattern": (({}, None), "ranks that differ from module to module"),
     "alpha_pattern": (({}, None), "scales that differ from module to module"),
+    "target_parameters": (([], None), "adapters of parameters, whose factors hold several matrices,"),
+    "use_bdlora": ((False, None), "block-diagonal factors (BD-LoRA), which the file holds in another shape,"),
 }
+# Values of init_lora_weights with which PEFT changes the base weights when it loads a folder, by a part of rank r.
+BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 EXACT = 1e-6  # relative distance below which a mean of products is exact but for rounding
 
 
@@ -73,8 +77,8 @@ class AggregatedAdapter:
         error: The aggregation error of separate means over all modules: the Frobenius norm of the mean of the products minus the
             product of the means, divided by that of the mean of the products.
         error_by_module: The same for each module.
-        remaining_error: The same distance for this adapter in place of the separate means; 0 but for rounding where the method is
-            exact.
+        remaining_error: The same distance for the tensors of this adapter in place of the separate means. Where the method is exact,
+            it is the rounding to the data type of the files.
         folder: Where the adapter was written; None if it was not.
 
     Example:
@@ -94,7 +98,7 @@ class AggregatedAdapter:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the adapter is the mean of the clients' products, but for rounding."""
+        """Whether the adapter is the mean of the clients' products, but for rounding as that of float32."""
         return self.remaining_error < EXACT
 
     @property
@@ -124,7 +128,8 @@ def aggregate_adapters(
     Args:
         folders: The clients' folders, each with ``adapter_config.json`` and ``adapter_model.safetensors``.
         method: ``fedavg``, ``ffa``, ``flexlora``, ``fedex`` or ``flora``. The rank stays the same with the first three. With the other
-            two it is the number of clients times as large; in the file of ``fedex`` the first ``r`` ranks are the means of A and B.
+            two it is the number of clients times as large, where ``flora`` leaves out clients of weight 0; in the file of ``fedex`` the
+            first ``r`` ranks are the means of A and B.
         weights: What each client counts, for example its number of training tokens. Default: all alike.
         output: The folder to write. Default: nothing is written.
 
@@ -149,14 +154,16 @@ def aggregate_adapters(
     shares = normalize_weights(weights, len(adapters))
     for other in adapters[1:]:
         check_alike(adapters[0], other)
+    check_rank_can_change(adapters[0], method)
     target = None if output is None else check_output(Path(output))
     result = make_round(adapters, shares, method)
-    factors = FACTORIES[method](result)
+    dtypes = adapters[0].dtypes
+    factors = Tree({name: leaf.to(dtypes[name]) for name, leaf in FACTORIES[method](result).items()})
     aggregated = AggregatedAdapter(
         method,
         shares,
-        scale_rank(adapters[0].config, len(adapters) if method in ("flora", "fedex") else 1),
-        to_state_dict(factors, adapters[0].dtypes),
+        scale_rank(adapters[0].config, rank_factor(adapters[0].factors, factors)),
+        to_state_dict(factors),
         read_error(result),
         errors_by_module(result),
         measure_distance(result, factors),
@@ -217,8 +224,31 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def base_changing_init(adapter: SavedAdapter) -> str:
+    """The ``init_lora_weights`` of an adapter if PEFT changes the base weights by it, otherwise ""."""
+    init = str(adapter.config.get("init_lora_weights")).lower()
+    return init if init.startswith(BASE_CHANGING_INITS) else ""
+
+
+def check_rank_can_change(adapter: SavedAdapter, method: Method) -> None:
+    """Raise `UserError` if a method writes another rank, and PEFT would take another part of the base weights away for it."""
+    init = base_changing_init(adapter)
+    if init and method in ("flora", "fedex"):
+        raise UserError(
+            f"{method} writes adapters of another rank, and with init_lora_weights={init!r} PEFT changes the base weights by a part of "
+            "the adapter's rank when it loads a folder: take fedavg, ffa or flexlora, or save the clients' adapters as plain LoRA with "
+            "path_initial_model_for_weight_conversion"
+        )
+
+
 def check_alike(first: SavedAdapter, other: SavedAdapter) -> None:
     """Raise `UserError` unless two adapters are of one base model, rank, scale, target modules and shapes."""
+    if base_changing_init(first) != base_changing_init(other):
+        mine, theirs = (each.config.get("init_lora_weights") for each in (first, other))
+        raise UserError(
+            f"the adapters differ in init_lora_weights: {quote_value(mine)} in {first.folder} and {quote_value(theirs)} in {other.folder}, "
+            "and PEFT changes the base weights by it: only adapters of one base can be aggregated"
+        )
     for key, default in COMPARED_KEYS.items():
         mine, theirs = (
             sorted(value) if isinstance(value, list) else value for value in (each.config.get(key, default) for each in (first, other))
@@ -382,10 +412,15 @@ def scale_rank(config: Mapping[str, Any], factor: int) -> dict[str, Any]:
     return {**config, "r": rank * factor, "lora_alpha": alpha, "inference_mode": True}
 
 
-def to_state_dict(factors: Tree, dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
-    """The factors by the names and in the types of PEFT's file."""
-    named = {f"{name[:-2]}{SUFFIXES[name[-1]]}": (leaf, dtypes[name]) for name, leaf in factors.items()}
-    return {name: leaf.to(dtype).contiguous() for name, (leaf, dtype) in sorted(named.items())}
+def rank_factor(before: Tree, after: Tree) -> int:
+    """How many times as large the rank is; ``flora`` has no ranks of clients whose weight is 0."""
+    return next(len(leaf) // len(before[name]) for name, leaf in after.items() if name.endswith(".A"))
+
+
+def to_state_dict(factors: Tree) -> dict[str, Tensor]:
+    """The factors by the names of PEFT's file."""
+    named = {f"{name[:-2]}{SUFFIXES[name[-1]]}": leaf for name, leaf in factors.items()}
+    return {name: leaf.contiguous() for name, leaf in sorted(named.items())}
 
 
 def write_adapter(folder: Path, adapter: AggregatedAdapter) -> None:

@@ -36,13 +36,14 @@ from .probes import (
     training_metrics,
     update_geometry,
 )
+from .probes.base import MetricValues
 from .probes.federation import CommunicationCost, fairness_metrics
 from .probes.lora import ProductGeometry, product_efficiency
 from .probes.updates import ServerPath, path_efficiency
 from .storage import Run, archive_run, collect_environment
 
 Params = Mapping[str, Tensor]
-LORA_FACTOR = re.compile(r"\.lora_([AB])(?:\.[^.]+)?\.weight$")
+LORA_FACTOR = re.compile(r"\.lora_([AB])(?:\.([^.]+))?\.weight$")
 UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")  # characters that a folder's name may not have
 
 
@@ -153,6 +154,7 @@ class Recorder:
         self.state: FederatedState | None = None
         self.updates: list[ClientUpdate] = []
         self.is_open = False
+        self._whole_numbers: frozenset[str] = frozenset()  # tensors that held whole numbers when round 1 began
         self._begun = self._own = 0.0  # when the round began, and the recorder's own seconds in it
 
     # The three calls
@@ -161,17 +163,22 @@ class Recorder:
         """Take the model that the clients of the next round receive.
 
         Args:
-            params: The trained parameters by name. PEFT's names of LoRA factors are recognized. Tensors of whole numbers are left out.
+            params: The trained parameters by name. PEFT's names of LoRA factors are recognized. Tensors that hold whole
+                numbers when round 1 begins are left out, also where a later call has their mean.
             loss: The held-out loss of this model in nats per token, if it was evaluated; before round 1 that of the untrained model.
             loss_by_domain: The same for each domain.
 
         Raises:
-            UserError: The last round has not ended, or the parameters have other names or shapes than before.
+            UserError: The last round has not ended, all rounds have, or the parameters have other names or shapes than before.
         """
         began = perf_counter()
         if self.is_open:
             raise UserError("round_begins was called twice: call round_ends at the end of each round")
-        received = to_tree(params)
+        if self._round >= self.num_rounds:
+            raise UserError(f"round {self._round + 1} begins, but num_rounds is {self.num_rounds}: count all rounds in num_rounds")
+        if self.state is None:
+            self._whole_numbers = frozenset(name for name, leaf in params.items() if not leaf.is_floating_point())
+        received = self._read(params)
         state = self._start(received) if self.state is None else self.state
         check_like(received, state.server.params, "the model of round_begins")
         self.state = replace(state, server=replace(state.server, params=received))
@@ -209,7 +216,7 @@ class Recorder:
             first_loss: The training loss of the first local step.
             steps: The local steps that the client took.
             tokens: The tokens that the client trained on.
-            mean_grad: The mean raw gradient over the local steps, if it is known.
+            mean_grad: The mean raw gradient over the local steps, if it is known; the same names and shapes as the parameters.
             loss_before: The loss of the client's own model on its held-out data, before averaging.
             loss_after: The loss of the averaged model on the same data.
             num_bytes: The bytes that traveled to the client and back. Default: the sizes of the tensors.
@@ -217,12 +224,18 @@ class Recorder:
             message: Why it failed, or what else is to be noted.
 
         Raises:
-            UserError: No round has begun, the client's number is not allowed or came before, or the parameters do not fit.
+            UserError: No round has begun, the client's number is not allowed or came before, the weight is not a number of at least 0, or
+                the parameters or the gradient do not fit.
         """
         began, state = perf_counter(), self._open_state()
         if not 0 <= int(client) < self.num_clients or any(int(client) == other.client for other in self.updates):
             raise UserError(f"client {client}: each of the clients 0 to {self.num_clients - 1} can send one update per round")
-        moved = None if failed else read_delta(state.server.params, params, delta)
+        if not failed and not 0 <= weight < math.inf:
+            raise UserError(f"client {client}: its weight is {weight}; allowed: a finite number of at least 0, or failed=True")
+        moved = None if failed else self._read_delta(state.server.params, params, delta)
+        gradient = None if mean_grad is None or failed else self._read(mean_grad)
+        if gradient is not None:
+            check_like(gradient, state.server.params, "mean_grad")
         self.updates.append(
             ClientUpdate(
                 int(client),
@@ -231,7 +244,7 @@ class Recorder:
                 (float(first_loss), float(train_loss)),
                 steps,
                 float(tokens),
-                None if mean_grad is None else to_tree(mean_grad),
+                gradient,
                 (float(loss_before), float(loss_after)),
                 num_bytes,
                 message,
@@ -259,12 +272,14 @@ class Recorder:
                 ``train``.
 
         Raises:
-            UserError: No round has begun, no client sent an update, or the parameters do not fit.
+            UserError: No round has begun, no client sent an update, a client's number is not allowed, or the parameters do not fit.
         """
         began, state = perf_counter(), self._open_state()
         if not self.updates:
             raise UserError(f"round {state.round + 1} ends without an update: call client_update for each client of the round")
-        result = make_result(state, to_tree(params), sorted(self.updates, key=lambda update: update.client))
+        self._check_clients(loss_by_client or {})
+        self.updates.sort(key=lambda update: update.client)
+        result = make_result(state, self._read(params), self.updates)
         rows = self._evaluate(result)
         self.run.append_records(rows)
         self._log_events(result, rows)
@@ -291,7 +306,11 @@ class Recorder:
             by_domain: The loss of each domain.
             by_client: The loss of each client on its own data.
             round: The round after which the model was evaluated; 0 is the untrained model. Default: the last round that ended.
+
+        Raises:
+            UserError: A client's number is not allowed.
         """
+        self._check_clients(by_client or {})
         number = self._round if round is None else round
         rows = [] if loss is None else [Record(number, "loss", "", -1, float(loss))]
         rows += [Record(number, "loss", domain, -1, float(value)) for domain, value in (by_domain or {}).items()]
@@ -309,8 +328,17 @@ class Recorder:
             if self.run.is_finished:  # an evaluation that comes after the last round
                 self.finish()
 
+    def skip_round(self) -> None:
+        """End a round of which nothing can be recorded, for example because no client answered: it keeps its number and has no records.
+
+        Raises:
+            UserError: No round has begun.
+        """
+        state = self._open_state()
+        self.updates, self.is_open, self.state = [], False, replace(state, round=state.round + 1)
+
     def abandon_round(self) -> None:
-        """Forget the round that has begun, for example because no client answered; the next one takes its number."""
+        """Forget the round that has begun, for example because the loop repeats it; the next one takes its number."""
         self.updates, self.is_open = [], False
 
     def finish(self) -> Run:
@@ -329,7 +357,7 @@ class Recorder:
                 "loss": losses[-1] if losses else math.nan,
                 "final_loss": losses[-1] if losses else math.nan,
                 "seconds": spent,
-                "train_tokens": sum(row.value for row in records if row.metric == "train.tokens"),
+                "train_tokens": sum(row.value for row in records if row.metric == "train.tokens" and not math.isnan(row.value)),
                 "warnings": [],
             }
         )
@@ -346,6 +374,24 @@ class Recorder:
             raise UserError("no round has begun: call round_begins with the model that clients receive")
         return self.state
 
+    def _check_clients(self, clients: Iterable[int]) -> None:
+        """Raise `UserError` if a client's number is not allowed."""
+        odd = [client for client in clients if not 0 <= int(client) < self.num_clients]
+        if odd:
+            raise UserError(f"loss_by_client has client {odd[0]}, but the clients are 0 to {self.num_clients - 1}")
+
+    def _read(self, params: Params) -> Tree:
+        """Parameters as a tree. A mean of whole numbers, as some servers send for counters of batches, is not a parameter either."""
+        return to_tree({name: leaf for name, leaf in params.items() if name not in self._whole_numbers})
+
+    def _read_delta(self, received: Tree, params: Params | None, delta: Params | None) -> Tree:
+        """The change ``[1, ...]`` that a client made to what it received."""
+        if (params is None) == (delta is None):
+            raise UserError("client_update takes params or delta, one of the two")
+        sent = self._read(params if params is not None else delta)  # type: ignore[arg-type]
+        check_like(sent, received, "the update")
+        return sent if params is None else sent - received
+
     def _start(self, params: Tree) -> FederatedState:
         """The state before round 1, and the probes that begin from it."""
         self.suite = ProbeSuite(make_probes(params, self.lora_scale), self.num_rounds)
@@ -360,10 +406,9 @@ class Recorder:
         metrics, _ = self.suite(result, self.history)
         unknown = {name for name, given in known_inputs(self.updates).items() if not given}
         metrics = {key: value for key, value in metrics.items() if metric_input(key) not in unknown}
+        metrics |= leave_out_untold(metrics, self.updates)
         for place, name in enumerate(("loss.before", "loss.after")):
-            values = torch.tensor(
-                [update.losses[place] for update in sorted(self.updates, key=lambda update: update.client)], dtype=torch.float64
-            )
+            values = torch.tensor([update.losses[place] for update in self.updates], dtype=torch.float64)
             if not values.isnan().all():
                 metrics[name] = values
         rows = to_records(metrics, result.after.round, result.cohort.tolist(), self.num_clients)
@@ -418,14 +463,25 @@ def open_folder(root: Path, run_id: str, fresh: bool) -> Run:
 
 
 def to_tree(params: Params) -> Tree:
-    """Floating-point parameters as a tree ``[1, ...]`` on the CPU; LoRA factors by fedrift's names, ``<module>.A`` and ``.B``."""
-    leaves = ((rename_factor(name), leaf) for name, leaf in params.items())
-    return Tree({name: leaf.detach().cpu().clone()[None] for name, leaf in leaves if leaf.is_floating_point()})
+    """Floating-point parameters as a tree ``[1, ...]`` on the CPU; LoRA factors by fedrift's names, ``<module>.A`` and ``.B``.
+
+    The factors of a convolution keep their names, because the probes of adapters multiply matrices.
+    """
+    adapters = {found[2] for name in params if (found := LORA_FACTOR.search(name))}
+    leaves = (
+        (rename_factor(name, len(adapters) > 1) if leaf.ndim == 2 else name, leaf)
+        for name, leaf in params.items()
+        if leaf.is_floating_point()
+    )
+    return Tree({name: leaf.detach().cpu().clone()[None] for name, leaf in leaves})
 
 
-def rename_factor(name: str) -> str:
-    """``<module>.A`` for PEFT's ``<module>.lora_A.weight`` or ``<module>.lora_A.default.weight``; other names stay."""
-    return LORA_FACTOR.sub(lambda found: f".{found[1]}", name)
+def rename_factor(name: str, with_adapter: bool) -> str:
+    """``<module>.A`` for PEFT's ``<module>.lora_A.weight`` or ``<module>.lora_A.default.weight``; other names stay.
+
+    ``with_adapter`` gives ``<module>.default.A``, so that several adapters of one module have different names.
+    """
+    return LORA_FACTOR.sub(lambda found: f".{found[2]}.{found[1]}" if with_adapter and found[2] else f".{found[1]}", name)
 
 
 def check_like(tree: Tree, expected: Tree, what: str) -> None:
@@ -438,15 +494,6 @@ def check_like(tree: Tree, expected: Tree, what: str) -> None:
             raise UserError(f"{what}: {name} is {list(leaf.shape[1:])}, and {list(expected[name].shape[1:])} when the round began")
 
 
-def read_delta(received: Tree, params: Params | None, delta: Params | None) -> Tree:
-    """The change ``[1, ...]`` that a client made to what it received."""
-    if (params is None) == (delta is None):
-        raise UserError("client_update takes params or delta, one of the two")
-    sent = to_tree(params if params is not None else delta)  # type: ignore[arg-type]
-    check_like(sent, received, "the update")
-    return sent if params is None else sent - received
-
-
 def make_result(state: FederatedState, params: Tree, updates: Sequence[ClientUpdate]) -> RoundResult:
     """The round as the probes read it, clients ascending."""
     check_like(params, state.server.params, "the model of round_ends")
@@ -454,17 +501,18 @@ def make_result(state: FederatedState, params: Tree, updates: Sequence[ClientUpd
     failed = torch.tensor([update.delta is None for update in updates])
     cohort = torch.tensor([update.client for update in updates])
 
-    def stack(trees: Iterable[Tree | None]) -> Tree:
-        rows = [zero if tree is None else tree for tree in trees]
+    def stack(trees: Iterable[Tree | None], absent: Tree) -> Tree:
+        rows = [absent if tree is None else tree for tree in trees]
         return Tree({name: torch.cat([row[name] for row in rows]) for name in zero})
 
     sizes = [update.num_bytes or (math.nan, math.nan) for update in updates]
     report = CohortUpdate(
-        delta=stack(update.delta for update in updates),
+        delta=stack((update.delta for update in updates), zero),
         client_state=Tree(),
         state_delta=Tree(),
-        mean_grad=stack(update.mean_grad for update in updates),
+        mean_grad=stack((update.mean_grad for update in updates), zero.map(lambda leaf: torch.full_like(leaf, math.nan))),
         weight=torch.tensor([0.0 if update.delta is None else update.weight for update in updates], dtype=torch.float64),
+        # With 0 steps the probes would leave a client out, so an unknown number is 1 here; the records have NaN.
         steps=torch.tensor([1 if update.steps is None else update.steps for update in updates]),
         loss=torch.tensor([update.train_losses for update in updates], dtype=torch.float64),
         tokens=torch.tensor([update.tokens for update in updates], dtype=torch.float64),
@@ -498,6 +546,20 @@ def make_probes(initial_params: Tree, lora_scale: float) -> tuple[ScheduledProbe
         *(adapters if has_adapters else []),
         ScheduledProbe("cost", CommunicationCost(PlainAlgorithm())),
     )
+
+
+def leave_out_untold(metrics: MetricValues, updates: Sequence[ClientUpdate]) -> MetricValues:
+    """The steps ``[C]``, with NaN for clients that did not tell them, and the gradient norms over the clients that told a gradient."""
+    told: MetricValues = {}
+    if "train.steps" in metrics:
+        told["train.steps"] = torch.tensor([math.nan if update.steps is None else update.steps for update in updates], dtype=torch.float64)
+    norms = metrics.get("gradient.norm")
+    if isinstance(norms, Tensor):
+        known = norms[~norms.isnan()]
+        told["gradient.norm", ""] = known.mean()
+        if "gradient.norm.variance" in metrics:
+            told["gradient.norm.variance"] = known.var() if len(known) > 1 else math.nan
+    return told
 
 
 def known_inputs(updates: Sequence[ClientUpdate]) -> dict[str, bool]:

@@ -151,7 +151,49 @@ def test_the_data_type_of_the_files_is_kept(clients, tmp_path):
         save_file(half, tmp_path / str(number) / "adapter_model.safetensors")
         (tmp_path / str(number) / "adapter_config.json").write_text((folder / "adapter_config.json").read_text())
         folders.append(tmp_path / str(number))
-    assert {leaf.dtype for leaf in fedrift.aggregate_adapters(folders, "fedex").state_dict.values()} == {torch.bfloat16}
+    result = fedrift.aggregate_adapters(folders, "fedex", WEIGHTS)
+    assert {leaf.dtype for leaf in result.state_dict.values()} == {torch.bfloat16}
+    exact, written, total = 0.0, 0.0, sum(WEIGHTS)
+    files = [load_file(folder / "adapter_model.safetensors") for folder in folders]
+    for module in result.error_by_module:
+        names, every = [f"{module}.lora_{kind}.weight" for kind in "BA"], (*files, result.state_dict)
+        *products, own = (file[names[0]].double() @ file[names[1]].double() for file in every)
+        mean = sum(weight / total * product for weight, product in zip(WEIGHTS, products, strict=True))
+        exact, written = exact + mean.square().sum().item(), written + (mean - own).square().sum().item()
+    assert result.remaining_error == pytest.approx((written / exact) ** 0.5) and result.remaining_error > 1e-4 and not result.is_exact
+
+
+@pytest.mark.parametrize("method", EXACT_METHODS)
+def test_clients_of_weight_0_do_not_change_what_peft_loads(method, clients, tmp_path):
+    root, folders = clients
+    result = fedrift.aggregate_adapters(folders, method, [1, 0, 1], tmp_path / "out")
+    assert result.rank == (4 if method == "flora" else 6) and result.is_exact
+    assert distance(changes(root, tmp_path / "out"), mean_of([changes(root, folder) for folder in folders], [1, 0, 1])) < 2e-6
+
+
+def test_flexlora_aggregates_modules_with_fewer_outputs_than_ranks(tmp_path):
+    folders = []
+    for number in range(2):
+        folder = save_client(tmp_path, number)
+        generator = torch.Generator().manual_seed(number)
+        factors = {"m.lora_A.weight": torch.randn(4, 6, generator=generator), "m.lora_B.weight": torch.randn(2, 4, generator=generator)}
+        save_file(factors, folder / "adapter_model.safetensors")
+        folders.append(edit(folder, r=4))
+    result = fedrift.aggregate_adapters(folders, "flexlora")
+    assert result.is_exact and [list(leaf.shape) for leaf in result.state_dict.values()] == [[4, 6], [2, 4]]
+    assert bool(result.state_dict["m.lora_A.weight"].any(1).all())  # a rank of zeros in both factors could not learn
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "OLoRA"])
+def test_methods_with_another_rank_refuse_inits_that_change_the_base(init, tmp_path):
+    folders = [edit(save_client(tmp_path, number), init_lora_weights=init) for number in range(2)]
+    for method in EXACT_METHODS:
+        with pytest.raises(fedrift.UserError, match=f"another rank, and with init_lora_weights='{init.lower()}' PEFT changes the base"):
+            fedrift.aggregate_adapters(folders, method)
+    assert fedrift.aggregate_adapters(folders, "flexlora").rank == 2
+    edit(folders[1], init_lora_weights=True)
+    with pytest.raises(fedrift.UserError, match="the adapters differ in init_lora_weights"):
+        fedrift.aggregate_adapters(folders)
 
 
 REFUSALS = {
@@ -159,6 +201,8 @@ REFUSALS = {
     "another scale": (lambda a, b: edit(b, lora_alpha=12), {}, "differ in lora_alpha: 6 in .* and 12"),
     "dora": (lambda a, b: edit(b, use_dora=True), {}, "use_dora=true, and weight-decomposed adapters"),
     "rank pattern": (lambda a, b: edit(b, rank_pattern={"q_proj": 4}), {}, "rank_pattern=.* and ranks that differ from module"),
+    "parameters": (lambda a, b: edit(b, target_parameters=["w"]), {}, "target_parameters=.* and adapters of parameters"),
+    "block-diagonal": (lambda a, b: edit(b, use_bdlora={"nblocks": 2}), {}, "use_bdlora=.* and block-diagonal factors"),
     "another kind": (lambda a, b: edit(b, peft_type="IA3"), {}, "is of the type 'IA3', and only LORA adapters"),
     "no config": (lambda a, b: (b / "adapter_config.json").unlink(), {}, "there is no such file; .* must be a folder"),
     "no weights": (lambda a, b: (b / "adapter_model.safetensors").unlink(), {}, "client1 has no adapter_model.safetensors"),

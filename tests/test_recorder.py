@@ -152,6 +152,57 @@ def test_peft_names_are_recognized_as_adapters(tmp_path):
     assert trajectory.curve("adapters.error")[0] > 0.1 and "layer 03" in trajectory.domains_of("update.consensus")
 
 
+def test_what_one_client_does_not_tell_is_missing(tmp_path):
+    recorder, w = fedrift.Recorder(tmp_path, "partial", num_clients=3, num_rounds=1), {"w": torch.zeros(2)}
+    recorder.round_begins(w)
+    recorder.client_update(2, failed=True)
+    recorder.client_update(0, {"w": torch.ones(2)}, steps=5, tokens=100, mean_grad={"w": torch.tensor([2.0, 0.0])})
+    recorder.client_update(1, {"w": torch.ones(2)})
+    with pytest.raises(fedrift.UserError, match="loss_by_client has client 3, but the clients are 0 to 2"):
+        recorder.round_ends(w, loss_by_client={3: 1.0})
+    recorder.round_ends(w)
+    found = {(row.metric, row.client): row.value for row in recorder.run.records()}
+    for metric, expected in {"train.steps": 5.0, "gradient.norm": 2.0, "train.tokens": 100.0}.items():
+        assert [found[metric, client] for client in range(3)] == pytest.approx([expected, math.nan, math.nan], nan_ok=True), metric
+    assert found["gradient.norm", -1] == 2.0 and math.isnan(found["gradient.norm.variance", -1])
+    assert found["update.norm", 1] == pytest.approx(math.sqrt(2)) and recorder.run.read_json("finished")["train_tokens"] == 100.0
+
+
+def record_one_round(folder, start, end, average=None):
+    """Record a round in which one client moves the model; return the recorder."""
+    recorder = fedrift.Recorder(folder, "one", num_clients=1, num_rounds=2)
+    recorder.round_begins(start)
+    recorder.client_update(0, end)
+    recorder.round_ends(end if average is None else average)
+    return recorder
+
+
+def test_adapters_of_one_module_do_not_replace_each_other(tmp_path):
+    start = {f"m.lora_{kind}.{name}.weight": torch.ones(2, 2) for kind in "AB" for name in ("default", "personal")}
+    recorder = record_one_round(tmp_path, start, {**start, "m.lora_B.default.weight": torch.ones(2, 2) * (1 + math.sqrt(2))})
+    assert recorder.run.trajectory().client_table("update.norm")[-1].tolist() == pytest.approx([math.sqrt(8)])
+    assert set(recorder.state.server.params) == {"m.default.A", "m.default.B", "m.personal.A", "m.personal.B"}
+
+
+def test_adapters_of_a_convolution_are_recorded(tmp_path):
+    start = {"m.lora_A.default.weight": torch.zeros(2, 3, 3, 3), "m.lora_B.default.weight": torch.zeros(4, 2, 1, 1)}
+    recorder = record_one_round(tmp_path, start, {name: leaf + 1 for name, leaf in start.items()})
+    assert recorder.run.trajectory().client_table("update.norm")[-1].tolist() == pytest.approx([math.sqrt(54 + 8)])
+
+
+def test_whole_numbers_may_come_back_as_their_mean(tmp_path):
+    """Flower averages the counters of batch normalization to float64, and the clients then receive them."""
+    start = {"w": torch.zeros(2), "norm.num_batches_tracked": torch.tensor(0)}
+    mean = {"w": torch.ones(2), "norm.num_batches_tracked": torch.tensor(1.5, dtype=torch.float64)}
+    recorder = record_one_round(tmp_path, start, {**mean, "norm.num_batches_tracked": torch.tensor(3)}, mean)
+    recorder.round_begins(mean)
+    recorder.client_update(0, mean)
+    recorder.round_ends(mean)
+    with pytest.raises(fedrift.UserError, match="round 3 begins, but num_rounds is 2"):
+        recorder.round_begins(mean)
+    assert recorder.run.is_finished and set(recorder.state.server.params) == {"w"}
+
+
 def test_mistakes_are_refused(tmp_path):
     recorder = make(tmp_path, 1.0)
     w = {"w": torch.zeros(2)}
@@ -165,6 +216,10 @@ def test_mistakes_are_refused(tmp_path):
         (lambda: recorder.client_update(0), "params or delta, one of the two"),
         (lambda: recorder.client_update(0, {"v": torch.zeros(2)}), "other parameters than the round began with: v"),
         (lambda: recorder.client_update(0, {"w": torch.zeros(3)}), r"w is \[3\], and \[2\]"),
+        (lambda: recorder.client_update(0, w, mean_grad={"w": torch.zeros(3)}), r"mean_grad: w is \[3\], and \[2\]"),
+        (lambda: recorder.client_update(0, w, mean_grad={"v": torch.zeros(2)}), "mean_grad has other parameters"),
+        (lambda: recorder.client_update(0, w, weight=math.nan), "its weight is nan; allowed: a finite number of at least 0"),
+        (lambda: recorder.log_loss(by_client={7: 1.0}), "loss_by_client has client 7, but the clients are 0 to 3"),
         (lambda: make(tmp_path, 1.0), "is stored already: pass fresh=True"),
         (lambda: make(tmp_path, 1.5), "severity is 1.5; allowed: 0"),
         (lambda: fedrift.Recorder(tmp_path, " ", num_clients=1, num_rounds=1), "give the experiment a name"),

@@ -12,6 +12,7 @@ if messages are lost.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -34,13 +35,12 @@ from ..core.random import numpy_stream
 from ..core.tree import Tree
 from ..core.types import ClientStateStore, CohortUpdate, FederatedState, ServerState
 from ..data import Blocks, DatasetConfig, load_corpus, pack_blocks
-from ..engine.build import build_run
+from ..engine.build import build_run, make_batches
 from ..engine.cache import ResourceCache, resolve_fingerprints
 from ..engine.loop import init_state
 from ..models.presets import fingerprint_model
 from ..models.stacked_model import mean_hidden_states
 from ..simulation import ClientSimulator
-from ..simulation.batches import TextBatches
 from ..storage.tensors import load_tensors, save_tensors
 from .config import ARITHMETIC_OPTIONS, arithmetic_options, read_dtype, read_experiment_config, read_threads
 from .wire import PROTOCOL_VERSION, MessageRejected, pack_message, read_int, read_metadata, read_plain_arrays, read_trees, to_plain_arrays
@@ -246,12 +246,14 @@ def train_plain_round(client: FlowerClient, content: RecordDict) -> RecordDict:
     """Train one round for a plain Flower strategy, which sends ``arrays`` and ``config`` and expects ``arrays`` and ``metrics``.
 
     Raises:
-        MessageRejected: If the message is invalid, or if the algorithm needs more than a model.
+        MessageRejected: If the message is invalid, if the algorithm needs more than a model, or if the strategy asks for a proximal term
+            that the algorithm does not have.
     """
-    initial = client.initial_server
-    if initial.broadcast or client.algorithm.init_client_state(initial.params):
+    initial, algorithm = client.initial_server, client.algorithm
+    if initial.broadcast or initial.merged_base or algorithm.uploads or algorithm.init_client_state(initial.params):
+        with_aggregator = f" with the aggregator {type(algorithm.aggregator).__name__}" if initial.merged_base else ""
         raise MessageRejected(
-            f"a plain Flower strategy sends only a model, and {type(client.algorithm).__name__} needs more: "
+            f"a plain Flower strategy exchanges only a model, and {type(algorithm).__name__}{with_aggregator} needs more: "
             "run it with fedrift's server, or use FedAvg or FedProx"
         )
     absent = [name for name, records in (("arrays", content.array_records), ("config", content.config_records)) if name not in records]
@@ -260,7 +262,14 @@ def train_plain_round(client: FlowerClient, content: RecordDict) -> RecordDict:
     start = read_plain_arrays(content.array_records["arrays"], initial.params)
     if not bool(start.is_finite().all()):
         raise MessageRejected("its arrays contain numbers that are not finite")
-    round = read_int(content.config_records["config"], "server-round", 1) - 1  # Flower counts rounds from 1
+    config = content.config_records["config"]
+    asked, own = config.get("proximal-mu", math.nan), getattr(algorithm, "mu", 0.0)
+    if "proximal-mu" in config and asked != own:
+        raise MessageRejected(
+            f"the strategy asks for proximal-mu={quote_value(asked)}, and {type(algorithm).__name__} of this client has mu={own:g}: "
+            "set algorithm={type: FedProx, mu: ...} in the experiment to the strategy's proximal_mu"
+        )
+    round = read_int(config, "server-round", 1) - 1  # Flower counts rounds from 1
     trees = {"params": start, "broadcast": Tree(), "merged_base": initial.merged_base}
     update = train_locally(client, round, trees, Tree())
     metrics = MetricRecord({"num-examples": update.weight.item(), "train_loss": update.loss[0, 1].item()})
@@ -417,7 +426,7 @@ def prepare_own_documents(
     order = numpy_stream(config.seed, "pack", client_id).permutation(len(corpus))
     blocks, no_blocks = pack_blocks(tokens, order, training.max_seq_length), pack_blocks(tokens, order[:0], training.max_seq_length)
     all_blocks: tuple[Blocks, ...] = tuple(blocks if client == client_id else no_blocks for client in range(size))
-    batches = TextBatches(all_blocks, training.batch_size, config.seed, steps, training.local_epochs, runtime.resolve_device())
+    batches = make_batches(config, all_blocks, steps, True, runtime)
     model = resources.get_stacked_model(config.model, config.trainable, config.random_weights_seed)
     simulator = ClientSimulator(
         size,

@@ -7,9 +7,10 @@ is 0, its state stays as it was, and a note gives the reason.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from ..algorithms import FedAvg
 from ..core.errors import UserError, quote_value
 from ..core.tree import Tree
 from ..core.types import CohortUpdate, FederatedState
@@ -207,7 +209,9 @@ class FlowerClientPool:
         round_timeout_s: The number of seconds to wait for the results of a round.
         poll_interval_s: The number of seconds between two polls for results.
         send_gradients: Whether clients also send their mean gradients, which gradient probes need.
-        plain_clients: Whether the nodes run a plain Flower client, which knows only a model and no other state.
+        plain_clients: Whether the nodes run a plain Flower client, which knows only a model and no other state. Its number of examples
+            is its weight, and the records have no tokens of it.
+        uniform_weights: Whether all plain clients have the weight 1 instead.
         document_strategy: The name of a clustering strategy that uses the documents of the experiment's partition, or "".
         lr_at: Maps a round to its learning rate.
         registry: The nodes that are known so far.
@@ -222,6 +226,7 @@ class FlowerClientPool:
     poll_interval_s: float = 0.1
     send_gradients: bool = False
     plain_clients: bool = False
+    uniform_weights: bool = False
     document_strategy: str = ""
     lr_at: Callable[[int], float] = lambda round: 1.0
     registry: NodeRegistry = field(default_factory=NodeRegistry)
@@ -241,8 +246,8 @@ class FlowerClientPool:
             UserError: If fewer than ``min_results`` results are usable, or if the clients cannot run the algorithm.
         """
         clients = cohort.tolist()
-        if self.plain_clients and (state.server.broadcast or state.server.merged_base or state.client_states):
-            raise UserError(f"plain Flower clients receive only a model, and {type(algorithm).__name__} needs more: use FedAvg or FedProx")
+        if self.plain_clients:
+            reject_for_plain_clients(state, algorithm)
         located = self.registry.locate(self, clients)
         own_document_clients = sorted(self.registry.clients_with_own_documents & set(clients)) if self.document_strategy else []
         if own_document_clients:
@@ -341,7 +346,8 @@ class FlowerClientPool:
         content = reply.content
         params = state.server.params.take(state.cluster_ids[client : client + 1]).to(torch.device("cpu"))
         if self.plain_clients:
-            return parse_plain_reply(content, params)
+            answer = parse_plain_reply(content, params)
+            return replace(answer, weight=1.0) if self.uniform_weights and answer.weight > 0 else answer
         metadata = read_metadata(content)
         if metadata.get("client") != client:
             raise MessageRejected(f"it is from client {quote_value(metadata.get('client'))}, but client {client} was requested")
@@ -420,6 +426,42 @@ class FlowerClientPool:
         )
 
 
+# A plain client takes the local steps of FedAvg. An algorithm that changes one of these hooks needs other ones.
+CLIENT_HOOKS = (
+    "configure_clients",
+    "init_local",
+    "local_regularizer",
+    "transform_grad",
+    "after_step",
+    "on_step_end",
+    "client_update",
+    "personal_algorithm",
+    "update_client_state",
+)
+
+
+def reject_for_plain_clients(state: FederatedState, algorithm: ClientAlgorithm) -> None:
+    """Raise `UserError` if plain clients cannot run an algorithm: another one would be trained without a message."""
+    kind, server = type(algorithm), state.server
+    frozen = algorithm.frozen_params(server.params.keys(), state.round)
+    if server.broadcast or server.merged_base or state.client_states or algorithm.uploads:
+        reason = "exchange only a model with the server"
+    elif any(getattr(kind, hook, None) is not getattr(FedAvg, hook) for hook in CLIENT_HOOKS):
+        reason = "take the local steps of FedAvg"
+    elif getattr(algorithm, "reweights_clients", False):
+        reason = "do not tell their local steps and losses as fedrift's clients do"
+    elif frozen:
+        reason = f"train all parameters, also {min(frozen)}"
+    else:
+        return
+    aggregator = type(getattr(algorithm, "aggregator", None)).__name__
+    name = f"{kind.__name__} with the aggregator {aggregator}" if server.merged_base or frozen else kind.__name__
+    raise UserError(
+        f"plain Flower clients {reason}, and {name} needs more: use FedAvg, FedAvgM, FedAdam, FedYogi or FedAdagrad with an aggregator "
+        "that freezes nothing and keeps the base, or run fedrift's ClientApp on the nodes"
+    )
+
+
 def parse_plain_reply(content: RecordDict, params: Tree) -> ClientAnswer:
     """Convert the reply of a plain Flower client, which contains its model and its number of examples.
 
@@ -438,9 +480,7 @@ def parse_plain_reply(content: RecordDict, params: Tree) -> ClientAnswer:
     weight = read_number(metrics[0], "num-examples", 0)
     trained = read_plain_arrays(arrays[0], params)
     return reject_non_finite(
-        ClientAnswer(
-            {"delta": trained - params}, weight, float("nan"), (float("nan"), loss), weight, False, num_bytes=content_num_bytes(content)
-        )
+        ClientAnswer({"delta": trained - params}, weight, math.nan, (math.nan, loss), math.nan, False, num_bytes=content_num_bytes(content))
     )
 
 

@@ -2,7 +2,7 @@
 
 The strategy is driven round by round as its ``start`` drives it. The clients behind it take full-batch gradient steps in plain numbers,
 with the learning rate ``lr`` and the ``proximal-mu`` of the round's configuration. They reply with their array, their number of
-examples and ``train_loss``, the loss of the model that they received.
+examples and ``train_loss``, the loss of the model that they received, by the strategy's own keys.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from ..conformance.problems import Problem, Unsupported
 from ..core.errors import UserError
 
 StrategyType = type[Strategy]
-NODES = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
+# The problem says which clients take part in a round, so the strategy trains all of them.
+NODES = {"fraction_train": 1.0, "min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
 
 
 def adaptive_options(p: Problem) -> dict[str, float]:
@@ -60,6 +61,8 @@ ALGORITHMS: tuple[tuple[StrategyType, str, Callable[[Problem], dict[str, float]]
     ),
     (flower.FedAvg, "fedavg", lambda p: {}),
 )
+# These extend FedAvg and are other algorithms, of which no problem is known.
+NOT_JUDGED: tuple[StrategyType, ...] = (flower.Bulyan, flower.FedXgbBagging, flower.FedXgbCyclic)
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class StrategySubject:
                 calls = list(strategy.configure_train(number, pack(x), config, cast(Grid, FixedGrid(cohort))))
                 setstate(before)
                 by_node = sorted(calls, key=lambda call: call.metadata.dst_node_id)
-                replies = [reply(problem, call, call.metadata.dst_node_id - 2) for call in by_node]
+                replies = [reply(problem, call, call.metadata.dst_node_id - 2, strategy) for call in by_node]
             arrays, _ = strategy.aggregate_train(number, [each for each in replies if each is not None])
             if arrays is None:
                 raise Unsupported(f"{self.name} aggregated nothing in round {number}")
@@ -123,6 +126,11 @@ def make_subject(strategy: StrategyType) -> StrategySubject:
     Raises:
         UserError: It extends no class with a known algorithm.
     """
+    if issubclass(strategy, NOT_JUDGED):
+        base = next(base.__name__ for base in NOT_JUDGED if issubclass(strategy, base))
+        raise UserError(
+            f"{strategy.__name__} is a {base}, and the conformance suite has no problem for that algorithm: name another strategy"
+        )
     for base, algorithm, options in ALGORITHMS:
         if issubclass(strategy, base):
             return StrategySubject(strategy, algorithm, options)
@@ -135,18 +143,19 @@ def is_strategy(thing: Any) -> bool:
     return isinstance(thing, type) and issubclass(thing, Strategy)
 
 
-def reply(p: Problem, call: Message, client: int) -> Message | None:
-    """What a client answers; None of a client without data."""
+def reply(p: Problem, call: Message, client: int, strategy: Strategy) -> Message | None:
+    """What a client answers, by the keys of the strategy's records; None of a client without data."""
     if not p.weight_of(client):
         return None
-    arrays, config = (cast(Any, call.content[key]) for key in ("arrays", "config"))
+    arrays_key, weight_key = getattr(strategy, "arrayrecord_key", "arrays"), getattr(strategy, "weighted_by_key", "num-examples")
+    arrays, config = (cast(Any, call.content[key]) for key in (arrays_key, getattr(strategy, "configrecord_key", "config")))
     w = float(arrays["x"].numpy()[0])
     lr, mu = float(config["lr"]), float(config.get("proximal-mu", 0.0))
     y = w
     for _ in range(p.steps[client]):
         y -= lr * (p.gradient(client, y) + mu * (y - w))
-    numbers: dict[str, Any] = {"num-examples": int(p.weight_of(client)), "train_loss": p.loss(client, w)}
-    return Message(RecordDict({"arrays": pack(y), "metrics": MetricRecord(numbers)}), reply_to=call)
+    numbers: dict[str, Any] = {weight_key: int(p.weight_of(client)), "train_loss": p.loss(client, w)}
+    return Message(RecordDict({arrays_key: pack(y), "metrics": MetricRecord(numbers)}), reply_to=call)
 
 
 def pack(x: float) -> ArrayRecord:

@@ -55,8 +55,8 @@ class Diagnosed(Strategy):  # type: ignore[misc]
         severity: How non-IID the clients' data is, from 0 (IID) to 1.
         seed: The seed of the app's run.
         num_clients: The number of clients. Default: the nodes that are connected when the first round is configured.
-        client_key: The metric by which a reply tells its client's number, from 0 on. Default: clients are numbered in the order of
-            their node ids, which are other ones in each run.
+        client_key: The metric by which a reply tells its client's number, from 0 on. If no reply of the first round has it, clients are
+            numbered in the order of their node ids, which are other ones in each run.
         metric_names: How the app calls ``train.loss``, ``train.loss.start``, ``train.steps``, ``train.tokens``, ``loss.before`` and
             ``loss``. Default: the names that Flower's examples use, such as ``train_loss`` and ``eval_loss``.
         **options: Further arguments of ``fedrift.Recorder``: ``partition``, ``model``, ``local_steps``, ``lora_scale``,
@@ -93,7 +93,8 @@ class Diagnosed(Strategy):  # type: ignore[misc]
         self.is_recording = True  # False once recording has failed
         self.recording_seconds = self.recording_cpu_seconds = 0.0  # what recording has taken so far, by clock and by processor
         self._numbers: dict[int, int] = {}  # node id -> client number
-        self._has_reported: set[int] = set()  # nodes that have reported the number of their client
+        self._are_numbers_told: bool | None = None  # whether nodes tell their numbers; not known until a node has answered
+        self._noted: set[int] = set()  # nodes of whose number an event tells
         self._sent: dict[int, int] = {}  # node id -> bytes of the model that it was sent in this round
         self._initial: dict[str, float] = {}  # the server's evaluation before round 1
         self._client_loss: float | None = None  # of the last client evaluation, until the server's own comes
@@ -218,8 +219,8 @@ class Diagnosed(Strategy):  # type: ignore[misc]
 
     def _begin_round(self, arrays: ArrayRecord, messages: list[Message]) -> None:
         assert self.recorder is not None
-        if self.recorder.is_open:  # the last round brought nothing that could be recorded
-            self.recorder.abandon_round()
+        if self.recorder.is_open:  # a strategy with its own start has left out aggregate_train
+            self.recorder.skip_round()
         self._sent = {message.metadata.dst_node_id: content_num_bytes(message.content) for message in messages}
         self.recorder.round_begins(to_tensors(arrays))
         if self._initial:
@@ -228,19 +229,22 @@ class Diagnosed(Strategy):  # type: ignore[misc]
 
     def _read_updates(self, replies: list[Message]) -> None:
         assert self.recorder is not None
-        weight_key = getattr(self.strategy, "weighted_by_key", "num-examples")
-        record_key = getattr(self.strategy, "arrayrecord_key", "arrays")
+        weight_key, record_key = self._find_key("weighted_by_key", "num-examples"), self._find_key("arrayrecord_key", "arrays")
         silent, failures = dict(self._sent), {}
+        told = read_replies(replies)
+        clients = self._number_clients(told)
         for reply in replies:
             node = reply.metadata.src_node_id
             sent = silent.pop(node, 0)
             if reply.has_error():
                 failures[node] = str(reply.error.reason)
                 continue
-            reported = read_metrics(reply.content)
+            if node not in clients:
+                continue
+            reported = told[node]
             numbers = {name: reported.get(self._name_of(name, names, reported), math.nan) for name, names in TRAIN_METRICS.items()}
             self.recorder.client_update(
-                self._client_of(node, reported),
+                clients[node],
                 to_tensors(select_arrays(reply.content, record_key)),
                 weight=reported.get(weight_key, 1.0),
                 train_loss=numbers["train.loss"],
@@ -256,7 +260,7 @@ class Diagnosed(Strategy):  # type: ignore[misc]
 
     def _note_failure(self, node: int, reason: str) -> None:
         assert self.recorder is not None
-        client = self._numbers.get(node, -1) if node in self._has_reported or not self._has_reported else -1
+        client = self._numbers.get(node, -1)
         if 0 <= client < self.recorder.num_clients and all(client != other.client for other in self.recorder.updates):
             self.recorder.client_update(client, failed=True, message=reason)
         else:
@@ -264,7 +268,8 @@ class Diagnosed(Strategy):  # type: ignore[misc]
 
     def _end_round(self, arrays: ArrayRecord | None, seconds: Mapping[str, float]) -> None:
         assert self.recorder is not None and self.recorder.state is not None
-        if not self.recorder.updates:
+        if not self.recorder.updates:  # the next round has the next number all the same, as in Flower
+            self.recorder.skip_round()
             return
         unchanged = {name: leaf[0] for name, leaf in self.recorder.state.server.params.items()}
         self.recorder.round_ends(to_tensors(arrays) if arrays else unchanged, seconds=seconds)
@@ -272,13 +277,15 @@ class Diagnosed(Strategy):  # type: ignore[misc]
     def _read_evaluations(self, replies: list[Message], seconds: float) -> None:
         """The clients' losses under the new model; their mean by weight is the federation's where the server does not evaluate."""
         assert self.recorder is not None
-        weight_key = getattr(self.strategy, "weighted_by_key", "num-examples")
+        weight_key = self._find_key("weighted_by_key", "num-examples")
+        told = read_replies(replies)
+        clients = self._number_clients(told)
         losses, total, mass = {}, 0.0, 0.0
-        for reply in replies:
-            reported = {} if reply.has_error() else read_metrics(reply.content)
+        for node, reported in told.items():
             loss = reported.get(self._name_of("loss", LOSS_NAMES, reported), math.nan)
             if not math.isnan(loss):
-                losses[self._client_of(reply.metadata.src_node_id, reported)] = loss
+                if node in clients:
+                    losses[clients[node]] = loss
                 total, mass = total + reported.get(weight_key, 1.0) * loss, mass + reported.get(weight_key, 1.0)
         if not replies:
             return
@@ -325,12 +332,50 @@ class Diagnosed(Strategy):  # type: ignore[misc]
         own = self.metric_names.get(metric)
         return own or next((name for name in names if name in reported), "")
 
-    def _client_of(self, node: int, reported: Mapping[str, float]) -> int:
-        """The number of the client that a node is."""
-        if self.client_key in reported:
-            self._numbers[node] = int(reported[self.client_key])
-            self._has_reported.add(node)
-        return self._numbers.setdefault(node, len(self._numbers))
+    def _find_key(self, name: str, default: str) -> str:
+        """A key of the strategy's records. Flower's strategies of differential privacy have those of the strategy that they wrap."""
+        strategy: Any = self.strategy
+        while not hasattr(strategy, name) and isinstance(getattr(strategy, "strategy", None), Strategy):
+            strategy = strategy.strategy
+        return str(getattr(strategy, name, default))
+
+    def _number_clients(self, told: Mapping[int, Mapping[str, float]]) -> dict[int, int]:
+        """The numbers of the clients that some nodes are, without the nodes whose number is not known.
+
+        The first answers decide whether nodes tell their numbers or are numbered by position, and the first number of a node stays.
+        Otherwise the records of one client would be those of another from some round on.
+        """
+        if told and self._are_numbers_told is None:
+            self._are_numbers_told = any(self.client_key in reported for reported in told.values())
+            if self._are_numbers_told:
+                self._numbers = {}
+        return {node: number for node, reported in told.items() if (number := self._number_client(node, reported)) >= 0}
+
+    def _number_client(self, node: int, reported: Mapping[str, float]) -> int:
+        """The number of the client that a node is, or -1; an event tells once if it is not known or the node tells another."""
+        assert self.recorder is not None
+        size, told = self.recorder.num_clients, int(reported.get(self.client_key, -1))
+        if not self._are_numbers_told:
+            self._numbers.setdefault(node, len(self._numbers))
+        elif 0 <= told < size:
+            self._numbers.setdefault(node, told)
+        number = self._numbers.get(node, told)
+        note = ""
+        if self.client_key not in reported and number < 0:
+            note = f"it has not told its client's number ({self.client_key}), as others have, so what it sent is recorded for no client"
+        elif not 0 <= number < size:
+            note = f"it is client {number} and the clients are 0 to {size - 1}: what it sent is not recorded; pass num_clients"
+        elif told not in (-1, number):
+            note = f"it tells {self.client_key}={told} and is recorded as client {number}: all its replies must tell one number"
+        if note and node not in self._noted:
+            self._noted.add(node)
+            self.recorder.run.log_event(self._round + self.recorder.is_open, "client number", f"node {node}: {note}")
+        return number if 0 <= number < size else -1
+
+
+def read_replies(replies: Iterable[Message]) -> dict[int, dict[str, float]]:
+    """All single numbers that the nodes tell, without those that failed."""
+    return {reply.metadata.src_node_id: read_metrics(reply.content) for reply in replies if not reply.has_error()}
 
 
 def read_metrics(content: RecordDict) -> dict[str, float]:

@@ -49,6 +49,7 @@ def make_client_pool(grid: Grid, flower_config: FlowerConfig, config: Experiment
         flower_config.round_timeout_s,
         send_gradients=flower_config.send_gradients,
         plain_clients=flower_config.plain_clients,
+        uniform_weights=training.client_weighting == "uniform",
         document_strategy=type(clustering).__name__ if clustering.needs_client_data else "",
         lr_at=lambda round: training.client_optimizer.lr * training.lr_factor(round),
         registry=NodeRegistry(join_timeout_s=flower_config.join_timeout_s),

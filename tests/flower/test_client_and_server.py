@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from flwr.app import Context, RecordDict
 
 from fedrift.core.errors import UserError
@@ -90,6 +91,13 @@ def test_own_documents_of_a_node_are_used_for_training_and_never_sent(tmp_path):
         content = message.content
         assert CANARY not in content["metadata"]["json"]
         assert CANARY.encode() not in content["fedrift"]["trees"].data
+
+
+def test_clients_with_own_documents_can_be_stragglers(tmp_path):
+    wanted = make_experiment(tmp_path, "training.straggler_fraction=1.0", "training.straggler_policy=drop")
+    options = NodeOptions(data=own_texts(tmp_path / "own"), state_dir=str(tmp_path / "kept"), device="cpu", threads="1")
+    client = load_client(json.dumps(wanted.to_dict()), 0, options)
+    assert not list(client.simulator.batches(0, torch.zeros(1, dtype=torch.long)))
 
 
 def test_clustering_by_the_partition_is_refused_for_clients_with_own_documents(tmp_path):

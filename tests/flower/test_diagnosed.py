@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAdam, FedAvg, FedProx, FedTrimmedAvg
 from typer.testing import CliRunner
 
@@ -183,3 +184,106 @@ def test_an_existing_run_is_refused_before_training(app_parts, tmp_path):
 
 def test_the_evaluation_of_the_app_is_still_called(app_parts):
     assert make_evaluate_fn(app_parts[2], app_parts[0])(0, ArrayRecord(app_parts[1]))["loss"] > 1
+
+
+class ScriptedGrid(InProcessGrid):
+    """A grid whose nodes answer by a function of the message: the change of the model, or None for an error, and what is told."""
+
+    def __init__(self, nodes, answer):
+        super().__init__(ClientApp(), 0)
+        self.contexts, self.reply = dict.fromkeys(nodes), answer
+
+    def answer(self, message):
+        change, told = self.reply(message.metadata.message_type, message.content["config"]["server-round"], message.metadata.dst_node_id)
+        if change is None:
+            return Message(Error(code=1, reason="out of memory"), reply_to=message)
+        arrays = {name: torch.from_numpy(leaf.numpy()) + change for name, leaf in message.content["arrays"].items()}
+        return Message(RecordDict({"arrays": ArrayRecord(arrays), "metrics": MetricRecord({"num-examples": 1, **told})}), reply_to=message)
+
+
+class OneNode(FedAvg):
+    """FedAvg that trains one given node per round; None asks nobody."""
+
+    def __init__(self, nodes, **options):
+        super().__init__(**options)
+        self.nodes = nodes
+
+    def configure_train(self, server_round, arrays, config, grid):
+        config["server-round"], node = server_round, self.nodes[server_round - 1]
+        return [] if node is None else [Message(RecordDict({"arrays": arrays, "config": config}), node, "train")]
+
+
+def record_script(strategy, folder, answer, rounds, nodes=(10, 11, 12), evaluate_fn=None, **options):
+    """Return the recorded run of scripted nodes."""
+    wrapped = Diagnosed(strategy, runs_dir=folder, name="script", **options)
+    wrapped.start(ScriptedGrid(nodes, answer), ArrayRecord({"w": torch.zeros(2)}), num_rounds=rounds, evaluate_fn=evaluate_fn)
+    assert wrapped.is_recording and wrapped.run.is_finished
+    return wrapped.run
+
+
+def values(run, metric):
+    return {(row.round, row.client): row.value for row in run.records() if row.metric == metric and not row.domain}
+
+
+@pytest.mark.parametrize("second", [12, None], ids=["failed", "nobody asked"])
+@pytest.mark.parametrize("evaluates", ["server", "clients"])
+def test_a_round_without_records_keeps_its_number(second, evaluates, tmp_path):
+    def answer(kind, number, node):
+        loss = {"train_loss": 100.0 + number} if kind == "train" else {"eval_loss": float(number)}
+        return None if node == 12 else number, {**loss, "partition-id": node - 10}
+
+    evaluate_fn = (lambda number, arrays: MetricRecord({"loss": float(number)})) if evaluates == "server" else None
+    strategy = OneNode([10, second, 11, 10], fraction_evaluate=float(evaluates == "clients"))
+    run = record_script(strategy, tmp_path, answer, 4, evaluate_fn=evaluate_fn)
+    assert values(run, "train.loss") == {(1, 0): 101.0, (3, 1): 103.0, (4, 0): 104.0}
+    losses = {number: value for (number, client), value in values(run, "loss").items() if client < 0}
+    assert losses == {number: float(number) for number in range(evaluate_fn is None, 5)}
+    assert run.read_json("finished")["rounds"] == 4
+    assert [event["round"] for event in run.events() if event["kind"] == "client failed"] == ([2] if second else [])
+
+
+def test_losses_go_to_the_client_whose_number_is_told(tmp_path):
+    client = {10: 2, 11: 0, 12: 1}
+
+    def answer(kind, number, node):
+        return 1.0, {"train_loss": 1.0, "partition-id": client[node]} if kind == "train" else {"eval_loss": 10.0 + client[node]}
+
+    run = record_script(OneNode([10, 11, 12]), tmp_path, answer, 3)
+    losses = values(run, "loss")
+    assert {key: value for key, value in losses.items() if key[1] >= 0} == {
+        (1, 2): 12.0, (2, 0): 10.0, (2, 2): 12.0, (3, 0): 10.0, (3, 1): 11.0, (3, 2): 12.0
+    }  # fmt: skip
+    assert [losses[number, -1] for number in (1, 2, 3)] == [11.0] * 3  # nodes without a number count in the mean
+    notes = sorted(event["message"] for event in run.events() if event["kind"] == "client number")
+    assert len(notes) == 2 and "node 11: it has not told its client's number (partition-id)" in notes[0]
+
+
+def test_numbers_are_fixed_in_the_first_round(tmp_path):
+    def answer(kind, number, node):
+        return 1.0, {"train_loss": 100.0 + node} if kind == "train" else {"eval_loss": 1.0, "partition-id": 11 - node}
+
+    run = record_script(FedAvg(), tmp_path, answer, 3, nodes=(10, 11))
+    assert values(run, "train.loss") == {(number, k): 110.0 + k for number in (1, 2, 3) for k in (0, 1)}
+    notes = {event["message"][:51]: event["round"] for event in run.events() if event["kind"] == "client number"}
+    assert notes == {"node 10: it tells partition-id=1 and is recorded as": 1, "node 11: it tells partition-id=0 and is recorded as": 1}
+
+
+@pytest.mark.parametrize("shifted", ["both", "evaluate"])
+def test_numbers_beyond_the_clients_are_events_and_no_further_clients(shifted, tmp_path):
+    def answer(kind, number, node):
+        return 1.0, {"loss": 1.0, "partition-id": node - (9 if shifted in (kind, "both") else 10)}
+
+    run = record_script(FedAvg(), tmp_path, answer, 2, nodes=(10, 11))
+    assert {client for _, client in values(run, "loss.after")} == ({1} if shifted == "both" else {0, 1})
+    notes = sorted(event["message"] for event in run.events() if event["kind"] == "client number")
+    said = "it is client 2 and the clients are 0 to 1" if shifted == "both" else "it tells partition-id=2 and is recorded as client 1"
+    assert notes[-1].startswith(f"node 11: {said}")
+
+
+def test_keys_are_found_under_strategies_of_differential_privacy(tmp_path):
+    inner = FedAvg(fraction_evaluate=0.0, weighted_by_key="num-tokens", arrayrecord_key="model")
+    private = DifferentialPrivacyServerSideFixedClipping(inner, noise_multiplier=0.0, clipping_norm=10.0, num_sampled_clients=2)
+    assert Diagnosed(private, runs_dir=tmp_path, name="keys")._find_key("arrayrecord_key", "arrays") == "model"
+    inner.arrayrecord_key = "arrays"
+    run = record_script(private, tmp_path, lambda kind, number, node: (1.0, {"num-tokens": 100 * (node - 9)}), 1, nodes=(10, 11))
+    assert values(run, "weight") == {(1, 0): 100.0, (1, 1): 200.0}

@@ -8,15 +8,19 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam as FlowerAdam
 from flwr.serverapp.strategy import FedAvg as FlowerAvg
+from flwr.serverapp.strategy import FedProx as FlowerProx
 
-from fedrift.algorithms import FedAvg, FedProx, Scaffold
+from fedrift.algorithms import Centralized, FedAvg, FedNova, FedProx, FedSGD, QFedAvg, Scaffold
+from fedrift.algorithms.aggregators import FedEx, RoLoRA
 from fedrift.core.errors import UserError
 from fedrift.core.optimizers import Adam
 from fedrift.core.tree import Tree
+from fedrift.engine.loop import init_state
+from fedrift.flower.client_pool import FlowerClientPool
 from tests.flower.loopback import NODE, Loopback, make_nodes, run_over_flower
 from tests.laws.federation import data, loss, params, train
 
@@ -86,6 +90,26 @@ def test_a_strategy_that_sends_only_a_model_is_refused_by_scaffold_clients(tmp_p
     assert not result.arrays
 
 
+@pytest.mark.parametrize(
+    ("strategy", "ours", "message"),
+    [
+        (FlowerProx(proximal_mu=10.0), FedAvg(), "asks for proximal-mu=10.0, and FedAvg of this client has mu=0"),
+        (FlowerProx(proximal_mu=10.0), FedProx(mu=1.0), "asks for proximal-mu=10.0, and FedProx of this client has mu=1"),
+        (FlowerAvg(), FedSGD(), "exchanges only a model, and FedSGD needs more"),
+        (FlowerProx(proximal_mu=10.0), FedProx(mu=10.0), ""),
+        (FlowerProx(proximal_mu=0.0), FedAvg(), ""),
+    ],
+    ids=["FedAvg", "another mu", "FedSGD", "equal mu", "mu 0"],
+)
+def test_clients_that_do_not_train_as_the_strategy_asks_refuse(strategy, ours, message, tmp_path):
+    grid = Loopback(make_nodes(data(dtype=torch.float32), ours, tmp_path))
+    first = ArrayRecord({name: Array(leaf[0].numpy()) for name, leaf in params(torch.float32).items()})
+    messages = strategy.configure_train(1, first, ConfigRecord(), grid)
+    replies = grid.send_and_receive(messages)
+    assert replies and {reply.has_error() for reply in replies} == {bool(message)}
+    assert not message or message in replies[0].error.reason
+
+
 def test_the_fedrift_server_works_with_plain_flower_clients(tmp_path):
     deal = data(dtype=torch.float32)
     over = run_over_flower(FedAvg(), deal, tmp_path, grid=Loopback(make_plain_nodes(deal)), plain_clients=True, lr_at=lambda round: 0.05)
@@ -104,10 +128,36 @@ def test_server_optimizers_work_with_plain_flower_clients(tmp_path):
         assert torch.allclose(over[-1].after.server.params[name], leaf, atol=1e-5)
 
 
-def test_scaffold_is_refused_with_plain_flower_clients(tmp_path):
+REFUSED_BY_PLAIN_CLIENTS = {
+    "exchange only a model with the server, and Scaffold needs more": Scaffold(),
+    "exchange only a model with the server, and FedSGD needs more": FedSGD(),
+    "exchange only a model with the server, and FedAvg with the aggregator FedEx needs more": FedAvg(aggregator=FedEx()),
+    "take the local steps of FedAvg, and FedProx needs more": FedProx(mu=10.0),
+    "take the local steps of FedAvg, and Centralized needs more": Centralized(),
+    "do not tell their local steps and losses .* and QFedAvg needs more": QFedAvg(),
+    "do not tell their local steps and losses .* and FedNova needs more": FedNova(),
+    "train all parameters, also m.A, and FedAvg with the aggregator RoLoRA needs more": FedAvg(aggregator=RoLoRA()),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED_BY_PLAIN_CLIENTS)
+def test_algorithms_that_plain_clients_cannot_run_are_refused(message):
+    algorithm = REFUSED_BY_PLAIN_CLIENTS[message]
+    state = init_state(algorithm, Tree({"m.A": torch.zeros(1, 2, 3), "m.B": torch.zeros(1, 3, 2)}), 2)
+    pool = FlowerClientPool(2, Loopback({}), plain_clients=True, round_timeout_s=0.0)
+    with pytest.raises(UserError, match=message):
+        pool.train(state, algorithm, torch.arange(2))
+
+
+def test_plain_clients_have_no_tokens_and_can_have_equal_weights(tmp_path):
     deal = data(dtype=torch.float32)
-    with pytest.raises(UserError, match="Scaffold needs more"):
-        run_over_flower(Scaffold(), deal, tmp_path, grid=Loopback(make_plain_nodes(deal)), plain_clients=True)
+    options = {"plain_clients": True, "lr_at": lambda round: 0.05, "until": 1}
+    by_examples, uniform = (
+        run_over_flower(FedAvg(), deal, tmp_path, grid=Loopback(make_plain_nodes(deal)), uniform_weights=flag, **options)[0].update
+        for flag in (False, True)
+    )
+    assert by_examples.tokens.isnan().all() and len(by_examples.weight.unique()) > 1
+    assert uniform.weight.tolist() == [float(weight > 0) for weight in by_examples.weight.tolist()]
 
 
 def numpy_header(shape: tuple[int, ...]) -> bytes:

@@ -6,7 +6,7 @@ import json
 import textwrap
 
 import pytest
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedProx, Krum, MultiKrum, Strategy
+from flwr.serverapp.strategy import Bulyan, FedAdam, FedAvg, FedAvgM, FedProx, FedXgbBagging, FedXgbCyclic, Krum, MultiKrum, Strategy
 from typer.testing import CliRunner
 
 from benchmarks.peers.flower_apps import FLOWER_APPS
@@ -77,6 +77,21 @@ def test_strategies_of_flower_get_the_verdicts_of_the_scoreboard(strategy):
 
 def test_fedprox_with_the_client_of_the_paper_passes():
     assert all(verdict.holds for verdict in judge_subject(make_subject(FedProx)))
+
+
+def test_the_strategy_keeps_its_keys_and_trains_the_cohort_of_the_problem():
+    class Half(FedAvg):
+        def __init__(self, fraction_train=0.5, **options):
+            keys = {"arrayrecord_key": "model", "configrecord_key": "settings", "weighted_by_key": "num-tokens"}
+            super().__init__(fraction_train=fraction_train, **keys, **options)
+
+    assert [verdict.message for verdict in judge_subject(make_subject(Half)) if not verdict.holds] == []
+
+
+@pytest.mark.parametrize("strategy", [Bulyan, FedXgbBagging, FedXgbCyclic], ids=lambda strategy: strategy.__name__)
+def test_other_algorithms_that_extend_fedavg_are_refused(strategy):
+    with pytest.raises(UserError, match=f"Mine is a {strategy.__name__}, and the conformance suite has no problem for that algorithm"):
+        make_subject(type("Mine", (strategy,), {}))
 
 
 def test_strategies_that_cannot_be_tested_are_reported(app_folder):

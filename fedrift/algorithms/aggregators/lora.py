@@ -219,8 +219,8 @@ def truncate_rank(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         rank: The rank R of the approximation.
 
     Returns:
-        The factors B ``[O, R]`` and A ``[R, I]``. For a singular value of about zero the column of B is zero, but the row of A is
-        not: an adapter with zeros in both factors has no gradient and could not learn.
+        The factors B ``[O, R]`` and A ``[R, I]``. For a singular value of about zero, and beyond the number of inputs or outputs, the
+        column of B is zero, but the row of A is not: an adapter with zeros in both factors has no gradient and could not learn.
     """
     up_q, up_r = torch.linalg.qr(up)
     down_q, down_r = torch.linalg.qr(down.mT)
@@ -229,7 +229,9 @@ def truncate_rank(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     sign = u.gather(0, u.abs().argmax(0, keepdim=True)).sign()  # [1, R]
     root = s.sqrt()
     nonzero = s > s[0] * 1e-7
-    return u * sign * root * nonzero, ((v * sign) * torch.where(nonzero, root, 1.0)).mT
+    mean_up, mean_down = u * sign * root * nonzero, ((v * sign) * torch.where(nonzero, root, 1.0)).mT
+    copies = torch.arange(rank, device=up.device) % len(s)  # there are fewer singular values than ranks in a module that is too narrow
+    return torch.nn.functional.pad(mean_up, (0, rank - len(s))), mean_down[copies]
 
 
 @dataclass(frozen=True)
