@@ -37,7 +37,7 @@ ALLOWED_IMPORTS = {
     "config": TEXT | TRAINING | {"config/loader", "models", "probes", "clustering"},
     "storage": {"core"},
     "diagnosis": {"core", "storage"},
-    "engine/cache": CONFIG | {"core", "data", "models"},
+    "engine/cache": CONFIG | TEXT | {"models"},
     "engine/checks": CONFIG | {"core", "data", "clustering"},
     "engine/build": TEXT | TRAINING | CONFIG | {"models", "probes", "clustering", "clustering/runtime", "engine/cache", "engine/checks"},
     "storage/fork": TRAINING | CONFIG | {"storage", "engine/build"},
