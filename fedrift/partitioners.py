@@ -6,7 +6,7 @@ Neither ``datasets`` nor ``flwr-datasets`` is imported: a data set is used throu
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -166,8 +166,8 @@ def heterogeneity(
     """Measure how non-IID a partition is, whoever made it; each number beside what random partitions of the same sizes give.
 
     Args:
-        partitions: Each client's row numbers, with ``texts``; or each client's data set; or a partitioner with ``num_partitions`` and
-            ``load_partition(i)``, such as those of ``flwr-datasets``.
+        partitions: Each client's row numbers or mask of rows, with ``texts``; or each client's data set; both as a list or as a mapping
+            whose values they are. Or a partitioner with ``num_partitions`` and ``load_partition(i)``, such as those of ``flwr-datasets``.
         texts: The texts that the row numbers are of.
         labels: Their topics.
         text_column: The column of the texts in the data sets.
@@ -179,18 +179,29 @@ def heterogeneity(
         The report: ``report["token.jsd"].value``, its ``null_mean``, ``null_std``, ``z`` and ``is_beyond_chance``; ``to_dict()``.
 
     Raises:
-        UserError: A client holds nothing, a row number is out of range, or a column is not there.
+        UserError: A client holds nothing, rows are not row numbers or out of range, a text is not text, there are not as many labels as
+            texts, or a column is not there.
 
     Example:
         >>> report = fedrift.heterogeneity([[0, 2], [1, 3]], texts=["a b", "c d", "a a", "d d"], resplits=5)
         >>> report.num_clients
         2
     """
-    clients = (
-        [read_rows(rows, texts, labels) for rows in partitions]
-        if texts is not None
-        else [read_columns(each, text_column, label_column) for each in load_all(partitions)]
-    )
+    partitions = list(partitions.values()) if isinstance(partitions, Mapping) else partitions
+    if texts is not None:
+        texts = check_texts("the text", texts)
+        labels = None if labels is None else list(labels)
+        if labels is not None and len(labels) != len(texts):
+            raise UserError(
+                f"there are {len(labels):,} labels for {len(texts):,} texts: give one label for each text, or None where it has none"
+            )
+        if not isinstance(partitions, Iterable):
+            raise UserError(f"the partitions are {quote_value(partitions)}: give a list of row numbers for each client, or leave texts out")
+        clients = [read_rows(rows, texts, labels) for rows in partitions]
+    elif labels is not None:
+        raise UserError("labels are given without texts: give the texts too, or name the column of the data sets with label_column")
+    else:
+        clients = [read_columns(each, text_column, label_column) for each in load_all(partitions)]
     empty = [number for number, (own, _, _) in enumerate(clients) if not own]
     if empty or not clients:
         raise UserError(f"client {empty[0]} holds no document" if empty else "there are no clients: give a list of row numbers for each")
@@ -217,13 +228,40 @@ def load_all(partitions: Any) -> list[Any]:
     return found
 
 
-def read_rows(rows: Iterable[int], texts: Sequence[str], labels: Sequence[Any] | None) -> Columns:
-    """One client's texts and labels by row numbers."""
-    numbers = [int(row) for row in rows]
-    odd = [row for row in numbers if not 0 <= row < len(texts)]
-    if odd:
-        raise UserError(f"row {odd[0]} is out of range: there are {len(texts)} texts")
+def read_rows(rows: Any, texts: Sequence[str], labels: Sequence[Any] | None) -> Columns:
+    """One client's texts and labels by row numbers, or by a mask with a truth value for each text."""
+    if not isinstance(rows, Iterable) or isinstance(rows, (str, bytes)):
+        raise UserError(f"the rows of a client are {quote_value(rows)}: give a list of row numbers for each client")
+    numbers: list[Any] = rows.tolist() if hasattr(rows, "tolist") else list(rows)
+    if numbers and all(isinstance(row, (bool, np.bool_)) for row in numbers):
+        if len(numbers) != len(texts):
+            raise UserError(
+                f"a mask of rows has {len(numbers):,} values for {len(texts):,} texts: give one value for each text, or row numbers"
+            )
+        numbers = [row for row, is_own in enumerate(numbers) if is_own]
+    for row in numbers:
+        if isinstance(row, bool) or not isinstance(row, (int, np.integer)):
+            raise UserError(
+                f"row {quote_value(row)} is no row number: give whole numbers from 0 to {len(texts) - 1}, or a mask of all rows"
+            )
+        if not 0 <= row < len(texts):
+            raise UserError(f"row {row} is out of range: there are {len(texts)} texts")
     return [texts[row] for row in numbers], [] if labels is None else [labels[row] for row in numbers], ()
+
+
+def check_texts(where: str, values: Iterable[Any]) -> list[str]:
+    """The texts as a list.
+
+    Raises:
+        UserError: One of them is not text.
+    """
+    if isinstance(values, str):
+        raise UserError(f"{where} is {quote_value(values)}: give a list of texts")
+    texts = list(values)
+    odd = next((number for number, text in enumerate(texts) if not isinstance(text, str)), None)
+    if odd is not None:
+        raise UserError(f"row {odd} of {where} is {quote_value(texts[odd])}, and has to be text")
+    return texts
 
 
 def read_columns(dataset: Any, text_column: str, label_column: str | None) -> Columns:
@@ -231,17 +269,14 @@ def read_columns(dataset: Any, text_column: str, label_column: str | None) -> Co
     for column in filter(None, (text_column, label_column)):
         if column not in dataset.column_names:
             raise unknown_name_error("column", column, dataset.column_names)
-    texts = list(dataset[text_column])
-    odd = next((number for number, text in enumerate(texts) if not isinstance(text, str)), None)
-    if odd is not None:
-        raise UserError(f"row {odd} of the column {text_column!r} is {quote_value(texts[odd])}, and has to be text")
+    texts = check_texts(f"the column {text_column!r}", dataset[text_column])
     if label_column is None:
         return texts, [], ()
     return texts, list(dataset[label_column]), getattr(dataset.features[label_column], "names", None) or ()
 
 
 def make_corpus(texts: Sequence[str], labels: Sequence[Any], names: Sequence[str] = ()) -> Corpus:
-    """A corpus of training documents in the given order; sizes are in whitespace words. Labels below 0 and None are none."""
+    """A corpus of training documents in the given order; sizes are in whitespace words. Labels below 0, None and NaN are none."""
     known = [name_label(label, names) for label in labels] or [None] * len(texts)
     domains = tuple(sorted({name for name in known if name is not None}))
     number = {name: place for place, name in enumerate(domains)}
@@ -261,9 +296,10 @@ def make_corpus(texts: Sequence[str], labels: Sequence[Any], names: Sequence[str
 
 def name_label(label: Any, names: Sequence[str]) -> str | None:
     """The name of a topic; None if there is none."""
-    if label is None or label == "" or (isinstance(label, (int, np.integer)) and label < 0):
+    name = str(label)  # missing values of pandas are not equal to themselves, nor to anything else
+    if label is None or name.casefold() in ("", "nan", "nat", "<na>") or (isinstance(label, (int, np.integer)) and label < 0):
         return None
-    return str(names[int(label)]) if names and isinstance(label, (int, np.integer)) else str(label)
+    return str(names[int(label)]) if names and isinstance(label, (int, np.integer)) else name
 
 
 def replace_column(dataset: Any, column: str, values: Sequence[str]) -> Any:

@@ -31,6 +31,7 @@ from fedrift.data import DatasetConfig
 from fedrift.data.synthetic import SyntheticConfig
 from fedrift.flower.config import FlowerConfig
 from fedrift.partition import Dirichlet, TopicMix
+from fedrift.report.format import format_strength
 from fedrift.studies import Study, executors
 from fedrift.studies.executors import Executor
 from fedrift.studies.spec import REGISTRY as STUDY_REGISTRY
@@ -383,3 +384,18 @@ EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_experiment_of_the_package_is_valid(path):
     assert isinstance(load_config(path), ExperimentConfig)
+
+
+def test_nothing_after_the_equals_sign_is_the_empty_text_and_null_is_written():
+    assert parse_config({"dataset": "bbc"}, ["dataset.label_column="]).dataset.label_column == ""
+    for null in ("null", "~"):
+        assert parse_config({"dataset": {"name": "bbc", "limit": 5}}, [f"dataset.limit={null}"]).dataset.limit is None
+
+
+def test_the_name_of_a_dirichlet_run_has_its_alpha_in_place_of_the_severity():
+    base = {"dataset": "bbc", "partition": {"type": "Dirichlet", "alpha": 0.1}}
+    assert parse_config(base).name == "FedAvg bbc Dirichlet alpha 0.1 seed 0"
+    assert iid_baseline(parse_config(base)).name == "FedAvg bbc Dirichlet 0 seed 0"
+    assert parse_config({"dataset": "bbc", "partition": "Dirichlet"}).name == "FedAvg bbc Dirichlet 1 seed 0"
+    stored = [parse_config({"dataset": "bbc", "partition": part}).to_dict()["partition"] for part in (base["partition"], "TopicMix")]
+    assert [format_strength(each) for each in (*stored, {**stored[0], "severity": 0.0})] == ["alpha 0.1", "severity 1", "severity 0"]

@@ -38,7 +38,7 @@ from fedrift.partition import Dirichlet, Style, TopicMix
 RESULTS = Path(__file__).resolve().parents[1] / "studies" / "results"
 # Digests of the defaults of all classes of an experiment, by schema version. With a changed default the same YAML is another experiment:
 # raise SCHEMA_VERSION and add a line. A new class or field needs no new version, only the new digest.
-DEFAULTS = {4: "179d245466b9"}
+DEFAULTS = {4: "2e057836ec47"}
 
 
 def defaults() -> dict[str, object]:
@@ -255,3 +255,38 @@ def test_a_class_without_readable_source_is_refused():
     kind = type("Own", (FedAvg,), {"__module__": "nowhere"})
     with pytest.raises(UserError, match=r"source of nowhere\.Own cannot be read"):
         _ = replace(BASE, algorithm=kind()).id
+
+
+FILE = """
+from dataclasses import dataclass
+from fedrift.partition import TopicMix
+
+@dataclass(frozen=True)
+class Mine(TopicMix):
+    alpha: float = 0.5
+
+def probes(context):
+    return []
+"""
+
+
+def test_a_file_is_identified_by_its_path_and_not_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ("token.py", "fedrift.py", "a/dup.py", "b/dup.py")  # a standard module, this package, and two files of one name
+    for number, name in enumerate(names):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"{FILE}# {number}")
+        stored = parse_config({"dataset": "bbc", "partition": f"{name}:Mine"}).to_dict()["partition"]
+        assert (stored["type"], stored["source"]) == (f"{name}:Mine", sha256(file.read_bytes()).hexdigest())
+    assert Path(importlib.import_module("token").__file__).parent != tmp_path
+
+
+def test_an_own_partition_with_an_alpha_has_an_iid_baseline(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_alpha.py").write_text(FILE)
+    iid = iid_baseline(parse_config({"dataset": "bbc", "partition": "own_alpha.py:Mine"}))
+    assert (iid.partition.severity, iid.partition.alpha) == (0.0, 0.5)
+    assert iid_baseline(parse_config({"dataset": "bbc", "partition": {"type": "Dirichlet", "alpha": 0.5}})).partition == Dirichlet(
+        severity=0.0
+    )

@@ -12,6 +12,8 @@ import torch
 
 from fedrift import load_config
 from fedrift.cli.dataset import read_summary
+from fedrift.cli.partition_data import parse_data_config, partition_dataset
+from fedrift.cli.validation import check_experiment
 from fedrift.config.schema import ADDED_KEYS, compute_id, diff_stored_configs, parse_config
 from fedrift.core.errors import UserError
 from fedrift.data import DatasetConfig, load_corpus, pack_blocks, tokenize_corpus
@@ -24,6 +26,7 @@ from fedrift.probes.held_out import bytes_per_token, predicted_spans
 from tests import small_experiment
 from tests.cli.test_cli import run_command
 from tests.data.chats import chat_tokenizer
+from tests.small_experiment import WORDS
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENT_IDS = {
@@ -77,6 +80,9 @@ def chat_experiment(tmp_path, *overrides):
     )
 
 
+ROLES = ("user", "assistant")
+
+
 def test_ids_of_the_committed_experiments_are_unchanged_by_the_new_keys():
     assert {path.name: load_config(path).id for path in (ROOT / "experiments").glob("*.yaml")} == EXPERIMENT_IDS
 
@@ -94,6 +100,7 @@ def test_a_new_key_is_in_the_id_unless_it_has_its_default():
         assert diff_stored_configs(with_key, stored) == []
     others = ["dataset.format=chat", "dataset.train_on=all", "dataset.chat_template=plain", "dataset.config=a", "dataset.revision=b"]
     others += ["dataset.split=train", "model_init=random", "evaluation.label_prompt=' {label}'", "evaluation.labeled_documents=2"]
+    others += [f"dataset.source_fingerprint={'0' * 63}a", f"evaluation.fingerprint={'0' * 63}a"]
     assert len({parse_config({"dataset": "owner/name"}, [other]).id for other in others} | {base.id}) == len(others) + 1
     assert len(others) == len(ADDED_KEYS)
 
@@ -148,6 +155,35 @@ def test_too_long_examples_are_counted_and_refused_if_none_remains(tmp_path, cha
     assert any("are cut to it" in note for note in context.warnings)
     with pytest.raises(UserError, match=r"no example of dataset .* has an answer within 8 tokens"):
         build_run(chat_experiment(tmp_path, "training.max_seq_length=8"), small_experiment.make_cache(tmp_path))
+
+
+def test_sizes_count_the_trained_tokens_of_the_blocks_and_not_those_that_are_cut_off(tmp_path):
+    draw = np.random.default_rng(0)
+    lengths = {"short": (3, 6), "long": (3, 60), "late": (12, 12)}  # words of the question and of the answer
+    rows = [
+        {
+            "messages": [
+                {"role": role, "content": " ".join(draw.choice(WORDS["food"], size))} for role, size in zip(ROLES, sizes, strict=True)
+            ]
+        }
+        | {"label": name}
+        for name, sizes in lengths.items()
+        for _ in range(20)
+    ]
+    write(tmp_path / "chats.jsonl", rows)
+    experiment, resources = chat_experiment(tmp_path, "training.max_seq_length=64"), small_experiment.make_cache(tmp_path)
+    context = build_run(experiment, resources)
+    trained = [int(blocks.mask[:, 1:].sum()) for blocks in context.simulator.batches.blocks]
+    assert np.sum(context.partition_table["tokens"], 1).tolist() == trained
+    corpus = resources.get_corpus(experiment.dataset, experiment.model)
+    tokens = resources.get_tokens(corpus, experiment.model, experiment.trainable)
+    assert sum(trained) < tokens.trained_lengths[corpus.split == 0].sum()
+    shown = parse_data_config({"dataset": experiment.dataset.name, "model": experiment.model, "training": {"max_seq_length": 64}})
+    assert partition_dataset(shown).corpus.size.sum() == sum(trained)
+    for length, problem in ((32, "no test documents of domain late with tokens"), (26, "no token to train on")):
+        for refuse in (build_run, lambda config, resources: check_experiment(config)):
+            with pytest.raises(UserError, match=rf"{problem}.*training\.max_seq_length if it cuts off the answers"):
+                refuse(chat_experiment(tmp_path, f"training.max_seq_length={length}"), resources)
 
 
 def test_topics_of_conversations_are_partitioned_like_those_of_texts(tmp_path, chats):

@@ -29,7 +29,7 @@ from fedrift.engine.run import run_experiment
 from fedrift.storage import list_runs
 from fedrift.storage.checkpoint import Checkpoint
 from tests.pairs import PAIRS, TUNES, algorithm
-from tests.small_experiment import corpus_file, experiment, make_cache, read_state
+from tests.small_experiment import corpus_file, documents, experiment, make_cache, read_state
 
 
 def records_and_state(run) -> tuple[bytes, dict]:
@@ -188,6 +188,45 @@ def test_a_changed_corpus_is_another_experiment(tmp_path):
     assert resolve_fingerprints(asked, make_cache(tmp_path)).id != before.id
     with pytest.raises(UserError, match="has changed"):
         resolve_fingerprints(before, make_cache(tmp_path))
+
+
+def test_changed_sources_are_another_experiment_if_clients_depend_on_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mix.py").write_text("from fedrift.partition import TopicMix\n\nclass Mix(TopicMix):\n    pass\n")
+    names = ["BySource", "{type: Calibrated, base: BySource}", "mix.py:Mix", "TopicMix", "{type: Calibrated, base: TopicMix}"]
+    asked = [experiment(tmp_path, f"partition={name}", "partition.num_clients=2") for name in names]
+    rows = [f"{text},{topic},s{{}}" for text, topic in documents(20)]
+
+    def resolve(configs, period):
+        lines = [row.format(number // period % 2) for number, row in enumerate(rows)]
+        (tmp_path / "corpus.csv").write_text("\n".join(["text,label,source", *lines]))
+        return [resolve_fingerprints(config, make_cache(tmp_path)) for config in configs]
+
+    before, after = resolve(asked, 1), resolve(asked, 2)
+    assert [one.id != other.id for one, other in zip(before, after, strict=True)] == [True, True, True, False, False]
+    assert {one.dataset.fingerprint for one in before} == {one.dataset.fingerprint for one in after}
+    assert iid_baseline(before[0]).dataset == before[0].dataset
+    with pytest.raises(UserError, match=r"the sources of the dataset .* have changed"):
+        resolve(before[:1], 2)
+    assert resolve([replace(before[0], partition=before[3].partition)], 2)[0].dataset.source_fingerprint == ""
+
+
+def test_a_changed_general_text_or_own_probe_is_another_experiment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "general.csv").write_text("\n".join(["text", *(f"one text {number}" for number in range(20))]))
+    for name in ("kept", "edited"):
+        (tmp_path / f"{name}.py").write_text("def probes(context):\n    return []\n")
+    general = "evaluation.general_dataset=general.csv"
+    asked = [
+        experiment(tmp_path, general, f"evaluation.probes=[{groups}]")
+        for groups in ("general", "cost", "kept.py:probes", "edited.py:probes")
+    ]
+    before = [resolve_fingerprints(config, make_cache(tmp_path)) for config in asked]
+    (tmp_path / "general.csv").write_text("\n".join(["text", *(f"another text {number}" for number in range(20))]))
+    (tmp_path / "edited.py").write_text("def probes(context):\n    return list()\n")
+    after = [resolve_fingerprints(config, make_cache(tmp_path)) for config in before]
+    assert [one.id != other.id for one, other in zip(before, after, strict=True)] == [True, False, False, True]
+    assert [bool(one.evaluation.fingerprint) for one in before] == [True, False, True, True]
 
 
 def test_clients_per_pass_changes_rounding_only(tmp_path):

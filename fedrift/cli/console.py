@@ -96,9 +96,12 @@ def run_view(run: Run, iid_baseline: Run | None = None) -> RunView:
 
 def run_title(run: Run) -> str:
     """Return a short title: algorithm, partition and severity, and for a fork also its origin and round."""
+    from ..report.format import format_strength
+
     config = run.config
+    strength = format_strength(config["partition"]).removeprefix("severity ")
     fork = f" · fork of {config['fork']['run'][:6]} at round {config['fork']['from_round']}" if "fork" in config else ""
-    return f"{config['algorithm']['type']} · {config['partition']['type']} {config['partition'].get('severity', 0):g}{fork}"
+    return f"{config['algorithm']['type']} · {config['partition']['type']} {strength}{fork}"
 
 
 def print_summary(run: Run, baseline: Run | None = None) -> None:

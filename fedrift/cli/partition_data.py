@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from annotated_types import MinLen
+from annotated_types import Interval, MinLen
 
 from .. import partition as partitions
 from ..config.loader import Registry, apply_overrides, dump_value, load_yaml, parse_value
@@ -34,7 +34,6 @@ PARTITION_REGISTRY = Registry({Partitioner: partitions}, {Partitioner: "partitio
 OTHER_KEYS = (
     "trainable",
     "algorithm",
-    "training",
     "evaluation",
     "clustering",
     "model_fingerprint",
@@ -47,6 +46,13 @@ NUM_CHANCE_PARTITIONS = 5  # IID partitions that estimate the chance level of gr
 
 
 @dataclass(frozen=True)
+class BlockConfig:
+    """The key of ``training`` that determines the partition of conversations, which are cut to the length of a block."""
+
+    max_seq_length: Annotated[int, Interval(ge=8, le=8192)] = 64
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """The part of an experiment that determines its partition; ``model`` provides the tokenizer."""
 
@@ -54,6 +60,7 @@ class DataConfig:
     model: Annotated[str, MinLen(1)] = "pocket"
     partition: Partitioner = TopicMix()
     seed: Seed = 0
+    training: BlockConfig = BlockConfig()
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain YAML values, including defaults."""
@@ -98,7 +105,10 @@ def parse_data_config(content: dict[str, Any]) -> DataConfig:
     for key in content:
         if key not in names and key not in OTHER_KEYS:
             raise unknown_name_error("key of an experiment", str(key), [*names, *OTHER_KEYS])
-    config: DataConfig = parse_value(DataConfig, {key: value for key, value in content.items() if key in names}, PARTITION_REGISTRY)
+    values = {key: value for key, value in content.items() if key in names}
+    if isinstance(training := content.get("training"), Mapping):
+        values["training"] = {key: value for key, value in training.items() if key in ("max_seq_length",)}
+    config: DataConfig = parse_value(DataConfig, values, PARTITION_REGISTRY)
     return config
 
 
@@ -108,7 +118,10 @@ def partition_dataset(config: DataConfig, data_dir: Path | None = None) -> Parti
     corpus = corpus.take(np.flatnonzero(corpus.split == TRAIN))
     file, tokenizer_note = find_tokenizer(config.model)
     if file is not None:
-        corpus = corpus.with_sizes(count_tokens(corpus, file) if corpus.examples is None else count_answer_tokens(corpus, file.parent))
+        length = config.training.max_seq_length
+        corpus = corpus.with_sizes(
+            count_tokens(corpus, file) if corpus.examples is None else count_answer_tokens(corpus, file.parent, length)
+        )
     partition = partition_corpus(config.partition, corpus, partial(numpy_stream, config.seed, "partition"))
     notes = "\n".join(filter(None, [tokenizer_note, *corpus.notes, *partition_notes(config.partition)]))
     return PartitionedData(config, corpus, partition, "words" if file is None else "tokens", notes)
@@ -186,12 +199,12 @@ def find_tokenizer(model: str) -> tuple[Path | None, str]:
     )
 
 
-def count_answer_tokens(corpus: Corpus, folder: Path) -> np.ndarray:
-    """Count the tokens of each conversation that count in the loss, [D], as a run counts them."""
+def count_answer_tokens(corpus: Corpus, folder: Path, block_length: int) -> np.ndarray:
+    """Count the tokens of each conversation that count in the loss, [D], as a run with blocks of this length counts them."""
     from ..data import tokenize_corpus
     from ..models.presets import load_tokenizer
 
-    return tokenize_corpus(corpus, load_tokenizer(folder), cache_dir=None).trained_lengths
+    return tokenize_corpus(corpus, load_tokenizer(folder), cache_dir=None).trained_sizes(block_length)
 
 
 def count_tokens(corpus: Corpus, file: Path) -> np.ndarray:

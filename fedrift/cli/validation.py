@@ -13,14 +13,14 @@ from ..core.errors import UserError, default_cache_dir, quote_value
 from ..core.random import numpy_stream
 from ..data import TEST, TRAIN, VALIDATION, Corpus, DatasetConfig, load_corpus, tokenize_corpus
 from ..data.catalog import NAMED_DATASETS
+from ..data.corpus import UNLABELED
 from ..data.dataset import check_available, load_general_corpus
 from ..data.readers import find_local_path, list_files
-from ..data.tokenization import count_trained
 from ..engine.checks import check_block_length, check_combination, check_context_length, check_measured_domains, no_held_out_error
 from ..models.presets import PRESETS, find_context_length, find_weights, resolve_model
 from ..models.trainable import All, LastBlocks, Lora, check_quantization_installed
 from ..partition import Calibrated
-from ..partition.base import partition_corpus
+from ..partition.base import call_partitioner, partition_corpus
 from .partition_data import count_tokens, dataset_subset, find_tokenizer
 
 SPLIT_CODES = {"validation": VALIDATION, "test": TEST}
@@ -141,8 +141,8 @@ def check_documents(config: ExperimentConfig, corpus: Corpus) -> list[str]:
 
         tokens = tokenize_corpus(corpus, load_tokenizer(file.parent), cache_dir=None)
         check_block_length(config, corpus, tokens)
-        sizes = tokens.trained_lengths
-        has_loss = count_trained(tokens, np.arange(len(corpus)), config.training.max_seq_length) > 0
+        sizes = tokens.trained_sizes(config.training.max_seq_length)
+        has_loss = sizes > 0
         if not (is_held_out & has_loss).any():
             raise no_held_out_error(corpus.name, evaluation.split)
     elif is_counted and file is not None:
@@ -153,7 +153,7 @@ def check_documents(config: ExperimentConfig, corpus: Corpus) -> list[str]:
     if isinstance(config.partition, Calibrated):  # it measures many partitions
         return ["the partition"]
     if not is_counted:  # the clients of a run may hold other documents, because it measures documents in tokens
-        config.partition(training_corpus, make_rng())
+        call_partitioner(config.partition, training_corpus, make_rng())
         return ["whether each client's loss can be measured, because the tokens were not counted"]
     partition = partition_corpus(config.partition, training_corpus, make_rng)
     label = np.where(corpus.label < 0, len(corpus.domains), corpus.label)
@@ -163,5 +163,5 @@ def check_documents(config: ExperimentConfig, corpus: Corpus) -> list[str]:
     num_domains = len(corpus.domains) + 1
     is_trained = np.stack([np.bincount(label[rows], sizes[rows], num_domains) > 0 for rows in client_rows])
     is_measured = np.bincount(label[is_held_out & has_loss], minlength=num_domains) > 0
-    check_measured_domains(is_trained, is_measured, (*corpus.domains, "unlabelled"), evaluation.split, corpus.name)
+    check_measured_domains(is_trained, is_measured, (*corpus.domains, UNLABELED), evaluation.split, corpus.name)
     return []

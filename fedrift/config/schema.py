@@ -40,9 +40,11 @@ ADDED_KEYS: Mapping[str, Any] = {
     "dataset.config": "",
     "dataset.revision": "",
     "dataset.split": "",
+    "dataset.source_fingerprint": "",
     "model_init": "pretrained",
     "evaluation.label_prompt": " Topic: {label}",
     "evaluation.labeled_documents": 16,
+    "evaluation.fingerprint": "",
 }
 METADATA_KEYS = ("id", "schema", "partition_table")  # keys of experiment.json that are not part of the experiment
 
@@ -176,6 +178,8 @@ class EvaluationConfig:
         label_prompt: The text from which the probe group ``classification`` reads the label of a document; it follows the document and
             contains ``{label}``.
         labeled_documents: Held-out documents per domain of this probe group.
+        fingerprint: Hash of the text of the group ``general`` and of the source of probes from outside fedrift, so that a change gives
+            another id. It is filled automatically.
 
     Example:
         >>> fedrift.load_config(config, ["evaluation.interval=5"]).evaluation.interval
@@ -195,6 +199,7 @@ class EvaluationConfig:
     minimal_pairs: PositiveInt = 100
     label_prompt: NonEmptyStr = " Topic: {label}"
     labeled_documents: PositiveInt = 16
+    fingerprint: Fingerprint = ""
 
 
 @dataclass(frozen=True)
@@ -296,11 +301,13 @@ class ExperimentConfig:
     @property
     def name(self) -> str:
         """A short name for tables and legends."""
+        has_alpha = isinstance(self.partition, partition.Dirichlet) and self.partition.name_detail  # in place of the severity
+        severity = "" if has_alpha else f" {self.partition.severity:g}"
         clustering = "" if self.clustering == NoClustering() else f" {type(self.clustering).__name__}"
         fork = f", fork of {self.fork.run[:6]} from round {self.fork.from_round}" if self.fork else ""
         return (
-            f"{type(self.algorithm).__name__}{clustering} {self.dataset.name} {display_name(self.partition)} "
-            f"{self.partition.severity:g} seed {self.seed}{' random weights' if self.model_init == 'random' else ''}{fork}"
+            f"{type(self.algorithm).__name__}{clustering} {self.dataset.name} {display_name(self.partition)}"
+            f"{severity} seed {self.seed}{' random weights' if self.model_init == 'random' else ''}{fork}"
         )
 
     def iid_baseline(self) -> ExperimentConfig:
@@ -416,7 +423,7 @@ def _shorten(value: Any) -> str:
 def iid_baseline(config: ExperimentConfig) -> ExperimentConfig:
     """Return the same experiment with IID partitioning and no fork."""
     changes: dict[str, Any] = {"partition__severity": 0.0, "fork": None}
-    if hasattr(config.partition, "alpha"):  # runs with different values of alpha share one baseline
+    if isinstance(config.partition, partition.Dirichlet):  # runs with different values of alpha share one baseline
         changes["partition__alpha"] = None
     iid: ExperimentConfig = edit_config(config, changes)
     return iid

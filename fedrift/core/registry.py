@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
+from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import module_from_spec, spec_from_file_location
@@ -26,6 +27,7 @@ from .errors import UserError, unknown_name_error
 
 T = TypeVar("T")
 KINDS = ("algorithm", "aggregator", "optimizer", "trainable", "partition", "clustering", "probe", "detector", "dataset", "model")
+FILE_MODULE_PREFIX = "_fedrift_file_"  # of the names of modules that are imported by the path of a file
 _registered: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
 _imported_files: dict[str, str] = {}
 _import_paths: dict[int, str] = {}  # id of an object -> its import path, for objects from files, whose modules have no importable name
@@ -65,7 +67,8 @@ def register(kind: str, name: str | None = None) -> Callable[[T], T]:
 
 
 def _identity(thing: Any) -> str:
-    return f"{getattr(thing, '__module__', '?')}.{getattr(thing, '__qualname__', thing)}"
+    module = getattr(thing, "__module__", "?")  # a file can be imported under two names, by its path and by ``import``
+    return f"{getattr(sys.modules.get(module), '__file__', None) or module}:{getattr(thing, '__qualname__', thing)}"
 
 
 def extensions(kind: str) -> Mapping[str, Any]:
@@ -134,7 +137,10 @@ def import_object(path: str) -> Any:
 
 def import_path_of(thing: Any) -> str:
     """Return the import path with which ``import_object`` finds a class or function."""
-    return _import_paths.get(id(thing)) or f"{thing.__module__}:{thing.__qualname__}"
+    module = thing.__module__
+    if module.startswith(FILE_MODULE_PREFIX):  # the path of a file, on which this name depends, must not be part of a run id
+        module = Path(str(sys.modules[module].__file__)).stem
+    return _import_paths.get(id(thing)) or f"{module}:{thing.__qualname__}"
 
 
 def _import_module(name: str) -> ModuleType:
@@ -171,11 +177,12 @@ def import_files(files: Mapping[str, str]) -> None:
 
 @cache
 def _load_file(path: str) -> ModuleType:
-    spec = spec_from_file_location(Path(path).stem, path)
+    # The name of the file alone may be that of another file or of a library, whose source would be read in its place (`inspect`).
+    spec = spec_from_file_location(f"{FILE_MODULE_PREFIX}{sha256(path.encode()).hexdigest()[:16]}", path)
     if spec is None or spec.loader is None or not os.path.exists(path):
         raise UserError(f"cannot import {path}: there is no such Python file")
     module = module_from_spec(spec)
-    sys.modules.setdefault(spec.name, module)  # the dataclass decorator reads sys.modules
+    sys.modules[spec.name] = module  # the dataclass decorator reads sys.modules
     try:
         spec.loader.exec_module(module)
     except ImportError as error:

@@ -130,6 +130,14 @@ def tokenize_conversation(example: Example, tokenizer: Any, template: str, needs
         text = tokenizer.apply_chat_template(messages[:num_turns], tokenize=False, **options) if num_turns else ""
         return text, tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
+    def opening_ids(rendered: str, stop: int) -> list[int]:
+        # An answer without a prompt follows the header of its turn, and the default system prompt of some templates. A template has no
+        # messages to render there, so its text ends where another answer would change it.
+        other = [{**messages[0], "content": "B" if messages[0]["content"].lstrip().startswith("A") else "A"}, *messages[1:stop]]
+        changed = tokenizer.apply_chat_template(other, tokenize=False, chat_template=template)
+        header = rendered[: common_prefix_length(rendered, changed)]
+        return tokenizer(header, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[no-any-return]
+
     text, ids = render(len(messages))
     mask = [False] * len(ids)
     for first, stop in answer_spans(example) if needs_mask else ():
@@ -139,7 +147,7 @@ def tokenize_conversation(example: Example, tokenizer: Any, template: str, needs
                 "the chat template of the tokenizer renders the earlier turns of a conversation differently when turns follow, so fedrift "
                 "cannot find its answers: use dataset.chat_template=plain, dataset.train_on=all, or a template with the keyword generation"
             )
-        start = common_prefix_length(render(first, prompts_answer=True)[1], ids)
+        start = common_prefix_length(render(first, prompts_answer=True)[1] if first else opening_ids(rendered, stop), ids)
         end = len(ids) if stop == len(messages) else common_prefix_length(part_ids, ids)
         mask[start:end] = [True] * (end - start)
     return list(ids), mask
@@ -152,6 +160,6 @@ def answer_spans(example: Example) -> list[tuple[int, int]]:
     return [(index, index + 1) for index in range(len(example.turns)) if example.is_answer(index)]
 
 
-def common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return the number of equal ids at the beginning of two sequences."""
+def common_prefix_length(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """Return the number of equal ids at the beginning of two sequences, or of equal characters of two texts."""
     return next((index for index, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), min(len(first), len(second)))

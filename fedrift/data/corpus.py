@@ -13,6 +13,10 @@ import numpy as np
 from .conversations import ChatTemplate, TrainOn
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
+UNLABELED = "unlabelled"  # the domain of documents without a label; a random stream depends on the spelling (``order_documents``)
+# Part of the fingerprint of conversations and of the name of their cached tokens. Raise it if other tokens of theirs are trained or
+# counted, so that neither stored runs nor stored tokens are used again. Running text does not depend on it.
+EXAMPLES_VERSION = "examples 2"
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,5 +98,12 @@ class Corpus:
             json.dumps([sha256(text.encode()).hexdigest(), int(split), self.domains[label] if label >= 0 else None])
             for text, label, split in zip(self.text, self.label, self.split, strict=True)
         )
-        lines += sorted(sha256(example.to_json().encode()).hexdigest() for example in (() if self.examples is None else self.examples))
+        if self.examples is not None:
+            lines += [EXAMPLES_VERSION, *sorted(sha256(example.to_json().encode()).hexdigest() for example in self.examples)]
         return sha256("\n".join(lines).encode()).hexdigest()
+
+    @cached_property
+    def source_fingerprint(self) -> str:
+        """Return the sha256 (hexadecimal) of the sources of all documents, on which only natural clients depend."""
+        pairs = sorted([sha256(text.encode()).hexdigest(), str(source)] for text, source in zip(self.text, self.source, strict=True))
+        return sha256(json.dumps(pairs).encode()).hexdigest()

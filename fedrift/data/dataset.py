@@ -25,7 +25,7 @@ from ..core.random import Seed, numpy_stream
 from ..core.registry import find_extension
 from .catalog import NAMED_DATASETS, POCKET_PRETRAINING_DATASETS, NamedDataset
 from .conversations import NO_ANSWER, NO_CONVERSATION, ChatTemplate, DataFormat, TrainOn, Unusable
-from .corpus import TRAIN, Corpus
+from .corpus import TRAIN, UNLABELED, Corpus
 from .documents import (
     Document,
     assign_splits,
@@ -83,6 +83,7 @@ class DatasetConfig:
     revision: str = ""  # The branch, tag or commit of a hub dataset.
     split: str = ""  # The split of a hub dataset to read, for example "train" or "train[:1000]"; "": all of them.
     fingerprint: Fingerprint = ""  # The hash of the documents; a run fills it in, so that changed data give another id.
+    source_fingerprint: Fingerprint = ""  # The same for the sources, if clients depend on them; a run fills it in.
 
     def to_dict(self) -> dict[str, Any]:
         """Return all keys as plain values.
@@ -382,8 +383,15 @@ def check_labels_repeat(documents: list[Document], config: DatasetConfig) -> Non
         )
 
 
-def corpus_notes(domains: tuple[str, ...], counts: Counter[str], rows: Rows) -> tuple[str, ...]:
-    """Return the facts about the loading that a reader of the results must know."""
+def corpus_notes(domains: tuple[str, ...], counts: Counter[str], rows: Rows, *, has_labels: bool) -> tuple[str, ...]:
+    """Return the facts about the loading that a reader of the results must know.
+
+    Args:
+        domains: The topics.
+        counts: The number of documents by what loading did with them.
+        rows: The rows that were read.
+        has_labels: Whether the topics are the labels of the data and not clusters.
+    """
     notes = list(rows.notes)
     for names in group_similar_names(domains):
         notes.append(f"topics {', '.join(map(repr, names))} differ only in capitals or white space and count as {len(names)} topics")
@@ -392,6 +400,8 @@ def corpus_notes(domains: tuple[str, ...], counts: Counter[str], rows: Rows) -> 
         if counts[reason]:
             detail = f"; for example, {details[reason]}" if reason in details else ""
             notes.append(f"{counts[reason]:,} rows have no {part} and were left out{detail}")
+    if counts["conflicting label"] and has_labels:
+        notes.append(f"{counts['conflicting label']:,} texts occur with several labels; each keeps the first of its labels by name")
     if 2 * counts["duplicate"] > len(rows):
         notes.append(f"{counts['duplicate']:,} of {len(rows):,} rows repeat the text of another row and were left out")
     return tuple(notes)
@@ -414,7 +424,7 @@ def build_corpus(config: DatasetConfig, documents: list[Document], counts: Count
     """Assign splits and convert documents to the arrays of a `Corpus`.
 
     Raises:
-        UserError: No document is left to train on.
+        UserError: No document is left to train on, or a topic has the name of the documents without a label.
     """
     split = assign_splits(
         documents, validation_fraction=config.validation_fraction, test_fraction=config.test_fraction, seed=config.split_seed
@@ -424,6 +434,11 @@ def build_corpus(config: DatasetConfig, documents: list[Document], counts: Count
             f"dataset {config.name!r} has no documents to train on: all {len(documents):,} usable documents are in validation or test"
         )
     domains = tuple(sorted({d.label for d in documents if d.label is not None}))
+    if config.num_clusters is None and UNLABELED in domains and any(d.label is None for d in documents):
+        raise UserError(
+            f"dataset {config.name!r} has a topic {UNLABELED!r} and documents without a label, which are measured under this name: rename "
+            "the topic, or choose the topics to use with dataset.domains"
+        )
     index = {domain: number for number, domain in enumerate(domains)}
     return Corpus(
         name=config.name,
@@ -436,7 +451,7 @@ def build_corpus(config: DatasetConfig, documents: list[Document], counts: Count
         drop_counts={reason: count for reason, count in counts.items() if count},
         columns=rows.columns,
         has_source=rows.has_source,
-        notes=(*corpus_notes(domains, counts, rows), *split_label_notes(documents)),
+        notes=(*corpus_notes(domains, counts, rows, has_labels=config.num_clusters is None), *split_label_notes(documents)),
         examples=collect_examples(config, documents),
         train_on=config.train_on,
         chat_template=config.chat_template,

@@ -15,7 +15,7 @@ from ..core.random import numpy_stream
 from .catalog import is_in_pretraining_half
 from .conversations import Example, Unusable, normalize_characters
 from .corpus import TEST, TRAIN, VALIDATION
-from .rows import Rows, normalize_label
+from .rows import MISSING_VALUES, Rows, normalize_label
 
 
 class Document(NamedTuple):
@@ -61,6 +61,7 @@ def extract_documents(rows: Rows, counts: Counter[str], *, skip_headings: bool =
             counts["heading"] += 1
         else:
             topic, origin = normalize_label(label), normalize_label(source) or ""
+            origin = "" if origin in MISSING_VALUES else origin
             documents.append(Document(sha256(text.encode()).digest(), text, topic, origin, split, example))
     return documents
 
@@ -99,10 +100,11 @@ def deduplicate(documents: Sequence[Document], counts: Counter[str]) -> list[Doc
     """Keep one document per text and sort the documents canonically (by the sha256 of the text).
 
     Of equal texts, one in test is preferred to one in validation, and that to one in train. Next, a labeled document is
-    preferred to an unlabeled one, and then the first by label and source is kept. ``counts`` receives the number of
+    preferred to an unlabeled one, and then the first by label and source is kept; a known source
+    is preferred to an unknown one. ``counts`` receives the number of
     duplicates, and of texts that occurred with several labels.
     """
-    ordered = sorted(documents, key=lambda d: (d.digest, -d.split, d.label is None, d.label or "", d.source))
+    ordered = sorted(documents, key=lambda d: (d.digest, -d.split, d.label is None, d.label or "", not d.source, d.source))
     unique = []
     for _, group in groupby(ordered, key=lambda d: d.digest):
         duplicates = list(group)

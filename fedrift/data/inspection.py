@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.errors import UserError
+from .conversations import EXAMPLE_COLUMNS, find_format
 from .readers import find_local_path, find_table_files
-from .tables import SUFFIXES, detect_format, format_columns, read_delimited, read_json, read_text
+from .tables import SUFFIXES, check_one_column, detect_format, format_columns, read_delimited, read_json, read_text
 
 SAMPLE_ROWS = 1000  # rows that are looked at
 TEXT_NAMES = ("text", "content", "body", "article", "document", "review", "sentence", "abstract", "comment", "message", "description")
 LABEL_NAMES = ("label", "topic", "category", "class", "domain", "subject", "genre", "section", "subreddit", "label_text")
-CHAT_COLUMNS = (("messages",), ("conversations",), ("prompt", "completion"), ("instruction", "output"))
-CHAT_NAMES = {name for group in CHAT_COLUMNS for name in group} | {"input", "system"}  # columns of the conversation itself
 MAX_TOPICS = 50  # a column with more different values is no topic
 
 
@@ -57,11 +56,11 @@ def propose_columns(name: str) -> ColumnChoice | None:
         return None
     columns = sample_columns(path)
     is_small = num_tables == 1 and all(len(values) < SAMPLE_ROWS for values in columns.values())
-    is_chat = any(set(chat) <= set(columns) for chat in CHAT_COLUMNS)
+    is_chat = find_format("auto", "text", list(columns)) != "text"  # as the dataset is read if no column is named
     text = "" if is_chat else choose_text(columns)
     if not text and not is_chat:
         raise UserError(f"{path} has no column of text; its columns are {format_columns(list(columns))}. Add one, or name another file")
-    label = choose_label({name: values for name, values in columns.items() if name != text and not (is_chat and name in CHAT_NAMES)})
+    label = choose_label({name: values for name, values in columns.items() if name != text and not (is_chat and name in EXAMPLE_COLUMNS)})
     counts: dict[str, int] = {}
     for value in columns.get(label, ()):
         counts[str(value)] = counts.get(str(value), 0) + 1
@@ -83,9 +82,9 @@ def sample_columns(path: Path) -> dict[str, Sequence[Any]]:
         )
     text = read_text(path)
     if file_format in (".csv", ".tsv"):
-        columns: Mapping[str, Sequence[Any]] = read_delimited(str(path), text, "\t" if file_format == ".tsv" else ",", text_column="text")[
-            1
-        ]
+        separator = "\t" if file_format == ".tsv" else ","
+        columns: Mapping[str, Sequence[Any]] = read_delimited(str(path), text, separator, text_column="text")[1]
+        check_one_column(path, columns, separator)
     else:
         columns = read_json(path, text)
     return {name: list(islice(values, SAMPLE_ROWS)) for name, values in columns.items()}

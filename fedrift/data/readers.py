@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -98,7 +98,7 @@ def read_dataset_splits(splits: Mapping[str, Any], where: str, default_source: s
         data, split_name = splits[key], f"{where}, split {key!r}"
         names = resolve_columns(split_name, data.column_names, columns)
         cells = data.select_columns(names).to_dict()
-        table = Table(cells, tuple(data.column_names), data.features)
+        table = Table(cells, tuple(data.column_names), data.features, split_column_notes(split_name, data.column_names, names))
         parts.append(table_to_rows(table, split, columns, split_name, f"{default_source}:{key}"))
     return concat_rows(parts, notes)
 
@@ -265,7 +265,18 @@ def is_metadata_file(file: Path) -> bool:
 
 def read_table_rows(path: Path, split: int, columns: ColumnNames, where: str) -> Rows:
     """Read one table; the file name is the source of documents if there is no source column."""
-    return table_to_rows(read_table(path, columns), split, columns, where, path.name)
+    table = read_table(path, columns)
+    notes = (*table.notes, *split_column_notes(where, table.column_names, table.columns))
+    return table_to_rows(replace(table, notes=notes), split, columns, where, path.name)
+
+
+def split_column_notes(where: str, names: Sequence[str], read_names: Iterable[str]) -> tuple[str, ...]:
+    """Return a note if a table has a column of splits, which does not divide its documents."""
+    unread = [name for name in names if name.strip().casefold() == "split" and name not in read_names]
+    return tuple(
+        f"{where}: the column {name!r} is not read; documents are divided by the names of files or parts, such as train.csv and test.csv"
+        for name in unread
+    )
 
 
 def read_paragraphs(path: Path, split: int) -> Rows:

@@ -309,14 +309,31 @@ def check_separator(path: Path, header: Sequence[str], separator: str, request: 
     """
     if len(header) != 1 or set(split_request(request, header)[0]) <= set(header):
         return
-    for other, name in SEPARATORS.items():
+    for other in SEPARATORS:
         names = header[0].split(other)
         if len(names) > 1 and set(split_request(request, names)[0]) <= set(names):
-            fitting = {",": "csv", "\t": "tsv"}.get(other)
-            raise UserError(
-                f"{path.name}: its cells are separated by {name}, but those of a {detect_format(path)} file by {SEPARATORS[separator]}. "
-                + (f"Rename it to .{fitting}" if fitting else f"Save it again with {SEPARATORS[separator]}")
-            )
+            raise separator_error(path, other, separator)
+
+
+def check_one_column(path: Path, columns: Mapping[str, Sequence[str]], separator: str) -> None:
+    """Check that the only column of a table does not hold several ones, if it is not known yet which columns are to be read.
+
+    Raises:
+        UserError: Another character separates cells in the header and in each row.
+    """
+    for name, cells in columns.items() if len(columns) == 1 else ():
+        for other in SEPARATORS:
+            if other in name and all(cell.count(other) >= name.count(other) for cell in cells):
+                raise separator_error(path, other, separator)
+
+
+def separator_error(path: Path, found: str, expected: str) -> UserError:
+    """Return the error for a table whose cells are separated by another character than those of a file with this suffix."""
+    fitting = {",": "csv", "\t": "tsv"}.get(found)
+    return UserError(
+        f"{path.name}: its cells are separated by {SEPARATORS[found]}, but those of a {detect_format(path)} file by "
+        f"{SEPARATORS[expected]}. " + (f"Rename it to .{fitting}" if fitting else f"Save it again with {SEPARATORS[expected]}")
+    )
 
 
 def split_request(request: Sequence[str] | ColumnNames, columns: Sequence[str]) -> tuple[list[str], list[str]]:

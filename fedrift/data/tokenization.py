@@ -22,7 +22,7 @@ import numpy as np
 
 from ..core.errors import UserError
 from .chat_tokens import adds_bos, resolve_template, tokenize_example
-from .corpus import Corpus
+from .corpus import EXAMPLES_VERSION, Corpus
 
 TOKENIZER_BATCH = 1000  # documents per call of the tokenizer
 
@@ -62,6 +62,16 @@ class TokenizedCorpus:
         if self.mask is None:
             return self.lengths
         return np.diff(np.concatenate([[0], np.cumsum(self.mask, dtype=np.int64)])[self.offsets])
+
+    def trained_sizes(self, block_length: int) -> np.ndarray:
+        """Return the number of tokens of each document that count in the loss once they are in blocks, [D] int64.
+
+        Running text is divided between blocks and counts in full, but a document that stays whole is cut to the length of a block.
+
+        Args:
+            block_length: The number of tokens per block.
+        """
+        return count_trained(self, np.arange(len(self)), block_length) if self.keeps_whole else self.trained_lengths
 
 
 def tokenize_corpus(corpus: Corpus, tokenizer: Any, *, cache_dir: Path | None) -> TokenizedCorpus:
@@ -154,7 +164,12 @@ def tokenization_fingerprint(corpus: Corpus, tokenizer: Any) -> str:
     settings: list[Any] = ["tokens", 1, tokenizer.eos_token_id, backend]
     if corpus.examples is not None:
         template = resolve_template(tokenizer, corpus.chat_template)
-        settings += [corpus.train_on, template, {name: str(token) for name, token in tokenizer.special_tokens_map.items()}]
+        settings += [
+            EXAMPLES_VERSION,
+            corpus.train_on,
+            template,
+            {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        ]
     elif adds_bos(tokenizer):
         settings += [tokenizer.bos_token_id]
     digest = sha256(json.dumps(settings, sort_keys=True).encode())

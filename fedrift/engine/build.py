@@ -363,7 +363,7 @@ def build_run(
     language_model = resources.get_language_model(*model_key)
     check_context_length(config, language_model.context_length)
     tokens = resources.get_tokens(loaded_corpus, *model_key)
-    corpus = loaded_corpus.with_sizes(tokens.trained_lengths)
+    corpus = loaded_corpus.with_sizes(tokens.trained_sizes(training.max_seq_length))
     token_notes = check_block_length(config, corpus, tokens) + template_notes(
         corpus.examples, language_model.tokenizer, corpus.chat_template
     )
@@ -377,7 +377,7 @@ def build_run(
     )
     client_corpus = apply_rewrites(corpus, partition)
     client_tokens = resources.get_rewritten_tokens(client_corpus, *model_key) if partition.rewrites else tokens
-    rewritten = RewrittenCorpus(client_corpus.with_sizes(client_tokens.trained_lengths), partition)
+    rewritten = RewrittenCorpus(client_corpus.with_sizes(client_tokens.trained_sizes(training.max_seq_length)), partition)
     blocks = pack_client_blocks(config, client_tokens, client_rows)
     params = model.init_params(config.seed).to(runtime.resolve_device())
     strategy = config.clustering

@@ -5,18 +5,23 @@ It also resolves the hashes of datasets and local models, on which the id of a r
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config.loader.dumping import hash_source
 from ..config.runtime import Dtype, Runtime
-from ..config.schema import ExperimentConfig
+from ..config.schema import PROBE_GROUPS, ExperimentConfig
 from ..core.cache import BoundedCache
 from ..core.errors import UserError
+from ..core.registry import find_extension
 from ..data import Corpus, DatasetConfig, TokenizedCorpus, load_corpus, tokenize_corpus
+from ..data.dataset import load_general_corpus
 from ..models.presets import PRESETS, fingerprint_model
+from ..partition.base import depends_on_sources
 
 if TYPE_CHECKING:
     from ..models.arithmetic import ArithmeticChoice
@@ -63,9 +68,26 @@ class ResourceCache:
             UserError: The dataset does not exist or cannot be read.
         """
         subset = "unseen" if model_name == PRESETS["pocket"].name else "all"
+        dataset = replace(dataset, source_fingerprint="")  # `resolve_fingerprints` compares it
         return self._get_or_create(
             ("corpus", dataset, subset),
             lambda: load_corpus(dataset, data_dir=self.runtime.data_dir, subset=subset, cache_dir=self.runtime.cache_dir / "vectors"),
+        )
+
+    def get_general_corpus(self, config: ExperimentConfig, corpus: Corpus) -> Corpus | None:
+        """Return the text of the probe group ``general``; None if there is none.
+
+        Args:
+            config: The experiment.
+            corpus: Its documents, which are left out.
+
+        Raises:
+            UserError: The dataset does not exist, cannot be read, or has no other documents.
+        """
+        name, is_pocket = config.evaluation.general_dataset, config.model == PRESETS["pocket"].name
+        return self._get_or_create(  # type: ignore[no-any-return]
+            ("general", corpus.fingerprint, corpus.name, name, is_pocket),
+            lambda: load_general_corpus(corpus, name, is_pocket_model=is_pocket, data_dir=self.runtime.data_dir),
         )
 
     @property
@@ -224,7 +246,7 @@ def create_coordinator(num_runs: int, max_clients: int) -> BatchCoordinator:
 
 
 def resolve_fingerprints(config: ExperimentConfig, resources: ResourceCache) -> ExperimentConfig:
-    """Add the hashes of the dataset and of a local model to a configuration, so that changed files give another id.
+    """Add the hashes of the dataset, of a local model and of what the evaluation reads, so that changed files give another id.
 
     Raises:
         UserError: The configuration contains a hash of the dataset already, and the dataset has changed.
@@ -235,8 +257,26 @@ def resolve_fingerprints(config: ExperimentConfig, resources: ResourceCache) -> 
             f"the dataset {config.dataset.name!r} has changed: its hash is {corpus.fingerprint[:12]}, but the configuration "
             f"requires {config.dataset.fingerprint[:12]}. Restore the old files, or remove dataset.fingerprint for a new experiment"
         )
+    sources = corpus.source_fingerprint if depends_on_sources(config.partition) else ""
+    if sources and config.dataset.source_fingerprint not in ("", sources):
+        raise UserError(
+            f"the sources of the dataset {config.dataset.name!r} have changed: their hash is {sources[:12]}, but the configuration "
+            f"requires {config.dataset.source_fingerprint[:12]}. Restore the old files, or remove dataset.source_fingerprint for a new "
+            "experiment"
+        )
     return replace(
         config,
-        dataset=replace(config.dataset, fingerprint=corpus.fingerprint),
+        dataset=replace(config.dataset, fingerprint=corpus.fingerprint, source_fingerprint=sources),
         model_fingerprint=fingerprint_model(config.model, corpus.examples is not None),
+        evaluation=replace(config.evaluation, fingerprint=fingerprint_evaluation(config, corpus, resources)),
     )
+
+
+def fingerprint_evaluation(config: ExperimentConfig, corpus: Corpus, resources: ResourceCache) -> str:
+    """Return the sha256 of the general text and of the source of probes from outside fedrift; "" if the evaluation uses neither."""
+    names = config.evaluation.probes
+    general = resources.get_general_corpus(config, corpus) if "general" in names else None
+    own = {name: hash_source(find_extension("probe", name)) for name in names if name not in PROBE_GROUPS}
+    if general is None and not own:
+        return ""
+    return sha256(json.dumps([general and general.fingerprint, own], sort_keys=True).encode()).hexdigest()

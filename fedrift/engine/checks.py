@@ -12,10 +12,15 @@ from ..core.errors import UserError
 from ..data import TRAIN, Corpus, TokenizedCorpus
 from ..data.tokenization import count_trained
 
+# Examples of instruction and chat data have no token that counts in the loss if their answers begin after the end of a block.
+LONGER_BLOCKS = ", or training.max_seq_length if it cuts off the answers of conversations"
+
 
 def no_held_out_error(corpus_name: str, split: str) -> UserError:
     """Return the error for a dataset without held-out text."""
-    return UserError(f"dataset {corpus_name!r} has no {split} documents for the evaluation; increase dataset.{split}_fraction")
+    return UserError(
+        f"dataset {corpus_name!r} has no {split} documents for the evaluation; increase dataset.{split}_fraction{LONGER_BLOCKS}"
+    )
 
 
 def check_context_length(config: ExperimentConfig, context_length: int) -> None:
@@ -71,20 +76,27 @@ def check_measured_domains(
         A warning if some domains have training text but no held-out text.
 
     Raises:
-        UserError: None of the domains of a client has held-out text.
+        UserError: A client has no token to train on, or none of its domains has held-out text.
     """
+    untrained = np.flatnonzero(~is_trained.any(1))
+    if len(untrained):
+        raise UserError(
+            f"{format_names(untrained.tolist(), 'client')} of dataset {corpus_name!r} would have no token to train on: choose a milder "
+            f"partition.severity or fewer clients{LONGER_BLOCKS.replace(' or', ' or increase')}"
+        )
     missing = [name for name, is_missing in zip(domains, is_trained.any(0) & ~is_measured, strict=True) if is_missing]
     unmeasured_clients = np.flatnonzero(is_trained.any(1) & ~(is_trained & is_measured).any(1))
     if len(unmeasured_clients):
         raise UserError(
             f"no loss of {format_names(unmeasured_clients.tolist(), 'client')} can be measured: dataset {corpus_name!r} has no {split} "
-            f"documents of {format_names(missing, 'domain')}. Increase dataset.{split}_fraction, find fewer topics with "
-            "dataset.num_clusters, select larger domains with dataset.domains, or ignore the labels with dataset.label_column=''"
+            f"documents of {format_names(missing, 'domain')} with tokens that count in the loss. Increase dataset.{split}_fraction"
+            f"{LONGER_BLOCKS}, find fewer topics with dataset.num_clusters, select larger domains with dataset.domains, or ignore the "
+            "labels with dataset.label_column=''"
         )
     return (
         [
-            f"{format_names(missing, 'domain')} of dataset {corpus_name!r}: no {split} documents, so clients train on text for which no "
-            "loss is measured, and the losses over all domains do not include it"
+            f"{format_names(missing, 'domain')} of dataset {corpus_name!r}: no {split} documents with tokens that count in the loss, so "
+            "clients train on text for which no loss is measured, and the losses over all domains do not include it"
         ]
         if missing
         else []

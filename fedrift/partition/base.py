@@ -11,14 +11,14 @@ random generator and returns a ``Partition``. Every partitioner satisfies two la
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeAlias
 
 import numpy as np
 from annotated_types import Interval
 
-from ..core.errors import UserError
+from ..core.errors import UserError, quote_value
 from ..core.lazy_imports import sparse
 from ..data.corpus import Corpus
 from ..data.tables import format_columns
@@ -111,6 +111,19 @@ def display_name(partitioner: Partitioner) -> str:
     The name is the class name, followed by the partitioner's ``name_detail`` if it has one.
     """
     return " ".join([type(partitioner).__name__, *filter(None, [getattr(partitioner, "name_detail", "")])])
+
+
+def depends_on_sources(partitioner: Partitioner) -> bool:
+    """Return whether the clients can depend on the sources of the documents.
+
+    They can with `BySource`, with a partitioner from outside fedrift, and with a partitioner that contains one of these.
+    """
+    kind = type(partitioner)
+    return (
+        kind.__module__.partition(".")[0] != __name__.partition(".")[0]
+        or bool(getattr(kind, "uses_sources", False))
+        or any(is_dataclass(part) and depends_on_sources(part) for part in vars(partitioner).values())  # type: ignore[arg-type]
+    )
 
 
 def document_id(text: str) -> str:
@@ -223,6 +236,47 @@ def counts_by_client(counts: csr_array, owner: np.ndarray, num_clients: int) -> 
     return sparse.csr_array((np.ones(len(owner)), (owner, documents)), shape=(num_clients, len(owner))) @ counts
 
 
+def call_partitioner(partitioner: Partitioner, corpus: Corpus, rng: np.random.Generator) -> Partition:
+    """Partition a corpus and check that the result is a partition, which a partitioner from outside fedrift may violate.
+
+    Args:
+        partitioner: The partitioner.
+        corpus: The documents.
+        rng: The random generator.
+
+    Raises:
+        UserError: The result is no `Partition`, has another number of clients or rewrites, or gives a document to two clients, no
+            document to a client, or a document that does not exist.
+    """
+    partition: Any = partitioner(corpus, rng)
+    name, num_clients = display_name(partitioner), partitioner.num_clients
+    if not isinstance(partition, Partition):
+        raise UserError(
+            f"Partition {name} returned {quote_value(partition)}. It must return a fedrift.partition.Partition with rows for each client."
+        )
+    if len(partition) != num_clients or len(partition.rewrites) not in (0, num_clients):
+        raise UserError(
+            f"Partition {name} returned rows for {len(partition)} clients and {len(partition.rewrites)} rewrites, but num_clients is "
+            f"{num_clients}. It must return rows for each client, and a rewrite (or None) for each client or no rewrites at all."
+        )
+    rows = np.concatenate([np.asarray(own).ravel() for own in partition.rows])
+    problem = ""
+    if empty := [client for client, own in enumerate(partition.rows) if not len(own)]:
+        problem = f"client {empty[0]} holds no document"
+    elif rows.dtype.kind not in "iu":
+        problem = f"its rows have the type {rows.dtype}"
+    elif rows.min() < 0 or rows.max() >= len(corpus):
+        problem = f"it holds row {rows[(rows < 0) | (rows >= len(corpus))][0]}"
+    elif np.bincount(rows).max() > 1:
+        problem = f"it holds row {np.bincount(rows).argmax()} more than once"
+    if problem:
+        raise UserError(
+            f"Partition {name} returned invalid rows on corpus {corpus.name!r}: {problem}. Each client needs at least one whole number "
+            f"from 0 to {len(corpus) - 1}, the index of a document, and no document may belong to two clients."
+        )
+    return partition
+
+
 # A partition with severity > 0 that is nevertheless IID is an error, because its results would be reported as those of
 # non-IID clients.
 
@@ -236,10 +290,11 @@ def partition_corpus(partitioner: Partitioner, corpus: Corpus, make_rng: Callabl
         make_rng: Returns a fresh generator of the same random stream at each call, as for ``calibrate_severity``.
 
     Raises:
-        UserError: The clients do not differ although the severity is above 0 and there are at least two clients. This happens if the
-            partition equals that of severity 0, or if the corpus does not vary in the property that the partitioner uses.
+        UserError: The partition is not valid (`call_partitioner`), or the clients do not differ although the severity is above 0 and there
+            are at least two clients. This happens if the partition equals that of severity 0, or if the corpus does not vary in the
+            property that the partitioner uses.
     """
-    partition = partitioner(corpus, make_rng())
+    partition = call_partitioner(partitioner, corpus, make_rng())
     if partition.rewrites and corpus.examples is not None:
         raise UserError(
             f"Partition {display_name(partitioner)} rewrites texts, but corpus {corpus.name!r} holds conversations, whose prompts "
@@ -293,7 +348,7 @@ def is_iid_baseline(partitioner: Partitioner, corpus: Corpus, partition: Partiti
         make_rng: Returns a fresh generator of the same random stream at each call.
     """
     dataclass_instance: Any = partitioner
-    baseline: Partition = replace(dataclass_instance, severity=0.0)(corpus, make_rng())
+    baseline = call_partitioner(replace(dataclass_instance, severity=0.0), corpus, make_rng())
     if not all(np.array_equal(own_rows, baseline_rows) for own_rows, baseline_rows in zip(partition.rows, baseline.rows, strict=True)):
         return False
     rewrites = partition.rewrites or (None,) * len(partition)

@@ -18,6 +18,7 @@ from .base import (
     Partition,
     Partitioner,
     Severity,
+    call_partitioner,
     counts_by_client,
     display_name,
     document_sizes,
@@ -155,7 +156,7 @@ def calibrate_severity(
 
     def run_trial(severity: float) -> tuple[PartitionerT, float]:
         trial = replace(dataclass_instance, severity=severity)
-        return trial, measure(corpus, trial(corpus, make_rng()))
+        return trial, measure(corpus, call_partitioner(trial, corpus, make_rng()))
 
     low, high = 0.0, 1.0
     trials = [run_trial(low), run_trial(high)]

@@ -36,10 +36,15 @@ def export_partition(corpus: Corpus, partition: Partition, folder: Path, metadat
         The path of ``partition.json``.
 
     Raises:
-        UserError: ``folder`` exists and is not empty.
+        UserError: ``folder`` exists and is not empty, or the examples of the corpus have several forms.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"The output folder {folder} already exists and is not empty. Choose another folder, or remove it first.")
+    if corpus.examples is not None and len({(example.num_prompt is None, example.uses_template) for example in corpus.examples}) > 1:
+        raise UserError(
+            f"Corpus {corpus.name!r} cannot be exported, because a column has one type, but some of its examples are conversations or "
+            "lists of messages and others are texts. Write all of them in one way, such as a column messages."
+        )
     client_names = [f"client{k:0{len(str(len(partition) - 1))}d}" for k in range(len(partition))]
     clients = []
     for name, (client, rows) in zip(client_names, enumerate(partition.rows), strict=True):

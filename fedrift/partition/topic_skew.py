@@ -7,7 +7,7 @@ and e_d is topic d alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Gt
@@ -205,6 +205,11 @@ class Dirichlet:
             )
 
     @property
+    def name_detail(self) -> str:
+        """Return the alpha that replaces the severity, for the display name; "" if there is none."""
+        return f"alpha {self.alpha:g}" if self.alpha is not None and self.severity > 0 else ""
+
+    @property
     def concentration(self) -> float:
         """Return the alpha that papers report.
 
@@ -278,6 +283,8 @@ class BySource:
         [['daily'], ['weekly']]
     """
 
+    uses_sources: ClassVar[bool] = True
+
     num_clients: NumClients = 10
     severity: Severity = 1.0
 
@@ -293,7 +300,8 @@ class BySource:
         if missing := int((corpus.source == "").sum()):
             raise UserError(
                 f"BySource needs a source for every document, but {missing} of the {len(corpus)} documents "
-                f"of corpus {name!r} have none ({columns}). Name another column with dataset.source_column."
+                f"of corpus {name!r} have none ({columns}; sources such as NA, None and null count as "
+                "missing). Name another column with dataset.source_column."
             )
         if len(names) < 2:
             raise UserError(

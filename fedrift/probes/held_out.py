@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..core.random import numpy_stream
-from ..data.corpus import Corpus
+from ..data.corpus import UNLABELED, Corpus
 from ..data.tokenization import Blocks, TokenizedCorpus, count_trained, pack_blocks
 from ..partition.words import FUNCTION_WORDS
 
@@ -165,8 +165,7 @@ def domain_names(corpus: Corpus) -> tuple[str, ...]:
     has_unlabeled = bool((corpus.label < 0).any())
     if not corpus.domains:
         return ("all",)
-    # "unlabelled" keeps its spelling because the name is part of a random stream (``order_documents``).
-    return (*corpus.domains, "unlabelled") if has_unlabeled else corpus.domains
+    return (*corpus.domains, UNLABELED) if has_unlabeled else corpus.domains
 
 
 def count_client_domain_tokens(corpus: Corpus, client_rows: list[np.ndarray]) -> np.ndarray:

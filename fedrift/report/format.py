@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,12 @@ from ..stats.significance import ALPHA, format_p
 from .data import RunView
 
 DASH = "–"
+
+
+def format_strength(partition: Mapping[str, Any]) -> str:
+    """Return how non-IID a stored partition is: ``severity 0.5``, or ``alpha 0.1`` where an alpha replaces the severity."""
+    severity, alpha = partition.get("severity", 0), partition.get("alpha") if partition["type"] == "Dirichlet" else None
+    return f"severity {severity:g}" if alpha is None or severity == 0 else f"alpha {alpha:g}"
 
 
 class VerdictLine(NamedTuple):

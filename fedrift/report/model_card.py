@@ -9,14 +9,14 @@ import yaml
 
 from ..core.errors import UserError
 from ..storage import Run
-from .format import to_yaml
+from .format import format_strength, to_yaml
 
 CARD_TEMPLATE = """---
 {head}---
 # {title}
 
-{kind} by federated learning with fedrift on `{corpus}`: {clients} clients, partition {partition} at severity
-{severity:g}, algorithm {algorithm}, {rounds} rounds, seed {seed}. The run is `{id}`.
+{kind} by federated learning with fedrift on `{corpus}`: {clients} clients, partition {partition} at
+{strength}, algorithm {algorithm}, {rounds} rounds, seed {seed}. The run is `{id}`.
 
 Mean loss on held-out text of all domains: {initial} before training, {last} after training (nats per token){final}.
 
@@ -102,7 +102,7 @@ def render_card(run: Run, relative_path: Path, base_model_id: str = "", license_
         corpus=config["dataset"]["name"],
         clients=config["partition"]["num_clients"],
         partition=config["partition"]["type"],
-        severity=config["partition"]["severity"],
+        strength=format_strength(config["partition"]),
         algorithm=config["algorithm"]["type"],
         rounds=config["training"]["num_rounds"],
         seed=config["seed"],

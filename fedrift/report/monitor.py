@@ -26,6 +26,7 @@ from ..storage.parquet import parquet_path
 from ..storage.query import flatten
 from ..studies import StudyManifest, find_study, list_studies, parse_study
 from ..studies.spec import build_base_config
+from .format import format_strength
 
 STATE_LABELS = {"finished": "finished", "running": "running", "unfinished": "interrupted", "missing": "not started", "failed": "failed"}
 
@@ -358,10 +359,10 @@ class FolderLayout:
 
 def group_titles(configs: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Return a short name per group. Groups of equal names get up to three settings in which they differ."""
-    titles = {
-        key: f"{config['algorithm']['type']} · {config['partition']['type']} {config['partition'].get('severity', 0):g}"
-        for key, config in configs.items()
-    }
+    titles = {}
+    for key, config in configs.items():
+        strength = format_strength(config["partition"]).removeprefix("severity ")
+        titles[key] = f"{config['algorithm']['type']} · {config['partition']['type']} {strength}"
     keys_by_title: dict[str, list[str]] = defaultdict(list)
     for key, title in titles.items():
         keys_by_title[title].append(key)

@@ -17,7 +17,7 @@ from ..partition.margins import split_by_budget
 from ..partition.words import WordCounts, count_words, distinctive_words
 from ..storage.files import write_atomically
 from . import figures
-from .format import DASH, format_compact, to_yaml
+from .format import DASH, format_compact, format_strength, to_yaml
 from .page import ChartPanel, ChartSpecs, page_path, template_environment, vega_script
 
 RngFactory = Callable[..., np.random.Generator]  # takes the names of a random stream, like ``partial(numpy_stream, seed)``
@@ -173,7 +173,7 @@ def build_partition_report(
     rows = np.sort(np.concatenate(partition.rows))
     owner, assigned = partition.document_owners(len(corpus))[rows], corpus.take(rows)
     word_counts = count_words(rewritten_texts(assigned, partition, owner))
-    title = f"{settings['dataset']['name']}, {len(partition)} clients, partition {partition_label(spec)}, severity {spec['severity']:g}"
+    title = f"{settings['dataset']['name']}, {len(partition)} clients, partition {partition_label(spec)}, {format_strength(spec)}"
     if partition.rewrites:
         unit = "words"  # the measures count the words after rewriting
     return PartitionReport(

@@ -228,3 +228,51 @@ def test_validate_reads_and_partitions_a_local_file(tmp_path, table, overrides, 
     if overrides:
         assert CliRunner().invoke(app, ["validate", str(tmp_path / "e.yaml"), *by_author]).exit_code == 0
     assert CliRunner().invoke(app, ["validate", str(tmp_path / "e.yaml"), "dataset=elsewhere/set"]).exit_code == 0
+
+
+OWN = """
+from dataclasses import dataclass
+import numpy as np
+from fedrift.partition import Partition
+
+@dataclass(frozen=True)
+class Own:
+    num_clients: int = 2
+    severity: float = 1.0
+
+    def __call__(self, corpus, rng):
+        rows, half = np.arange(len(corpus)), len(corpus) // 2
+        return {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ("Partition((rows, rows[:half]))", "it holds row 0 more than once"),
+        ("Partition((rows[:half], rows[half:] + 1))", "it holds row "),
+        ("Partition((rows[:half] - 1, rows[half:]))", "it holds row -1"),
+        ("Partition((rows[:half], rows[:0]))", "client 1 holds no document"),
+        ("Partition((rows[:half] / 1.0, rows[half:]))", "its rows have the type float64"),
+        ("Partition((rows < half, rows >= half))", "its rows have the type bool"),
+        ("Partition((rows,))", "returned rows for 1 clients and 0 rewrites, but num_clients is 2"),
+        ("Partition((rows[:half], rows[half:]), (None,))", "and 1 rewrites"),
+        ("[rows[:half], rows[half:]]", "It must return a fedrift.partition.Partition"),
+    ],
+)
+def test_an_own_partition_that_is_none_is_refused(tmp_path, monkeypatch, made, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(OWN.replace("{}", made))
+    (tmp_path / "t.csv").write_text("text,label\n" + "".join(f"text {n},{'ab'[n % 2]}\n" for n in range(40)))
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump({"dataset": "t.csv", "partition": "own.py:Own"}))
+    for command in (["validate", "e.yaml"], ["partition", "show", "e.yaml", "--json"]):
+        done = CliRunner().invoke(app, command)
+        assert isinstance(done.exception, UserError) and words in str(done.exception)
+
+
+def test_the_title_has_the_alpha_in_place_of_the_severity(synthetic_experiment):
+    shown = [
+        json.loads(run_command("show", synthetic_experiment, "--json", "partition.type=Dirichlet", *more))["title"]
+        for more in ([], ["partition.alpha=10"])
+    ]
+    assert [title.rpartition(", ")[2] for title in shown] == ["severity 1", "alpha 10"]

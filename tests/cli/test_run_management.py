@@ -211,3 +211,29 @@ def test_curves_are_exported_as_table_and_figure(tmp_path, run_command):
     ]:
         code, _, err = run_command("export", run.id, *words)
         assert code == 2 and message in err, (words, err)
+
+
+@pytest.mark.parametrize(("suffix", "separator", "words"), [("csv", ";", "semicolons"), ("csv", "\t", "tabs"), ("tsv", ",", "commas")])
+def test_init_refuses_a_table_with_another_separator(tmp_path, run_command, suffix, separator, words):
+    file = tmp_path / f"table.{suffix}"
+    file.write_text("\n".join([f"text{separator}label", *(f"document {n}{separator}{'ab'[n % 2]}" for n in range(20))]))
+    code, _, err = run_command("init", str(tmp_path / "a.yaml"), "--data", str(file))
+    assert code == 2 and f"its cells are separated by {words}" in err
+    file.write_text(
+        "\n".join(
+            [
+                f'"text{separator}title"' if separator in ",\t" else "text;title",
+                *(f"{'red green blue'.split()[n % 3]} document {n}" for n in range(40)),
+            ]
+        )
+    )
+    assert run_command("init", str(tmp_path / "b.yaml"), "--data", str(file))[0] == 0
+
+
+def test_init_reads_a_column_text_beside_instructions_as_a_run_does(tmp_path, run_command):
+    row = {"instruction": "add", "input": "", "output": "sum", "label": "a"}
+    rows = [{**row, "text": f"add {n} and the sum", "label": "ab"[n % 2]} for n in range(40)]
+    (tmp_path / "alpaca.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    code, out, _ = run_command("init", str(tmp_path / "a.yaml"), "--data", str(tmp_path / "alpaca.jsonl"))
+    assert code == 0 and "text column 'text', label column 'label'" in out
+    assert load_yaml(tmp_path / "a.yaml")["dataset"]["text_column"] == "text"

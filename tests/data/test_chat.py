@@ -16,9 +16,9 @@ from fedrift.core.errors import UserError
 from fedrift.data import DatasetConfig, load_corpus, pack_blocks, tokenize_corpus
 from fedrift.data.chat_tokens import PLAIN_TEMPLATE, resolve_template, template_notes, tokenize_example
 from fedrift.data.conversations import Example, Turn, Unusable, read_documents
-from fedrift.partition import Style
+from fedrift.partition import Partition, Style
 from fedrift.partition.base import partition_corpus
-from fedrift.partition.export import client_table
+from fedrift.partition.export import client_table, export_partition
 from tests.data.chats import ALPACA, CHATML, CHATS, MARKED, PAIRS, chat_tokenizer
 
 MESSAGES = [{"messages": chat} for chat in CHATS]
@@ -88,6 +88,17 @@ def test_without_marks_in_the_template_the_text_after_each_prompt_counts():
     (_, (ids, mask)) = labeled(MESSAGES, tokenizer := chat_tokenizer(CHATML))
     spans = "".join(tokenizer.decode([token]) if flag else "#" for token, flag in zip(ids, mask, strict=True))
     assert [part for part in spans.split("#") if part] == ["mat<|im_end|>\n", "the cat sat<|im_end|>\n"]
+
+
+def test_an_answer_that_begins_a_conversation_counts_without_the_default_system_prompt():
+    template = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nBe kind.<|im_end|>\\n' }}{% endif %}" + CHATML
+    tokenizer = chat_tokenizer(template)
+    for answer in ("Hello", "  Apples are red.", "B"):
+        turns = [{"role": "assistant", "content": answer}, {"role": "user", "content": "Bye"}, {"role": "assistant", "content": "Bye"}]
+        ids, mask = labeled([{"messages": turns}], tokenizer)[0]
+        shown = tokenizer.decode(ids[: mask.index(True)])
+        assert "Be kind." in shown and shown.endswith("assistant\n")
+        assert tokenizer.decode(ids[mask.index(True) :]).startswith(answer)
 
 
 def test_the_default_template_is_as_documented_and_has_a_note():
@@ -264,3 +275,13 @@ def test_conversations_and_plain_text_do_not_mix(tmp_path):
     write(tmp_path / "b.jsonl", [{"text": "the cat"}])
     with pytest.raises(UserError, match="mixes 2 conversations with 1 documents of running text"):
         load_corpus(DatasetConfig(str(tmp_path)))
+
+
+def test_examples_of_several_forms_are_not_exported(tmp_path):
+    rows = [{"prompt": f"q {n}", "completion": f"a {n}"} for n in range(10)]
+    lists = [{name: [{"role": "user", "content": text}] for name, text in row.items()} for row in rows]
+    (tmp_path / "one.jsonl").write_text("\n".join(map(json.dumps, [*rows[:5], *lists[5:]])))
+    corpus = load_corpus(DatasetConfig(str(tmp_path / "one.jsonl")))
+    with pytest.raises(UserError, match="cannot be exported, because a column has one type"):
+        export_partition(corpus, Partition((np.arange(len(corpus)),)), tmp_path / "exported", {})
+    assert not (tmp_path / "exported").exists()

@@ -258,3 +258,50 @@ def test_a_damaged_local_folder_does_not_break_the_list(tmp_path):
     (tmp_path / "ag_news").mkdir()
     (tmp_path / "ag_news" / "train.parquet").write_bytes(b"nonsense")
     assert {item.name: item for item in list_datasets(tmp_path)}["ag_news"].num_documents is None
+
+
+def write_rows(path, rows):
+    pd.DataFrame(rows).to_json(path, orient="records", lines=True)
+    return str(path)
+
+
+def test_texts_with_several_labels_have_a_note(tmp_path):
+    rows = [{"text": f"document {n}", "label": label} for n in range(30) for label in (("zebra", "apple") if n % 3 else ("apple",))]
+    name = write_rows(tmp_path / "several.jsonl", rows)
+    assert "20 texts occur with several labels; each keeps the first of its labels by name" in load_corpus(DatasetConfig(name)).notes
+    assert not load_corpus(DatasetConfig(write_rows(tmp_path / "one.jsonl", rows[::3]))).notes
+
+
+def test_a_column_of_splits_that_is_not_read_has_a_note(tmp_path):
+    rows = [{"text": f"document {n}", "label": "ab"[n % 2], "split": "train" if n < 30 else "test"} for n in range(40)]
+    name = write_rows(tmp_path / "rows.jsonl", rows)
+    assert any("the column 'split' is not read" in note for note in load_corpus(DatasetConfig(name)).notes)
+    assert not load_corpus(DatasetConfig(name, label_column="split")).notes
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+    assert any("the column 'split' is not read" in note for note in load_corpus(DatasetConfig(str(tmp_path / "saved"))).notes)
+
+
+def test_missing_sources_are_no_source_and_a_known_one_is_preferred(tmp_path):
+    rows = [{"text": f"document {n}", "label": "ab"[n % 2], "source": ["NA", "None", "null", "bob"][n % 4]} for n in range(40)]
+    found = load_corpus(DatasetConfig(write_rows(tmp_path / "rows.jsonl", [*rows, {**rows[0], "source": "ann"}])))
+    assert set(found.source) == {"", "ann", "bob"}
+
+
+def test_a_topic_may_not_have_the_name_of_documents_without_a_label(tmp_path):
+    rows = [
+        {"text": f"document {n} of {'red blue green'.split()[n % 3]}", "label": ["unlabelled", "sport", None][n % 3]} for n in range(60)
+    ]
+    name = write_rows(tmp_path / "rows.jsonl", rows)
+    assert "has a topic 'unlabelled' and documents without a label" in refusal(name)
+    assert load_corpus(DatasetConfig(name, domains=("sport", "unlabelled"))).domains == ("sport", "unlabelled")
+    assert len(load_corpus(DatasetConfig(name, num_clusters=2)).domains) == 2
+
+
+def test_the_fingerprint_of_sources_depends_on_them_and_not_on_the_order(tmp_path):
+    rows = [{"text": f"document {n}", "label": "ab"[n % 2], "source": f"s{n % 4}"} for n in range(40)]
+    one, same, other = (
+        load_corpus(DatasetConfig(write_rows(tmp_path / f"{k}.jsonl", part)))
+        for k, part in enumerate((rows, rows[::-1], [{**row, "source": f"s{n // 2 % 4}"} for n, row in enumerate(rows)]))
+    )
+    assert one.fingerprint == other.fingerprint
+    assert one.source_fingerprint == same.source_fingerprint != other.source_fingerprint

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
@@ -92,6 +93,28 @@ def test_indices_of_a_user_may_overlap_and_omit_documents(dataset):
     assert fedrift.heterogeneity([[0], [1]], ["a", "b"], [None, "x"], resplits=0).domains == ("x",)
 
 
+def test_rows_may_be_masks_or_a_mapping_and_texts_a_series():
+    texts = ["a b", "a c", "z y", "z x"]
+    expected = fedrift.heterogeneity([[0, 1], [2, 3]], texts, resplits=0).to_dict()
+    mask = np.array([True, True, False, False])
+    given = ([mask, ~mask], [mask.tolist(), (~mask).tolist()], {"a": [0, 1], "b": {2, 3}}, [np.array([0, 1]), pd.Series([2, 3])])
+    assert all(fedrift.heterogeneity(rows, texts, resplits=0).to_dict() == expected for rows in given)
+    assert fedrift.heterogeneity([[0, 1], [2, 3]], pd.Series(texts, index=[3, 2, 1, 0]), resplits=0).to_dict() == expected
+
+
+@pytest.mark.parametrize("missing", [float("nan"), np.float32("nan"), pd.NA, pd.NaT, None, "", -1])
+def test_a_missing_label_is_no_topic(missing):
+    assert fedrift.heterogeneity([[0], [1]], ["a", "b"], [missing, "x"], resplits=0).domains == ("x",)
+
+
+def test_random_clients_do_not_differ_in_length_if_many_texts_are_equally_long():
+    draw = np.random.default_rng(0)
+    for longest, bound in ((11, 0.03), (9, 1e-12)):
+        texts = [" ".join(draw.choice(list("abcdefgh"), draw.integers(8, longest))) for _ in range(400)]
+        number = fedrift.heterogeneity([rows.tolist() for rows in draw.permutation(400).reshape(4, 100)], texts)["length.jsd"]
+        assert 0 <= number.value < bound and not number.is_beyond_chance
+
+
 def test_mistakes_are_refused(dataset):
     mix = PARTITIONS["TopicMix"]
     for call, message in (
@@ -106,6 +129,16 @@ def test_mistakes_are_refused(dataset):
         (lambda: fedrift.heterogeneity([[0], []], ["a"]), "client 1 holds no document"),
         (lambda: fedrift.heterogeneity([[0], [1]]), "give texts beside lists of row numbers"),
         (lambda: fedrift.heterogeneity([], ["a"]), "there are no clients"),
+        (lambda: fedrift.heterogeneity([[0.9], [1.0]], ["a", "b"]), "row 0.9 is no row number"),
+        (lambda: fedrift.heterogeneity([["0"], [1]], ["a", "b"]), "row '0' is no row number"),
+        (lambda: fedrift.heterogeneity([[True], [False]], ["a", "b"]), "a mask of rows has 1 values for 2 texts"),
+        (lambda: fedrift.heterogeneity([0, 1], ["a", "b"]), "the rows of a client are 0"),
+        (lambda: fedrift.heterogeneity([[0], [1]], ["a", None]), "row 1 of the text is"),
+        (lambda: fedrift.heterogeneity([[0], [1]], "ab"), "give a list of texts"),
+        (lambda: fedrift.heterogeneity([[0], [1]], ["a", "b"], ["x"]), "1 labels for 2 texts"),
+        (lambda: fedrift.heterogeneity([[0], [1]], ["a", "b"], ["x"] * 3), "3 labels for 2 texts"),
+        (lambda: fedrift.heterogeneity([dataset], labels=["x"]), "labels are given without texts"),
+        (lambda: fedrift.heterogeneity(fedrift.partitioner(mix, dataset), ["a"]), "leave texts out"),
     ):
         with pytest.raises(fedrift.UserError, match=message):
             call()

@@ -6,6 +6,7 @@ import inspect
 import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -41,27 +42,38 @@ def dump_value(value: Any, registry: Registry) -> Any:
     return value
 
 
-def hash_source(kind: type) -> str:
-    """Return the sha256 of the source files of a class and of its base classes outside fedrift and the standard library."""
+def hash_source(thing: Any) -> str:
+    """Return the sha256 of the source files of a class and of its base classes outside fedrift and the standard library.
+
+    Args:
+        thing: The class; or a function, whose own file is read; or another object, for which its class is read.
+
+    Raises:
+        UserError: A source cannot be read.
+    """
+    while isinstance(thing, partial):
+        thing = thing.func
+    thing = inspect.unwrap(thing) if callable(thing) else thing
     digest = sha256()
-    for cls in kind.__mro__:
-        if top_package(cls) not in (PACKAGE, *sys.stdlib_module_names):
-            digest.update(_read_source(cls))
+    for part in [thing] if inspect.isroutine(thing) else (thing if isinstance(thing, type) else type(thing)).__mro__:
+        if top_package(part) not in (PACKAGE, *sys.stdlib_module_names):
+            digest.update(_read_source(part))
     return digest.hexdigest()
 
 
-def _read_source(kind: type) -> bytes:
+def _read_source(thing: Any) -> bytes:
     try:
-        return Path(str(inspect.getsourcefile(kind))).read_bytes()
+        return Path(str(inspect.getsourcefile(thing))).read_bytes()
     except (OSError, TypeError):  # a class in a notebook has no file
         try:
-            return inspect.getsource(kind).encode()
+            return inspect.getsource(thing).encode()
         except (OSError, TypeError):
             raise UserError(
-                f"the source of {kind.__module__}.{kind.__qualname__} cannot be read, but the run id depends on it; "
-                "define the class in a file and import it"
+                f"the source of {thing.__module__}.{thing.__qualname__} cannot be read, but the run id depends on it; "
+                "define it in a file and import it"
             ) from None
 
 
-def top_package(kind: type) -> str:
-    return kind.__module__.partition(".")[0]
+def top_package(thing: Any) -> str:
+    """Return the first part of the name of the module in which a class or function is defined."""
+    return str(thing.__module__).partition(".")[0]

@@ -15,7 +15,8 @@ def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, 
 
     Args:
         raw: The keys and values, which are not modified.
-        overrides: Changes as ``"key.key=value"``; each value is YAML.
+        overrides: Changes as ``"key.key=value"``; each value is YAML. Nothing after the equals sign is the empty text, because a shell
+            removes the quotation marks of ``key=''``; null is written ``null`` or ``~``.
 
     Returns:
         A dictionary with the changes.
@@ -27,7 +28,7 @@ def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, 
         path, separator, value = text.partition("=")
         if not separator or not path:
             raise UserError(f"{quote_value(text)}: an override is written path=value, e.g. partition.severity=0.5")
-        raw = set_key(raw, path.strip(), parse_yaml(value, f"the override {quote_value(text)}"))
+        raw = set_key(raw, path.strip(), parse_yaml(value, f"the override {quote_value(text)}") if value.strip() else "")
     return raw
 
 
