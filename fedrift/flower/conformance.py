@@ -127,9 +127,9 @@ def make_subject(strategy: StrategyType) -> StrategySubject:
         UserError: It extends no class with a known algorithm.
     """
     if issubclass(strategy, NOT_JUDGED):
-        base = next(base.__name__ for base in NOT_JUDGED if issubclass(strategy, base))
+        kind = next(other.__name__ for other in NOT_JUDGED if issubclass(strategy, other))
         raise UserError(
-            f"{strategy.__name__} is a {base}, and the conformance suite has no problem for that algorithm: name another strategy"
+            f"{strategy.__name__} is a {kind}, and the conformance suite has no problem for that algorithm: name another strategy"
         )
     for base, algorithm, options in ALGORITHMS:
         if issubclass(strategy, base):
