@@ -14,6 +14,7 @@ from fedrift import load_config
 from fedrift.cli.dataset import read_summary
 from fedrift.config.schema import ADDED_KEYS, compute_id, diff_stored_configs, parse_config
 from fedrift.core.errors import UserError
+from fedrift.core.tree import Tree
 from fedrift.data import DatasetConfig, load_corpus, pack_blocks, tokenize_corpus
 from fedrift.engine.build import build_run
 from fedrift.engine.cache import resolve_fingerprints
@@ -214,9 +215,9 @@ def test_accuracy_is_the_fraction_of_documents_whose_label_is_most_likely(tmp_pa
     corpus, tokenizer = labeled_corpus(tmp_path), chat_tokenizer()
     ids = tokenizer(" Topic: cat", add_special_tokens=False)["input_ids"]
     probe = build_label_accuracy(Favorite(ids[-1]), tokenizer, corpus, np.arange(6), " Topic: {label}", 64)
-    scores = probe.score_domains({"x": torch.zeros(1)})
+    scores = probe.score_domains(Tree(x=torch.zeros(1)))
     assert scores[:, 0].tolist() == [1.0, 0.0]
-    likelihood = probe.log_likelihoods({"x": torch.zeros(1)})
+    likelihood = probe.log_likelihoods(Tree(x=torch.zeros(1)))
     lengths = [len(tokenizer(f" Topic: {name}", add_special_tokens=False)["input_ids"]) for name in corpus.domains]
     assert likelihood[0].tolist() == pytest.approx([-(lengths[0] - 0.9), -lengths[1]])
     assert scores[:, 1].tolist() == [
