@@ -86,6 +86,15 @@ class RewrittenCorpus:
 
 
 @dataclass(frozen=True, eq=False)
+class LoadedText:
+    """The documents of a run before they are assigned to clients."""
+
+    corpus: Corpus  # with document sizes in tokens
+    tokens: TokenizedCorpus
+    notes: list[str]  # facts about the text that a reader of the results must know
+
+
+@dataclass(frozen=True, eq=False)
 class ClientData:
     """The text of a run, and how clients take part in its rounds."""
 
@@ -93,6 +102,7 @@ class ClientData:
     tokens: TokenizedCorpus  # the tokens of the original corpus
     rewritten: RewrittenCorpus
     client_rows: list[np.ndarray]  # the document indices of each client
+    blocks: tuple[Blocks, ...]  # the training blocks of each client
     cohort_size: int
     local_steps: int  # of each client per round
 
@@ -104,6 +114,15 @@ class BlockOptions(NamedTuple):
     block_length: int  # tokens per block
     max_blocks: int  # largest number of blocks per domain
     seed: int  # seed of the selection of held-out documents
+
+
+class Losses(NamedTuple):
+    """The held-out text of a run and the losses on it."""
+
+    held_out: HeldOut
+    each_round: HeldOutLosses
+    final: HeldOutLosses | None  # after the last round; None: there is no such evaluation
+    warnings: list[str]
 
 
 def build_evaluation(
@@ -129,34 +148,46 @@ def build_evaluation(
     Raises:
         UserError: There is no held-out text, or none for the domains of some client.
     """
-    evaluation, training = config.evaluation, config.training
-    corpus, tokens, rewritten, client_rows, cohort_size = data.corpus, data.tokens, data.rewritten, data.client_rows, data.cohort_size
+    losses = build_losses(config, resources, data, model, initial_params, has_client_state)
+    suite, warnings = build_probe_suite(config, resources, data, model, initial_params, losses, expensive_interval)
+    return Evaluation(suite, losses.each_round, losses.final, warnings + losses.warnings)
+
+
+def build_losses(
+    config: ExperimentConfig, resources: ResourceCache, data: ClientData, model: StackedModel, initial_params: Tree, has_client_state: bool
+) -> Losses:
+    """Select the held-out text of a run, and create the losses on it. The arguments are those of `build_evaluation`.
+
+    Raises:
+        UserError: There is no held-out text, or none for the domains of some client.
+    """
+    evaluation, corpus, rewritten = config.evaluation, data.corpus, data.rewritten
     block_options = BlockOptions(
         SPLIT_CODES[evaluation.split],
-        training.max_seq_length,
+        config.training.max_seq_length,
         max(evaluation.blocks_per_domain, evaluation.final_blocks_per_domain),
         config.dataset.split_seed,
     )
-    held_out = build_held_out(corpus, tokens, *block_options, count_client_domain_tokens(rewritten.corpus, client_rows))
+    held_out = build_held_out(corpus, data.tokens, *block_options, count_client_domain_tokens(rewritten.corpus, data.client_rows))
     if not len(held_out.blocks):
         raise no_held_out_error(corpus.name, evaluation.split)
-    personalized_params = config.algorithm.personalized_params if config.algorithm.is_personalized and has_client_state else None
-    tokenizer = resources.get_language_model(*model_key_of(config)).tokenizer
-    round_held_out = held_out.head(evaluation.blocks_per_domain)
-    sizes = [bytes_per_token(blocks, tokenizer) if "language" in evaluation.probes else None for blocks in (round_held_out, held_out)]
     all_held_out = (
         held_out_as_rewritten(
             held_out,
             corpus,
             rewritten,
-            client_rows,
+            data.client_rows,
             lambda texts: resources.get_rewritten_tokens(texts, *model_key_of(config), on_disk=False),
             block_options,
         )
         if rewritten.partition.rewrites
         else None
     )
-    held_out_warnings = check_held_out(all_held_out or held_out, evaluation.split, corpus.name)
+    warnings = check_held_out(all_held_out or held_out, evaluation.split, corpus.name)
+    personalized_params = config.algorithm.personalized_params if config.algorithm.is_personalized and has_client_state else None
+    tokenizer = resources.get_language_model(*model_key_of(config)).tokenizer
+    round_held_out = held_out.head(evaluation.blocks_per_domain)
+    sizes = [bytes_per_token(blocks, tokenizer) if "language" in evaluation.probes else None for blocks in (round_held_out, held_out)]
     loss_cache = PretrainedLossCache(
         model,
         initial_params,
@@ -169,7 +200,7 @@ def build_evaluation(
         round_held_out,
         evaluation.blocks_per_client,
         evaluation.interval,
-        training.num_rounds,
+        config.training.num_rounds,
         personalized_params,
         bytes_per_token=sizes[0],
         rewritten=all_held_out and all_held_out.head(evaluation.blocks_per_domain),
@@ -188,18 +219,37 @@ def build_evaluation(
         if evaluation.final_blocks_per_domain
         else None
     )
+    return Losses(held_out, losses, final_losses, warnings)
+
+
+def build_probe_suite(
+    config: ExperimentConfig,
+    resources: ResourceCache,
+    data: ClientData,
+    model: StackedModel,
+    initial_params: Tree,
+    losses: Losses,
+    expensive_interval: int | None,
+) -> tuple[ProbeSuite, list[str]]:
+    """Create the probes of a run, and choose the interval of the expensive ones. The arguments are those of `build_evaluation`.
+
+    Returns:
+        The probes, including the losses, and the warnings about probes that cannot run.
+    """
+    evaluation, training, cohort_size = config.evaluation, config.training, data.cohort_size
+    tokenizer = resources.get_language_model(*model_key_of(config)).tokenizer
     probe_context = ProbeContext(
         model,
         tokenizer,
         initial_params,
-        held_out,
-        losses,
+        losses.held_out,
+        losses.each_round,
         config.dataset.split_seed,
         cohort_size,
-        corpus,
-        tuple(client_rows),
+        data.corpus,
+        tuple(data.client_rows),
         config.algorithm,
-        load_general_text(config, resources, corpus, tokenizer) if "general" in evaluation.probes else None,
+        load_general_text(config, resources, data.corpus, tokenizer) if "general" in evaluation.probes else None,
         config.dataset.synthetic if config.dataset.name == "synthetic" else None,
         evaluation.minimal_pairs,
         split=SPLIT_CODES[evaluation.split],
@@ -212,20 +262,20 @@ def build_evaluation(
     ]
     if isinstance(config.trainable, Lora):
         probes.append(ScheduledProbe("adapters", aggregation_error))
-    probes.append(ScheduledProbe("losses", losses, evaluation.interval, losses.forward_tokens(cohort_size)))
+    probes.append(ScheduledProbe("losses", losses.each_round, evaluation.interval, losses.each_round.forward_tokens(cohort_size)))
     for name in dict.fromkeys(evaluation.probes):
         probes += find_probe_group(name)(probe_context)
     tokens_per_client = (
         training.batch_size * training.max_seq_length * data.local_steps
         if training.local_epochs is None
-        else training.local_epochs * held_out.client_domain_tokens.sum() / len(client_rows)
+        else training.local_epochs * losses.held_out.client_domain_tokens.sum() / len(data.client_rows)
     )
-    expensive_interval = (
+    interval = (
         evaluation.expensive_interval
         or expensive_interval
         or choose_interval(probes, cohort_size * float(tokens_per_client), training.num_rounds, evaluation.max_overhead)
     )
-    general_warnings = (
+    warnings = (
         []
         if probe_context.general_blocks or "general" not in evaluation.probes
         else [
@@ -234,8 +284,7 @@ def build_evaluation(
             "that folder"
         ]
     )
-    suite = ProbeSuite(tuple(probes), training.num_rounds, expensive_interval, evaluation.max_overhead)
-    return Evaluation(suite, losses, final_losses, general_warnings + held_out_warnings)
+    return ProbeSuite(tuple(probes), training.num_rounds, interval, evaluation.max_overhead), warnings
 
 
 def check_held_out(held_out: HeldOut, split: str, corpus_name: str) -> list[str]:
@@ -354,91 +403,130 @@ def build_run(
     Raises:
         UserError: The configuration cannot be run.
     """
-    training = config.training
     resources.runtime.configure_torch()
     arithmetic = resolve_arithmetic(config, resources, resume_options) if resources.runtime.dtype == "fastest" else None
-    resources = resources if arithmetic is None else resources.with_dtype(arithmetic.dtype)
-    runtime, model_key = resources.runtime, model_key_of(config)
-    loaded_corpus = resources.get_corpus(replace(config.dataset, fingerprint=""), config.model)
-    language_model = resources.get_language_model(*model_key)
-    check_context_length(config, language_model.context_length)
-    tokens = resources.get_tokens(loaded_corpus, *model_key)
-    corpus = loaded_corpus.with_sizes(tokens.trained_sizes(training.max_seq_length))
-    token_notes = check_block_length(config, corpus, tokens) + template_notes(
-        corpus.examples, language_model.tokenizer, corpus.chat_template
-    )
-    model = resources.get_stacked_model(*model_key)
+    run_resources = resources if arithmetic is None else resources.with_dtype(arithmetic.dtype)
+    text = load_text(config, run_resources)
+    model = run_resources.get_stacked_model(*model_key_of(config))
     if isinstance(config.trainable, Lora):
         check_peft_compatible(model, config.trainable)
+    data = assign_documents(config, run_resources, text)
+    params = model.init_params(config.seed).to(run_resources.runtime.resolve_device())
+    check_combination(config, list(params), len(data.client_rows))
+    config.clustering.check_num_clients(config.partition.num_clients)
 
-    partition = partition_documents(config, corpus)
+    simulator, pass_size = build_simulator(config, run_resources, data, model, params, resume_options)
+    trial = {} if arithmetic is None or arithmetic.speedup is None else {"bf16_speedup": arithmetic.speedup}
+    earlier_options = {name: value for name, value in (resume_options or {}).items() if name not in NUMERIC_DEFAULTS}
+    options = {"clients_per_pass": pass_size, **trial, **earlier_options, **run_resources.numeric_options}
+    evaluation = build_evaluation(config, run_resources, data, model, params, options.get("expensive_interval"), has_client_state)
+    if any(probe.schedule == "expensive" for probe in evaluation.probe_suite.probes if isinstance(probe, ScheduledProbe)):
+        options["expensive_interval"] = evaluation.probe_suite.expensive_interval
+    held_out = evaluation.losses.held_out
+    info = client_info(config, run_resources, data.corpus, data.rewritten.partition, simulator, held_out.client_domain_tokens)
+    clustering = ClusteringRuntime(config.clustering, info, config.algorithm)
+    return RunContext(
+        simulator,
+        model,
+        clustering.init_state(params),
+        data.cohort_size,
+        evaluation.probe_suite,
+        evaluation.losses,
+        evaluation.final_losses,
+        {"domains": list(held_out.domains), "tokens": held_out.client_domain_tokens.astype(int).tolist()},
+        config_warnings(config) + model.warnings + evaluation.warnings + text.notes,
+        options,
+        clustering,
+        ClusterAgreement(info.main_domains) if config.clustering != NoClustering() else None,
+        arithmetic,
+    )
+
+
+def load_text(config: ExperimentConfig, resources: ResourceCache) -> LoadedText:
+    """Load the documents of a run and tokenize them.
+
+    Raises:
+        UserError: The dataset cannot be read, or its documents or the blocks do not fit the model.
+    """
+    model_key = model_key_of(config)
+    corpus = resources.get_corpus(replace(config.dataset, fingerprint=""), config.model)
+    language_model = resources.get_language_model(*model_key)
+    check_context_length(config, language_model.context_length)
+    tokens = resources.get_tokens(corpus, *model_key)
+    sized_corpus = corpus.with_sizes(tokens.trained_sizes(config.training.max_seq_length))
+    notes = check_block_length(config, sized_corpus, tokens)
+    notes += template_notes(sized_corpus.examples, language_model.tokenizer, sized_corpus.chat_template)
+    return LoadedText(sized_corpus, tokens, notes + list(corpus.notes))
+
+
+def assign_documents(config: ExperimentConfig, resources: ResourceCache, text: LoadedText) -> ClientData:
+    """Assign the documents to clients, rewrite them as the partition says, and pack the training blocks of each client.
+
+    Raises:
+        UserError: The partition does not fit the corpus.
+    """
+    training, partition = config.training, partition_documents(config, text.corpus)
     client_rows, cohort_size, local_steps = config.algorithm.configure_clients(
         list(partition.rows), training.cohort_size(config.partition.num_clients), training.local_steps
     )
-    client_corpus = apply_rewrites(corpus, partition)
-    client_tokens = resources.get_rewritten_tokens(client_corpus, *model_key) if partition.rewrites else tokens
+    client_corpus = apply_rewrites(text.corpus, partition)
+    client_tokens = resources.get_rewritten_tokens(client_corpus, *model_key_of(config)) if partition.rewrites else text.tokens
     rewritten = RewrittenCorpus(client_corpus.with_sizes(client_tokens.trained_sizes(training.max_seq_length)), partition)
     blocks = pack_client_blocks(config, client_tokens, client_rows)
-    params = model.init_params(config.seed).to(runtime.resolve_device())
-    strategy = config.clustering
-    check_combination(config, list(params), len(client_rows))
-    strategy.check_num_clients(config.partition.num_clients)
+    return ClientData(text.corpus, text.tokens, rewritten, client_rows, blocks, cohort_size, local_steps)
 
-    batches = make_batches(config, blocks, local_steps, len(client_rows) == len(partition.rows), runtime)
-    max_clients = len(client_rows) if strategy.has_full_participation_rounds else cohort_size
-    num_passes = 2 if config.algorithm.local_regularizer() else 1  # forward passes whose activations are stored for the backward pass
-    clients_per_pass = runtime.clients_per_pass or choose_clients_per_pass(
-        model.network, max_clients, training.batch_size, training.max_seq_length, runtime.resolve_device(), num_passes
-    )
-    if runtime.clients_per_pass == 0 and "clients_per_pass" not in (resume_options or {}):
-        first_batch = next(iter(batches(0, torch.arange(len(client_rows)))), {})
-        # A model that batches the passes of several runs would wait for the other runs, so the inner model is measured.
-        clients_per_pass = choose_faster(partial(timing_step, getattr(model, "inner", model), params, first_batch), clients_per_pass)
-    earlier_options = {name: value for name, value in (resume_options or {}).items() if name not in NUMERIC_DEFAULTS}
-    trial = {} if arithmetic is None or arithmetic.speedup is None else {"bf16_speedup": arithmetic.speedup}
-    resume_options = {"clients_per_pass": clients_per_pass, **trial, **earlier_options, **resources.numeric_options}
+
+def build_simulator(
+    config: ExperimentConfig,
+    resources: ResourceCache,
+    data: ClientData,
+    model: StackedModel,
+    params: Tree,
+    resume_options: dict[str, Any] | None,
+) -> tuple[ClientSimulator, int]:
+    """Create the simulated clients.
+
+    Args:
+        config: The configuration of the experiment.
+        resources: Loaded models and data, and the runtime options.
+        data: The text of the run.
+        model: The model for many clients.
+        params: The initial parameters w_0, ``[1, ...]``.
+        resume_options: The choices of an earlier start of the run. None: the run starts for the first time.
+
+    Returns:
+        The simulator and its number of clients per forward pass.
+
+    Raises:
+        UserError: The device computes a training step wrongly.
+    """
+    training, runtime, num_clients = config.training, resources.runtime, len(data.client_rows)
+    batches = make_batches(config, data.blocks, data.local_steps, num_clients == len(data.rewritten.partition.rows), runtime)
+    pass_size = (resume_options or {}).get("clients_per_pass") or runtime.clients_per_pass
+    if not pass_size:
+        max_clients = num_clients if config.clustering.has_full_participation_rounds else data.cohort_size
+        num_passes = 2 if config.algorithm.local_regularizer() else 1  # forward passes whose activations are stored for the backward pass
+        pass_size = choose_clients_per_pass(
+            model.network, max_clients, training.batch_size, training.max_seq_length, runtime.resolve_device(), num_passes
+        )
+        if runtime.clients_per_pass == 0:
+            first_batch = next(iter(batches(0, torch.arange(num_clients))), {})
+            # A model that batches the passes of several runs would wait for the other runs, so the inner model is measured.
+            pass_size = choose_faster(partial(timing_step, getattr(model, "inner", model), params, first_batch), pass_size)
     if runtime.should_check_device():
-        check_device(resources, model_key, params, next(iter(batches(0, torch.zeros(1, dtype=torch.long)))))
+        check_device(resources, model_key_of(config), params, next(iter(batches(0, torch.zeros(1, dtype=torch.long)))))
     simulator = ClientSimulator(
-        len(client_rows),
+        num_clients,
         model,
         batches,
         training.client_optimizer,
         training.max_grad_norm,
         training.client_weighting,
         training.lr_factor,
-        resume_options["clients_per_pass"],
+        pass_size,
         partial(mean_hidden_states, model.hidden_states),
     )
-    evaluation = build_evaluation(
-        config,
-        resources,
-        ClientData(corpus, tokens, rewritten, client_rows, cohort_size, local_steps),
-        model,
-        params,
-        resume_options.get("expensive_interval"),
-        has_client_state,
-    )
-    if any(probe.schedule == "expensive" for probe in evaluation.probe_suite.probes if isinstance(probe, ScheduledProbe)):
-        resume_options = {**resume_options, "expensive_interval": evaluation.probe_suite.expensive_interval}
-    held_out = evaluation.losses.held_out
-    info = client_info(config, resources, corpus, partition, simulator, held_out.client_domain_tokens)
-    clustering = ClusteringRuntime(strategy, info, config.algorithm)
-    return RunContext(
-        simulator,
-        model,
-        clustering.init_state(params),
-        cohort_size,
-        evaluation.probe_suite,
-        evaluation.losses,
-        evaluation.final_losses,
-        {"domains": list(held_out.domains), "tokens": held_out.client_domain_tokens.astype(int).tolist()},
-        config_warnings(config) + model.warnings + evaluation.warnings + token_notes + list(loaded_corpus.notes),
-        resume_options,
-        clustering,
-        ClusterAgreement(info.main_domains) if strategy != NoClustering() else None,
-        arithmetic,
-    )
+    return simulator, pass_size
 
 
 def resolve_arithmetic(config: ExperimentConfig, resources: ResourceCache, resume_options: dict[str, Any] | None) -> ArithmeticChoice:

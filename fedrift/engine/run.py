@@ -386,7 +386,7 @@ def finish_run(
     run.log_timing(state.round, final=perf_counter() - start)
     timings = run.timings()
     seconds = {phase: sum(row.get(phase, 0.0) for row in timings) for phase in ("train", "evaluate", "store", "final")}
-    tokens = sum(record.value for record in records if record.metric == "train.tokens")
+    tokens = sum(record.value for record in records if record.metric == "train.tokens" and not math.isnan(record.value))
     overhead = overhead_summary(timings, context.probe_suite)
     warning = overhead_warning(overhead, seconds["train"], context.probe_suite)
     if warning and seconds["train"] > MIN_TRAINING_SECONDS:
