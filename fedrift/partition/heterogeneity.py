@@ -335,9 +335,8 @@ def _make_measure_fn(
         :, [v for v in frequent_words(original_words) if is_content_word(original_words.vocabulary[v])]
     ]
     function_word_counts = words.counts[sampled][:, [v for v in frequent_words(words) if words.vocabulary[v] in FUNCTION_WORDS]]
-    length_bin = (np.searchsorted(np.sort(size), size) * NUM_LENGTH_BINS) // len(
-        size
-    )  # equal lengths share a bin, in any order of the rows
+    # Equal lengths share a bin, so that the order of the rows, which may be that of the clients, has no effect.
+    length_bin = (np.searchsorted(np.sort(size), size) * NUM_LENGTH_BINS) // len(size)
     embedded = np.flatnonzero(np.isfinite(vectors[:, 0])) if vectors is not None else np.empty(0, dtype=np.int64)
     axes = None if vectors is None or not len(embedded) else project_principal(vectors[embedded], vectors.shape[1])
 
