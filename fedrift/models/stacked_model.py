@@ -83,7 +83,9 @@ def read_logits(network: Any) -> LogitTransform:
         raise UserError(
             f"{network_type} has no matrix that maps hidden states to logits (get_output_embeddings), which fedrift needs: {SUGGESTION}"
         )
-    tokens = sample_tokens(network)[0]
+    tokens = sample_tokens(network)[0].clone()
+    tokens[1, :-1] = tokens[0, :-1]  # two texts that differ in their last token only
+    tokens[1, -1] = (tokens[0, -1] + 1) % int(head.weight.shape[0])
     states = network.base_model(input_ids=tokens, use_cache=False).last_hidden_state
     if not bool(states.isfinite().all()):
         raise UserError(
@@ -91,6 +93,11 @@ def read_logits(network: Any) -> LogitTransform:
             "the data type of the run"
         )
     weight: Tensor = head.weight  # type: ignore[assignment]
+    if not is_close(states[1, :-1], states[0, :-1], get_tolerance(weight)[0]):
+        raise UserError(
+            f"{network_type} lets a token see the tokens after it, so that it can read what it has to predict; fedrift needs a causal "
+            f"language model. Set is_decoder in the model's configuration if it has this key, or use another model: {SUGGESTION}"
+        )
     generator = torch.Generator().manual_seed(2)
     spread = torch.tensor([[0.3, 1.0, 3.0, 10.0, 30.0] * CHECK_LENGTH] * CHECK_ROWS)[:, :CHECK_LENGTH, None]
     random_states = torch.randn(states.shape, generator=generator).to(states)

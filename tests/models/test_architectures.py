@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BertGenerationConfig, XLMConfig
 
 from fedrift.core.errors import UserError
 from fedrift.engine.build import build_run
@@ -118,6 +118,19 @@ def test_factor_and_soft_cap_of_logits_are_detected(change, found, dtype):
 def test_logits_with_unknown_changes_are_refused(change):
     with pytest.raises(UserError, match="in a way that fedrift does not support"):
         read_logits(NetworkWithChangedLogits(network("untied", torch.float32), **change))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BertGenerationConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16),
+        XLMConfig(vocab_size=50, emb_dim=16, n_layers=2, n_heads=2),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_model_that_sees_later_tokens_is_refused(config):
+    with pytest.raises(UserError, match="lets a token see the tokens after it"):
+        read_logits(AutoModelForCausalLM.from_config(config).eval())
 
 
 @pytest.mark.sample(4)
