@@ -125,3 +125,29 @@ def test_the_highest_grade_comes_first_and_the_result_is_json():
 
 def test_an_infinite_excess_is_excluded_from_the_interval():
     assert math.isnan(paired_excess([make_one(math.inf)], 0.95, 0.8)[0])
+
+
+def make_occurrence(base: bool | None) -> Finding:
+    """Return a positive finding of an event, with its IID baseline or without one."""
+    value = math.nan if base is None else float(base)
+    return Finding("trouble", "suspected", "it happened", 1.0, value, 0.5, "event", is_positive=True, in_baseline=base, is_event=True)
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 3])
+@pytest.mark.parametrize("is_event", [False, True])
+def test_a_confirmation_needs_three_seeds_with_a_baseline(pairs, is_event):
+    """Eight seeds show the failure, but few of them have a baseline that could show it too."""
+    with_pair, alone = (
+        (make_occurrence(False), make_occurrence(None)) if is_event else (make_one(), make_one(base=math.nan, in_baseline=None))
+    )
+    said = combine_seeds([with_pair] * pairs + [alone] * (8 - pairs))
+    assert (said.grade, said.cause) == ("confirmed" if pairs == 3 else "suspected", "heterogeneity")
+    assert ("A confirmation requires 3 seeds with an IID baseline." in said.sentence) == (pairs < 3)
+
+
+def test_most_of_the_pairs_must_show_the_failure():
+    """Five seeds without a baseline show it, and one of the three that have one."""
+    assert (
+        grade(make_occurrence(False), *[replace(make_occurrence(False), is_positive=False)] * 2, *[make_occurrence(None)] * 5)
+        == "suspected"
+    )
