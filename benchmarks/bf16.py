@@ -41,8 +41,9 @@ from comparison import (
 )
 from machine import make_parser
 
+from fedrift import load_config
 from fedrift.config.runtime import Runtime, configure_malloc
-from fedrift.config.schema import ExperimentConfig, load_config, parse_config
+from fedrift.config.schema import ExperimentConfig, parse_config
 from fedrift.diagnosis.verdict import Verdict, judge_run
 from fedrift.engine.cache import ResourceCache
 from fedrift.engine.run import run_experiment

@@ -28,8 +28,10 @@ from fedrift.report.format import DASH, format_interval, format_number, format_s
 from fedrift.report.study_data import Condition, StudyData, load_study_data, short_name
 from fedrift.report.study_report import MAX_PAPER_PANELS, render_pdf
 from fedrift.stats import HypothesisVerdict
+from fedrift.stats.verdicts import Gate, find_void_conditions
 from fedrift.storage.files import write_atomically
 from fedrift.studies import StudyManifest, load_study
+from fedrift.studies.designs import find_dependent_pair
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ("recency", "drift", "drift_wide", "dose", "repair", "real_styles", "real_styles_long", "grid", "induced", "recency_smollm2")
@@ -143,6 +145,13 @@ def finished_conditions(study_data: StudyData) -> list[int]:
         for condition in study_data.conditions
         if study_data.manifest_values.get("complete", True) and study_data.finished.keys() >= set(condition.runs.values())
     ]
+
+
+def void_conditions(study_data: StudyData) -> set[int]:
+    """Return the indices of the conditions that do not pass the gate of their study, as the verdicts apply it."""
+    gate = study_data.study_config.get("gate")
+    void = find_void_conditions(study_data.frame, Gate(**gate)) if gate else {}
+    return {condition.index for condition in study_data.conditions if (condition.stage, condition.name) in void}
 
 
 def registered_hypotheses() -> set[Key]:
@@ -274,7 +283,7 @@ def rate_map(data: StudyData) -> tuple[str, Table] | None:
     """
     gains, baseline_gains = data.outcome_by_run("gain"), data.outcome_by_run("baseline.gain")
     limit = (data.study_config.get("gate") or {}).get("min", -math.inf)
-    shown = set(finished_conditions(data))
+    shown, void = set(finished_conditions(data)), void_conditions(data)
     stages = [stage for stage in data.stages if stage.name == "map"]
     rows, only_skewed, num_void = [], 0, 0
     for condition in (each for stage in stages for each in stage.conditions if each.index in shown):
@@ -283,9 +292,10 @@ def rate_map(data: StudyData) -> tuple[str, Table] | None:
         skewed, iid = (sum(values.get(run, math.nan) for run in runs) / len(runs) for values in (gains, baseline_gains))
         fails = "both fail" if iid < 0 else "only skewed data fail" if skewed < 0 else ""
         only_skewed += fails == "only skewed data fail"
-        num_void += fails == "only skewed data fail" and iid < limit
+        is_void = condition.index in void
+        num_void += fails == "only skewed data fail" and is_void
         levels = [str(level) for level in condition.levels.values()]
-        rows.append((*levels, format_signed(skewed), format_signed(iid), str(len(runs)), fails, "void" if iid < limit else ""))
+        rows.append((*levels, format_signed(skewed), format_signed(iid), str(len(runs)), fails, "void" if is_void else ""))
     if not rows:
         return None
     table = Table(
@@ -327,12 +337,9 @@ def outcome_section(studies: Mapping[str, StudyData]) -> Section:
     rows: list[tuple[str, ...]] = []
     void = diverged = total = 0
     for name, data in studies.items():
-        numbers = {
-            metric: data.outcome_by_run(metric) for metric in ("start", "loss", "loss.clients", "gap", "gap.relative", "baseline.gain")
-        }
-        limit = (data.study_config.get("gate") or {}).get("min", -math.inf)
+        numbers = {metric: data.outcome_by_run(metric) for metric in ("start", "loss", "loss.clients", "gap", "gap.relative")}
         has_diverged = dict(zip(data.frame["run"], data.frame["diverged"], strict=True))
-        shown = set(finished_conditions(data))
+        shown, outside = set(finished_conditions(data)), void_conditions(data)
         for stage in data.stages:
             for condition in stage.conditions:
                 runs = list(condition.runs.values())
@@ -340,7 +347,7 @@ def outcome_section(studies: Mapping[str, StudyData]) -> Section:
                     continue
                 cells = {metric: seed_mean_ci(values.get(run, math.nan) for run in runs) for metric, values in numbers.items()}
                 total += 1
-                is_void = cells["baseline.gain"][0] < limit
+                is_void = condition.index in outside
                 void += is_void
                 count = sum(bool(has_diverged.get(run)) for run in runs)
                 diverged += count
@@ -378,12 +385,8 @@ def main_effects_section(data: StudyData) -> Section | MissingSection:
     """Estimate the main effects of the grid: the mean of every outcome at each level of each factor, over the conditions that have it."""
     metrics = [metric for metric in data.study_config["metrics"] if metric in data.frame and metric not in ("start", "baseline.gain")]
     limit = (data.study_config.get("gate") or {}).get("min", -math.inf)
-    gains = data.outcome_by_run("baseline.gain")
-    conditions = [
-        condition
-        for condition in data.conditions
-        if (mean := seed_mean_ci(gains.get(run, math.nan) for run in condition.runs.values())[0]) >= limit or math.isnan(mean)
-    ]
+    void = void_conditions(data)
+    conditions = [condition for condition in data.conditions if condition.index not in void]
     rows = []
     outcomes = {metric: data.outcome_by_run(metric) for metric in metrics}
     for factor in data.manifest_values["factors"]:
@@ -395,7 +398,9 @@ def main_effects_section(data: StudyData) -> Section | MissingSection:
                 for condition in chosen:
                     for seed, run in condition.runs.items():
                         by_seed.setdefault(seed, []).append(outcomes[metric].get(run, math.nan))
-                mean, low, high, _ = seed_mean_ci(mean_of_finite(values) for values in by_seed.values())
+                means = [mean_of_finite(values) for values in by_seed.values()]
+                # without a seed whose run diverged, the mean would be over other seeds than that of the next level
+                mean, low, high, _ = seed_mean_ci([] if any(map(math.isnan, means)) else means)
                 cells.append(
                     f"{format_number(mean)} ± {format_number((high - low) / 2)}" if math.isfinite(high - low) else format_number(mean)
                 )
@@ -407,7 +412,7 @@ def main_effects_section(data: StudyData) -> Section | MissingSection:
         Table(
             f"main-effects-{index}",
             "Main effects of the grid: the mean over the conditions at each level, ± half the width of the 95 % t-interval over three"
-            " seeds.",
+            " seeds. A dash: a run diverged, or does not have the outcome.",
             ("level", "conditions", *metrics[start : start + half]),
             tuple((*row[:2], *row[2 + start : 2 + start + half]) for row in rows),
             frozenset(range(1, 2 + half)),
@@ -417,12 +422,20 @@ def main_effects_section(data: StudyData) -> Section | MissingSection:
     dropped = len(data.conditions) - len(conditions)
     methods = study_setup.methods_section(data)
     aliases = [sentence for sentence in getattr(methods, "text", ()) if "confounded" in sentence]
+    pairs = [find_dependent_pair([condition.levels for condition in chosen]) for chosen in (data.conditions, conditions)]
+    unbalanced = (
+        f"The conditions that count are not balanced: {pairs[1][0]} and {pairs[1][1]} are confounded, so that a difference between levels"
+        " contains effects of other factors."
+        if pairs[1] and not pairs[0]
+        else ""
+    )
     return Section(
         "grid",
         "The grid: main effects",
         (
             f"{pluralize(len(conditions), 'condition')} of {len(data.conditions)} count; the others are void because their IID baseline"
             f" gained less than {limit} nats ({dropped}). Three seeds give estimates with intervals, and no verdict.",
+            *filter(None, (unbalanced,)),
             *aliases,
         ),
         tuple(tables),
@@ -440,8 +453,7 @@ def failure_section(studies: Mapping[str, StudyData]) -> Section:
     judged = 0
     for name, data in studies.items():
         conditions = {condition.index: condition for condition in data.conditions}
-        gains, limit = data.outcome_by_run("baseline.gain"), (data.study_config.get("gate") or {}).get("min", -math.inf)
-        shown = set(finished_conditions(data))
+        shown, void = set(finished_conditions(data)), void_conditions(data)
         for index, diagnoses in study_results.diagnose_conditions(data).items():
             if index not in shown:
                 continue
@@ -449,11 +461,10 @@ def failure_section(studies: Mapping[str, StudyData]) -> Section:
             if not condition.baselines:
                 continue  # a detector without a baseline cannot tell what heterogeneity causes
             judged += 1
-            gain = seed_mean_ci(gains.get(run, math.nan) for run in condition.runs.values())[0]
             rows += [
                 (
                     name,
-                    name_condition(data, condition) + (" (void)" if gain < limit else ""),
+                    name_condition(data, condition) + (" (void)" if index in void else ""),
                     diagnosis.failure,
                     DASH if diagnosis.first_round is None else str(diagnosis.first_round),
                     format_signed(diagnosis.excess),

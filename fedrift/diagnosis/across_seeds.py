@@ -1,7 +1,7 @@
 """Combine the findings of several seeds into a diagnosis: none, suspected, or confirmed as an effect of heterogeneity.
 
-A confirmation requires at least three seeds, most of which are positive on their own. In addition, the IID baselines must not show
-the failure, and the excess over the baseline, paired by seed, must have a t-interval above zero. The excess is the difference in
+A confirmation requires at least three seeds with an IID baseline, most of which are positive on their own. In addition, the baselines must
+not show the failure, and the excess over the baseline, paired by seed, must have a t-interval above zero. The excess is the difference in
 differences [M(run) - M(ref)] - [M(baseline) - M(ref)]. A partition only assigns the same documents to different clients, so the
 centralized reference is the same for both and cancels.
 
@@ -132,8 +132,10 @@ def combine_seeds(seed_findings: Sequence[Finding], thresholds: Thresholds = THR
     cause = attribute_cause(measured, positive)
     enough = len(measured) >= common["seeds"] and 2 * len(positive) > len(measured)
     missing = sorted({finding.missing_input for finding in positive if not finding.is_confirmable})
+    paired = [finding for finding in measured if finding.in_baseline is not None]
+    has_pairs = len(paired) >= common["seeds"] and 2 * sum(finding.is_positive for finding in paired) > len(paired)
     exceeds_baseline = has_one_sided_discordance(measured) if first.is_event else low > 0
-    if enough and (cause == "implementation error" or (cause == "heterogeneity" and exceeds_baseline and not missing)):
+    if enough and (cause == "implementation error" or (cause == "heterogeneity" and has_pairs and exceeds_baseline and not missing)):
         grade: Grade = "confirmed"
     elif suspected and (first.is_event or len(measured) < common["seeds"] or 2 * len(suspected) >= len(measured)):
         grade = "suspected"
@@ -237,6 +239,8 @@ def write_sentence(diagnosis: Diagnosis, median_finding: Finding, num_suspected:
         sentence += f" {subject} can only raise a suspicion; a confirmation requires {min_seeds} seeds."
     elif diagnosis.missing_input:
         sentence += f" A confirmation requires {diagnosis.missing_input}."
+    elif diagnosis.cause == "heterogeneity" and sum(finding.in_baseline is not None for finding in diagnosis.findings) < min_seeds:
+        sentence += f" A confirmation requires {min_seeds} seeds with an IID baseline."
     return sentence
 
 

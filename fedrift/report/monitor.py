@@ -393,7 +393,9 @@ class StudyLayout:
             return []
         if mtime_ns != self.mtime_ns:
             self.manifest_values, self.mtime_ns = self.manifest.read(), mtime_ns
-            rounds = int(build_base_config(parse_study(self.manifest_values["study"])).get("training", {}).get("num_rounds", 0))
+            rounds = int(
+                build_base_config(parse_study(self.manifest_values["study"], is_stored=True)).get("training", {}).get("num_rounds", 0)
+            )
             placements = [self._placement(entry, rounds) for role in ROLES for entry in self.manifest_values["runs"] if entry.role == role]
             self.placements = list(
                 {(placement.key, placement.run): placement for placement in placements}.values()

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..stats import HypothesisVerdict, assign_worst_rank, default_worst_end
+from ..stats import HypothesisVerdict, outcome_values
 from ..storage import Run, connect, try_read_each
 from ..storage.query import flatten, get_read_errors
 from ..studies import ManifestEntry, StudyManifest, evaluate_study_hypotheses
@@ -190,7 +190,7 @@ def short_name(factor: str) -> str:
 
 
 # DuckDB averages the records over seeds, because a page with all records would be too large. The table ``thin`` holds a limited number
-# of rounds per run: the metrics of the federation and of its domains, and the means of per-client metrics over clients.
+# of rounds per run, and the last round of each: the metrics of the federation and of its domains, and the means of per-client metrics.
 
 MAX_POINTS, MIN_ROUNDS, MAX_ROUNDS = 25_000, 12, 60  # points per figure; bounds of the number of rounds per curve
 CONFIDENCE = 0.95
@@ -203,9 +203,13 @@ WITH selected_rounds AS (
                count(*) OVER (PARTITION BY metric) AS num_rounds
         FROM (SELECT DISTINCT metric, round FROM records))
     WHERE num_rounds <= $rounds OR round_index = 0
-          OR floor(round_index * ($rounds - 1) / (num_rounds - 1)) > floor((round_index - 1) * ($rounds - 1) / (num_rounds - 1)))
+          OR floor(round_index * ($rounds - 1) / (num_rounds - 1)) > floor((round_index - 1) * ($rounds - 1) / (num_rounds - 1))),
+last_rounds AS (SELECT run, metric, max(round) AS round FROM records GROUP BY ALL)
 SELECT run, metric, domain, round, client >= 0 AS clients, avg(value) FILTER (WHERE NOT isnan(value)) AS value
-FROM records JOIN selected_rounds USING (metric, round) WHERE domain NOT LIKE '%head%' GROUP BY ALL
+FROM records WHERE domain NOT LIKE '%head%'
+    AND ((metric, round) IN (SELECT (metric, round) FROM selected_rounds)
+         OR (run, metric, round) IN (SELECT (run, metric, round) FROM last_rounds))
+GROUP BY ALL
 """
 
 
@@ -365,7 +369,7 @@ class StudyData:
         """
         if name not in self.frame:
             return {}
-        values = assign_worst_rank(self.frame[name].to_numpy(), self.frame["diverged"].to_numpy(), default_worst_end(name))
+        values = outcome_values(self.frame, name, include_baselines=True)["value"]
         outcomes: dict[str, float] = {}
         for run, value in zip(self.frame["run"], values.tolist(), strict=True):
             if run not in outcomes or not math.isnan(value):

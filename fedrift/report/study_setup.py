@@ -13,6 +13,7 @@ import numpy as np
 from .. import __version__
 from ..core.records import Trajectory
 from ..partition.divergence import normalized_jsd
+from ..stats import default_worst_end
 from ..studies.outcomes import COST_RECORDS, COSTS, Cost, CostMetric, cumulative_cost, load_trajectories, summarize_cost
 from . import charts, figures
 from .data import round_value
@@ -143,10 +144,12 @@ def tuning_section(study_data: StudyData) -> Section | MissingSection:
                 else "the study does not tune; all conditions use the settings of the study file, and `tuning:` would add trials"
             ),
         )
+    metric = tuning.get("metric", "loss")
+    best = "highest" if default_worst_end(metric) == "low" else "lowest"
     selected_rows = tuple(
         (
             choice["group"],
-            format_settings(choice["settings"]) or "none, because no trial finished with a finite loss",
+            format_settings(choice["settings"]) or f"none, because no trial finished with a finite {metric}",
             format_number(to_float(choice["score"])),
             str(len(choice["trials"])),
             ", ".join(choice["at_search_boundary"]) or DASH,
@@ -156,7 +159,7 @@ def tuning_section(study_data: StudyData) -> Section | MissingSection:
     edges = [choice["group"] for choice in choices if choice["at_search_boundary"]]
     text = [
         f"Each group gets {tuning.get('trials')} trials on {tuning.get('split', 'validation')} text, with seeds"
-        f" ({', '.join(map(str, tuning.get('seeds', ())))}) that the study does not use. The settings with the lowest mean loss are"
+        f" ({', '.join(map(str, tuning.get('seeds', ())))}) that the study does not use. The settings with the {best} mean {metric} are"
         " used in all runs."
     ]
     if edges:
@@ -516,8 +519,8 @@ def protocol_table(
     ]
     return Table(
         f"cost-protocols-{stage.name}",
-        "Loss within the budget (nats per token, mean over seeds) and cost to the target loss (median over seeds that reach it; in "
-        "brackets how many did).",
+        "Loss within the budget (nats per token, mean over seeds; a dash if a seed has none) and cost to the target loss (median over "
+        "seeds that reach it; in brackets how many did).",
         ("condition", *titles, "runs"),
         tuple(rows),
         frozenset(range(1, len(titles) + 2)),
@@ -544,8 +547,8 @@ def format_outcome(metric: CostMetric, values: list[float]) -> str:
     known = [value for value in values if not math.isnan(value)]
     if not known:
         return DASH
-    if metric.is_budget:
-        return format_number(float(np.mean(known)))
+    if metric.is_budget:  # a mean over the seeds that have a loss would be over other seeds than that of the next condition
+        return format_number(float(np.mean(values))) if len(known) == len(values) else DASH
     reached = [value for value in known if math.isfinite(value)]
     return (
         f"{format_cost(metric.cost, float(np.median(reached)))} ({len(reached)}/{len(known)})"

@@ -10,7 +10,7 @@ sides are paired within each seed by all factors that neither selection names, a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -18,10 +18,21 @@ import numpy as np
 from annotated_types import Ge, Gt, MaxLen, MinLen
 
 from ..core.errors import UserError
-from ..core.lazy_imports import pd
+from ..core.lazy_imports import optimize, pd, stats
 from .effects import mask_both_diverged, mean_ci, median, paired_differences, ratio_ci
-from .results import DecisionCriteria, HypothesisResult, detectable_effect, directional_result, empty_result, equivalence_result, to_ratio
+from .results import (
+    DecisionCriteria,
+    HypothesisResult,
+    describe_infinite,
+    detectable_effect,
+    directional_result,
+    empty_result,
+    equivalence_result,
+    to_ratio,
+)
 from .selection import (
+    OF_BASELINE,
+    OF_START,
     REQUIRED_COLUMNS,
     Contrast,
     PerSeedValues,
@@ -29,14 +40,28 @@ from .selection import (
     Selection,
     average_cells,
     default_worst_end,
+    describe_left_out,
     format_selection,
+    keep_shared_cells,
+    needs_baseline,
     outcome_values,
     require_columns,
+    require_positive,
     select_runs,
     shared_factors,
     values_per_seed,
 )
-from .significance import Interval, WorstEnd, clopper_pearson, mcnemar, min_seeds, page_trend_test, sign_flip_test, spearman_within_blocks
+from .significance import (
+    Interval,
+    WorstEnd,
+    clopper_pearson,
+    count_seeds,
+    mcnemar,
+    min_seeds,
+    page_trend_test,
+    sign_flip_test,
+    spearman_within_blocks,
+)
 
 FactorLevels = dict[str, Any]
 NonNegative = Annotated[float, Ge(0)]
@@ -87,6 +112,42 @@ class Hypothesis:
         raise NotImplementedError
 
 
+def list_selections(hypothesis: Hypothesis) -> Iterator[tuple[FactorLevels, ...]]:
+    """Every set of selections by which a hypothesis chooses runs."""
+    parts = getattr(hypothesis, "parts", ())
+    for part in parts:
+        yield from list_selections(part)
+    if parts:
+        return
+    where = hypothesis.where
+    if terms := getattr(hypothesis, "terms", ()):
+        yield from ((where, term.select) for term in terms)
+        return
+    sides = [getattr(hypothesis, "group", {})] + [side for name in ("reference", "target") if (side := getattr(hypothesis, name, {}))]
+    places = [getattr(hypothesis, name) for name in ("inside", "outside") if hasattr(hypothesis, name)] or [{}]
+    yield from ((where, side, place) for side in sides for place in places)
+
+
+def evaluate_one(hypothesis: Hypothesis, runs: pd.DataFrame, factors: Sequence[str], criteria: DecisionCriteria) -> HypothesisResult:
+    """Test one hypothesis; without a run that has its metric, the result is empty and names the metric.
+
+    Otherwise the infinite ranks of diverged runs would be a result, although nothing was measured.
+    """
+    for metric in filter(None, (hypothesis.metric, getattr(hypothesis, "match", ""))):
+        require_columns(runs, [metric], "outcome")
+        used = pd.concat([select_runs(runs, *selections) for selections in list_selections(hypothesis)])
+        if any(lacks_metric(rows, metric) for rows in (runs, used)):
+            reason = f"no run that ended without diverging has a value of {metric!r}"
+            return empty_result(hypothesis.metric, "difference", used["seed"].nunique(), reason)
+    return hypothesis.evaluate(runs, factors, criteria)
+
+
+def lacks_metric(runs: pd.DataFrame, metric: str) -> bool:
+    """Return whether some runs ended without diverging, but no run has a value of the metric."""
+    has_ended = runs["status"].eq("finished") if "status" in runs else pd.Series(True, index=runs.index)
+    return bool((has_ended & ~runs["diverged"].astype(bool)).any() and runs[metric].isna().all())
+
+
 def group_difference(
     hypothesis: Hypothesis,
     runs: pd.DataFrame,
@@ -110,13 +171,24 @@ def group_difference(
     right = select_runs(table, hypothesis.where, reference, *also) if reference else None
     named = {*group, *reference, *(name for selection in also for name in selection)}
     pairing = [f for f in factors if f not in named] if right is None else shared_factors(left, right, factors, list(named))
-    return values_per_seed(left, right, pairing), count_diverged(runs, hypothesis.contrast, left, *([] if right is None else [right]))
+    sides = [left] if right is None else [left, right]
+    if scale == "ratio":
+        require_positive(runs, hypothesis.metric, hypothesis.contrast, *sides)
+    return values_per_seed(left, right, pairing), count_diverged(runs, list_compared_runs(hypothesis, *sides))
 
 
-def count_diverged(runs: pd.DataFrame, contrast: str, *sides: pd.DataFrame) -> int:
-    """Count the diverged runs of the given sides once each; with ``contrast: iid_baseline`` their IID baselines are included."""
-    baselines = [side["iid_baseline"] for side in sides if contrast == "iid_baseline"]
-    names = set().union(*(side["run"] for side in sides), *baselines)
+def list_compared_runs(hypothesis: Hypothesis, *sides: pd.DataFrame) -> set[str]:
+    """Return the runs of the given sides, and their IID baselines, whose divergence changes the outcome of a hypothesis."""
+    metric = hypothesis.metric
+    if metric in OF_START:
+        return set()
+    own = [side["run"] for side in sides if metric not in OF_BASELINE]
+    baselines = [side["iid_baseline"] for side in sides if needs_baseline(metric, hypothesis.contrast) and "iid_baseline" in side]
+    return set().union(*own, *baselines)
+
+
+def count_diverged(runs: pd.DataFrame, names: set[str]) -> int:
+    """Count the diverged runs among the named ones, each once."""
     return int(runs.drop_duplicates("run").set_index("run")["diverged"].reindex(sorted(map(str, names))).eq(True).sum())
 
 
@@ -188,6 +260,7 @@ class Interaction(Hypothesis):
             pd.Series(paired_differences(a, b)[~is_undefined], index=seeds[~is_undefined]),
             max(inside.incomplete, outside.incomplete),
             max(inside.both_diverged, outside.both_diverged) + int(is_undefined.sum()),
+            (*inside.notes, *outside.notes),
         )
         description = (
             f"{metric_label(self)}{format_groups(self.group, self.reference)}, "
@@ -232,27 +305,24 @@ class RecoveredFraction(Hypothesis):
 
         The p-value is that of the sign-flip test of (reference - group) - min_fraction (reference - target).
         """
-        (gain, incomplete_gain, both_diverged), diverged_gain = group_difference(self, runs, factors, self.reference, self.group)
-        target = replace(self, contrast="iid_baseline") if not self.target else self
-        (target_gap, incomplete_gap, both_diverged_gap), diverged_gap = group_difference(target, runs, factors, self.reference, self.target)
-        both_diverged = max(both_diverged, both_diverged_gap)
+        gain, target_gap, diverged = self.measure_gain_and_gap(runs, factors)
+        both_diverged, incomplete = max(gain.both_diverged, target_gap.both_diverged), max(gain.incomplete, target_gap.incomplete)
         target_label = format_selection(self.target) or "its IID baseline"
         description = (
             f"share of {self.metric} that {format_selection(self.group)} recovers, "
             f"from {format_selection(self.reference)} to {target_label}"
         )
-        seeds = gain.index.intersection(target_gap.index)
-        incomplete = max(incomplete_gain, incomplete_gap)
+        seeds = gain.values.index.intersection(target_gap.values.index)
         if not len(seeds):
-            return empty_result(description, "share", incomplete, diverged=diverged_gain + diverged_gap, both_diverged=both_diverged)
-        recovered, gap = gain[seeds].to_numpy(float), target_gap[seeds].to_numpy(float)
+            return empty_result(description, "share", incomplete, diverged=diverged, both_diverged=both_diverged)
+        recovered, gap = gain.values[seeds].to_numpy(float), target_gap.values[seeds].to_numpy(float)
         if not (np.isfinite(recovered).all() and np.isfinite(gap).all()):
             return empty_result(
                 description,
                 "share",
                 incomplete,
-                "a run diverged, so the recovered fraction is undefined",
-                diverged_gain + diverged_gap,
+                f"a run {describe_infinite(description)}, so the recovered fraction is undefined",
+                diverged,
                 both_diverged,
             )
         # reference - target is above 0 where high values are bad, and below 0 otherwise
@@ -275,12 +345,34 @@ class RecoveredFraction(Hypothesis):
             has_predicted_sign,
             False,
             incomplete,
-            diverged_gain + diverged_gap,
+            diverged,
             detectable=detectable,
             points=points,
-            notes=tuple(notes),
+            notes=(*notes, *gain.notes),
             both_diverged=both_diverged,
         )
+
+    def measure_gain_and_gap(self, runs: pd.DataFrame, factors: Sequence[str]) -> tuple[PerSeedValues, PerSeedValues, int]:
+        """Return reference minus group, reference minus target, and the number of diverged runs.
+
+        Both are means over the same cells, those that all sides have; means over different cells have no ratio.
+        """
+        table = outcome_values(runs, self.metric, None, self.contrast, self.worst_end, include_baselines=True)
+        to_baseline = replace(self, contrast="iid_baseline")
+        start, repaired = (select_runs(table, self.where, side) for side in (self.reference, self.group))
+        if self.target:
+            sides = [start, repaired, start, select_runs(table, self.where, self.target)]
+        else:
+            table = outcome_values(runs, self.metric, None, "iid_baseline", self.worst_end, include_baselines=True)
+            sides = [start, repaired, select_runs(table, self.where, self.reference)]
+        names = list_compared_runs(self, *sides) | (set() if self.target else list_compared_runs(to_baseline, start))
+        named = [*self.reference, *self.group, *self.target]
+        shared = [factor for factor in factors if factor not in named and all(side[factor].notna().any() for side in sides)]
+        (start, repaired, whole, *others), notes = keep_shared_cells(sides, shared)
+        target = others[0] if others else None
+        gain = values_per_seed(start, repaired, shared_factors(start, repaired, factors, named))
+        gap = values_per_seed(whole, target, shared_factors(whole, whole if target is None else target, factors, named))
+        return gain._replace(notes=notes), gap, count_diverged(runs, names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,7 +392,8 @@ class RateGreater(Hypothesis):
         require_columns(runs, [self.metric, "iid_baseline", *REQUIRED_COLUMNS])
         occurred = runs[self.metric].astype(float) if self.threshold is None else (runs[self.metric] > self.threshold).astype(float)
         diverged = runs["diverged"].astype(bool)
-        occurred = occurred.where(runs[self.metric].notna(), np.nan).where(~diverged, 1.0)  # a diverged run always has the event
+        is_known = runs[self.metric].notna() & (runs["status"].eq("finished") if "status" in runs else True)
+        occurred = occurred.where(is_known, np.nan).where(~diverged, 1.0)  # a diverged run always has the event, an unfinished one may yet
         events = runs.assign(event=occurred)
         left = select_runs(events, self.where, self.group)
         right = select_runs(events, self.where, self.reference) if self.reference else events[events["run"].isin(set(left["iid_baseline"]))]
@@ -315,7 +408,12 @@ class RateGreater(Hypothesis):
             return empty_result(description, "rate", incomplete)
         a, b = left_events[seeds].to_numpy(bool), right_events[seeds].to_numpy(bool)
         count, left_rate, right_rate = len(seeds), clopper_pearson(int(a.sum()), len(seeds)), clopper_pearson(int(b.sum()), len(seeds))
-        needed = min_seeds(criteria.alpha, criteria.family_size)
+        needed = min_seeds(criteria.alpha, criteria.family_size)  # as many seeds must have the event, if the reference has none
+
+        def excess_power(rate: float) -> float:
+            return float(stats.binom.sf(needed - 1, count, rate)) - criteria.power
+
+        detectable = float(optimize.brentq(excess_power, 0.0, 1.0)) if needed <= count else math.inf
         counts = (
             f"{int(a.sum())} of {count} ({left_rate.low:.2f} to {left_rate.high:.2f}) against "
             f"{int(b.sum())} of {count} ({right_rate.low:.2f} to {right_rate.high:.2f})"
@@ -329,7 +427,7 @@ class RateGreater(Hypothesis):
             False,
             incomplete,
             int(left["diverged"].sum() + right["diverged"].sum()),
-            detectable=needed / count if needed <= count else math.inf,
+            detectable=detectable,
             points=tuple(
                 (int(seed), float(left_event) - float(right_event)) for seed, left_event, right_event in zip(seeds, a, b, strict=True)
             ),
@@ -369,7 +467,7 @@ class LinearContrast(Hypothesis):
             for side, term in zip(sides, self.terms, strict=True)
         ]
         words = f"{metric_label(self)}, " + " ".join(f"{term.weight:+g} x ({format_selection(term.select)})" for term in self.terms)
-        diverged = count_diverged(runs, self.contrast, *sides)
+        diverged = count_diverged(runs, list_compared_runs(self, *sides))
         columns = [values.values * term.weight for values, term in zip(found, self.terms, strict=True)]
         joined = (
             pd.concat(columns, axis=1, join="inner").to_numpy(dtype=np.float64) if all(len(one) for one in columns) else np.zeros((0, 1))
@@ -381,9 +479,9 @@ class LinearContrast(Hypothesis):
         every = set().union(*(set(side["seed"]) for side in sides))
         both_diverged = max(values.both_diverged for values in found) + int(both.sum())
         values = pd.Series(total[~both], index=seeds[: len(total)][~both], dtype=float)
-        return directed_result(
-            self, PerSeedValues(values, len(every) - len(values) - both_diverged, both_diverged), criteria, words, diverged
-        )
+        notes = tuple(dict.fromkeys(note for values in found for note in values.notes))
+        per_seed = PerSeedValues(values, len(every) - len(values) - both_diverged, both_diverged, notes)
+        return directed_result(self, per_seed, criteria, words, diverged)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,7 +489,8 @@ class MatchedDifference(Hypothesis):
     """``metric`` of ``group`` less that of ``reference`` at the same value of ``match``, e.g. at the same mean update norm.
 
     The runs of ``reference`` form a ladder. In each seed its outcome is interpolated, linearly in the logarithm of ``match``, at the value
-    that the run of ``group`` has. A seed whose value lies outside the ladder is incomplete: nothing is extrapolated.
+    that the run of ``group`` has. A seed whose value lies outside the ladder, or beside a rung that diverged, is incomplete: nothing is
+    extrapolated. A run of ``group`` that diverged ranks last, wherever it lies.
     """
 
     match: str
@@ -409,17 +508,24 @@ class MatchedDifference(Hypothesis):
         right = select_runs(table, self.where, self.reference)
         key = ["seed", *shared_factors(left, right, factors, [*self.group, *self.reference])]
         ladders = {name: rows for name, rows in right.groupby(key, dropna=False, observed=True)}
-        differences, seeds = [], []
-        for name, rows in left.groupby(key, dropna=False, observed=True):
-            there = interpolate_ladder(ladders.get(name), self.match, float(rows[self.match].mean()))
-            differences.append(float(rows["value"].mean()) - there)
-            seeds.append(name[0])
-        by_cell = pd.DataFrame({"seed": seeds, "value": differences}).groupby("seed")["value"]
-        values = by_cell.agg(lambda cells: cells.mean(skipna=False)).astype(float)
-        complete = values[np.isfinite(values.to_numpy(dtype=np.float64))]
+        cells = average_cells(left, key)
+        places = left.groupby(key, dropna=False, observed=True)[self.match].mean()
+        names = cells[key].itertuples(index=False, name=None)
+        here = cells["value"].to_numpy(dtype=np.float64)
+        there = np.array(
+            [
+                rank_ladder(ladders.get(name), value) if math.isinf(value) else interpolate_ladder(ladders.get(name), self.match, place)
+                for name, value, place in zip(names, here, places, strict=True)
+            ],
+            dtype=np.float64,
+        )
+        both = cells["both_diverged"].to_numpy(dtype=bool) | mask_both_diverged(here, there)
+        by_seed = average_cells(cells.assign(value=paired_differences(here, there), both_diverged=both), ["seed"]).set_index("seed")
+        values, both_diverged = by_seed["value"].dropna().astype(float), int(by_seed["both_diverged"].sum())
         words = f"{metric_label(self)}{format_groups(self.group, self.reference)} at the same {self.match}"
-        per_seed = PerSeedValues(complete, len(set(left["seed"]) | set(right["seed"])) - len(complete))
-        return directed_result(self, per_seed, criteria, words, count_diverged(runs, self.contrast, left, right))
+        incomplete = len(set(left["seed"]) | set(right["seed"])) - len(values) - both_diverged
+        diverged = count_diverged(runs, list_compared_runs(self, left, right))
+        return directed_result(self, PerSeedValues(values, incomplete, both_diverged), criteria, words, diverged)
 
 
 def directed_result(
@@ -432,8 +538,23 @@ def directed_result(
     return directional_result(per_seed, sign, hypothesis.margin, hypothesis.min_effect, criteria, description, diverged)
 
 
+def rank_ladder(rows: pd.DataFrame | None, diverged: float) -> float:
+    """Return what a diverged run is compared with: its own rank if every rung diverged too, 0 if one did not, NaN if none has ended."""
+    values = np.zeros(0) if rows is None else rows["value"].dropna().to_numpy(dtype=np.float64)
+    return math.nan if not len(values) else diverged if bool((values == diverged).all()) else 0.0
+
+
 def interpolate_ladder(rows: pd.DataFrame | None, match: str, at: float) -> float:
-    """Interpolate the outcome of some runs at ``match`` = ``at``, linearly in the logarithm of ``match``; NaN outside their range."""
+    """Interpolate the outcome of some runs at ``match`` = ``at``, linearly in the logarithm of ``match``.
+
+    Args:
+        rows: The runs, with their ``value``; None if there are none.
+        match: The outcome by which they are ordered.
+        at: Its value.
+
+    Returns:
+        The outcome, or NaN outside the range of the runs and next to a run that diverged.
+    """
     if rows is None:
         return math.nan
     place, value = rows[match].to_numpy(dtype=np.float64), rows["value"].to_numpy(dtype=np.float64)
@@ -442,6 +563,9 @@ def interpolate_ladder(rows: pd.DataFrame | None, match: str, at: float) -> floa
     steps, heights = place[known][order], value[known][order]
     if not len(steps) or not at > 0 or not steps[0] <= at <= steps[-1]:
         return math.nan
+    is_diverged = np.isinf(value) | rows["both_diverged"].to_numpy(dtype=bool)
+    if (is_diverged & (place >= steps[steps <= at][-1]) & (place <= steps[steps >= at][0])).any():
+        return math.nan  # a straight line between its neighbors would hide that it diverged
     return float(np.interp(math.log(at), np.log(steps), heights))
 
 
@@ -465,13 +589,14 @@ class Trend(Hypothesis):
         table = select_runs(outcome_values(runs, self.metric, None, self.contrast, self.worst_end, include_baselines=True), self.where)
         description = f"{metric_label(self)} along {self.predictor}" + (f", {format_selection(self.where)}" if self.where else "")
         sign = 1 if self.direction == "up" else -1
-        diverged = count_diverged(runs, self.contrast, table)
+        diverged = count_diverged(runs, list_compared_runs(self, table))
         rows = table.dropna(subset=["value", self.predictor])
         both_diverged = len(set(table.loc[table["both_diverged"], "seed"]))
         if not len(rows):
             return empty_result(description, "slope", diverged=diverged, both_diverged=both_diverged)
         if self.predictor in factors:
-            complete, incomplete = average_by_level(rows, self.predictor, [f for f in factors if f not in {self.predictor, *self.where}])
+            others = [factor for factor in factors if factor not in {self.predictor, *self.where}]
+            complete, incomplete, left_out = average_by_level(table.dropna(subset=[self.predictor]), self.predictor, others)
             if not len(complete):
                 return empty_result(
                     description, "slope", incomplete, "no seed has a run at each of two or more levels", diverged, both_diverged
@@ -482,7 +607,7 @@ class Trend(Hypothesis):
                 return evaluate_two_levels(
                     complete,
                     levels,
-                    PerSeedValues(pd.Series(dtype=float), num_incomplete, both_diverged),
+                    PerSeedValues(pd.Series(dtype=float), num_incomplete, both_diverged, left_out),
                     sign,
                     criteria,
                     description,
@@ -493,23 +618,30 @@ class Trend(Hypothesis):
         else:
             trend = spearman_within_blocks(rows[self.predictor].to_numpy(float), rows["value"].to_numpy(float), rows["seed"].to_numpy())
             p, num_incomplete, medians, levels = trend.p, len(set(table["seed"])) - trend.p.seeds - both_diverged, np.zeros(0), np.zeros(0)
-            seeds = np.unique(rows["seed"].to_numpy())
+            num_values = rows.groupby("seed")[self.predictor].nunique()
+            seeds, left_out = num_values.index[num_values > 1].to_numpy(), ()  # the others have no slope
         slopes = np.array(trend.slopes)
         notes = [f"mean rank correlation over seeds {trend.rho:+.2f}"]
         reversals = [f"{levels[k]:g} to {levels[k + 1]:g}" for k in range(len(medians) - 1) if sign * medians[k + 1] < sign * medians[k]]
         if reversals:
             notes.append(f"the trend does not hold at every step: the median reverses direction from {', '.join(reversals)}")
+        if num_without := int(np.isnan(slopes).sum()):
+            verb = "has" if num_without == 1 else "have"
+            notes.append(
+                f"{num_without} of {count_seeds(len(slopes))} {verb} no slope, because a run {describe_infinite(description)}; the ranks "
+                "count it as the worst"
+            )
         has_too_few_seeds = p.seeds < MIN_TREND_SEEDS
         if has_too_few_seeds:
             notes.append(
                 f"a trend within {p.seeds} seed{'s' * (p.seeds != 1)} is not replicated; at least {MIN_TREND_SEEDS} seeds are needed"
             )
             p = replace(p, min_attainable_p=1.0)
-        points = tuple((int(seed), float(value)) for seed, value in zip(seeds, slopes, strict=False))
+        points = tuple((int(seed), float(value)) for seed, value in zip(seeds, slopes, strict=True))
         return HypothesisResult(
             description,
             "slope",
-            mean_ci(slopes, 1 - criteria.alpha),
+            mean_ci(slopes[np.isfinite(slopes)], 1 - criteria.alpha),
             p,
             sign * trend.rho > 0,
             False,
@@ -517,7 +649,7 @@ class Trend(Hypothesis):
             diverged,
             detectable=math.inf if has_too_few_seeds else math.nan,
             points=points,
-            notes=tuple(notes),
+            notes=(*notes, *left_out),
             both_diverged=both_diverged,
         )
 
@@ -536,7 +668,7 @@ def evaluate_two_levels(
     Args:
         complete: The means per seed and level, [seeds, 2].
         levels: The two levels as numbers, [2].
-        excluded: The counts of seeds that were excluded before.
+        excluded: The counts of seeds that were excluded before, and the note on conditions that were left out.
         sign: 1 if the hypothesis predicts a rise, -1 if it predicts a fall.
         criteria: The significance level and the power.
         description: The compared quantity in words.
@@ -548,6 +680,7 @@ def evaluate_two_levels(
         pd.Series(paired_differences(high, low)[~is_undefined], index=complete.index[~is_undefined]),
         excluded.incomplete,
         excluded.both_diverged + int(is_undefined.sum()),
+        excluded.notes,
     )
     result = directional_result(d, sign, 0.0, 0.0, criteria, f"{description}, {levels[1]:g} minus {levels[0]:g}", diverged)
     return replace(result, notes=("two levels are not a trend, so this is their paired contrast", *result.notes))
@@ -564,22 +697,35 @@ def numeric_levels(levels: pd.Index, predictor: str) -> np.ndarray:
         ) from None
 
 
-def average_by_level(rows: pd.DataFrame, predictor: str, factors: Sequence[str]) -> tuple[pd.DataFrame, int]:
+def average_by_level(runs: pd.DataFrame, predictor: str, factors: Sequence[str]) -> tuple[pd.DataFrame, int, tuple[str, ...]]:
     """Average over the cells of the other factors that every level has.
 
+    Args:
+        runs: The rows, from ``outcome_values``; those without a value are left out.
+        predictor: The factor of the levels.
+        factors: The other factors.
+
     Returns:
-        The means [seeds, levels] of the complete seeds, and the number of seeds that lack a level.
+        The means [seeds, levels] of the complete seeds, the number of seeds that lack a level, and notes on the levels and the cells
+        that have runs but no value in any seed.
     """
-    shared = [factor for factor in factors if rows[factor].notna().any()]
-    table = rows.assign(cell=list(map(str, rows[shared].itertuples(index=False, name=None))))
+    shared = [factor for factor in factors if runs[factor].notna().any()]
+    planned = runs.assign(cell=list(map(str, runs[shared].itertuples(index=False, name=None))))
+    table = planned.dropna(subset=["value"])
     by_cell = average_cells(table, ["seed", "cell", predictor]).pivot(index="seed", columns=["cell", predictor], values="value")
     levels = sorted(table[predictor].unique())
     complete_cells = [cell for cell in by_cell.columns.unique("cell") if len(by_cell[cell].columns) == len(levels)]
     if not complete_cells or len(levels) < 2:
-        return pd.DataFrame(), len(by_cell)
+        return pd.DataFrame(), len(by_cell), ()
+    num_planned = planned[predictor].nunique()
+    cells = planned[planned[predictor].isin(levels)].groupby("cell")[predictor].nunique()
+    notes = (
+        *describe_left_out(num_planned - len(levels), num_planned, "level"),
+        *describe_left_out(int((cells == len(levels)).sum()) - len(complete_cells), int((cells == len(levels)).sum())),
+    )
     complete = by_cell[complete_cells].dropna()
     means = {level: complete.xs(level, axis=1, level=predictor).to_numpy(dtype=np.float64).mean(axis=1) for level in levels}
-    return pd.DataFrame(means, index=complete.index), len(by_cell) - len(complete)
+    return pd.DataFrame(means, index=complete.index), len(by_cell) - len(complete), notes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -593,7 +739,7 @@ class All(Hypothesis):
     parts: Annotated[tuple[Hypothesis, ...], MinLen(1)]
 
     def evaluate(self, runs: pd.DataFrame, factors: Sequence[str], criteria: DecisionCriteria) -> HypothesisResult:
-        return combine_parts(self, [part.evaluate(runs, factors, criteria) for part in self.parts])
+        return combine_parts(self, [evaluate_one(part, runs, factors, criteria) for part in self.parts])
 
 
 def combine_parts(hypothesis: All, results: Sequence[HypothesisResult]) -> HypothesisResult:
@@ -605,7 +751,8 @@ def combine_parts(hypothesis: All, results: Sequence[HypothesisResult]) -> Hypot
     else:
         weakest = max(results, key=lambda part: part.p.value)
         p = replace(weakest.p, min_attainable_p=max(part.p.min_attainable_p for part in results))
-    notes = tuple(
+    reason = weakest.notes[:1] if not weakest.p.seeds else ()  # why there are no results
+    notes = reason + tuple(
         f"{part_hypothesis.name}: {part.description} {part.interval.estimate:.3g} ({part.p})"
         for part_hypothesis, part in zip(hypothesis.parts, results, strict=True)
     )

@@ -62,12 +62,17 @@ class HypothesisResult:
     both_diverged: int = 0  # the difference of these seeds is undefined; it is not zero
 
 
+def describe_infinite(description: str) -> str:
+    """Return what an infinite value means: a cost or a round to a target (``rounds.to:4.2``) is infinite too where it is not reached."""
+    return "diverged or never reached the target" if ".to:" in description else "diverged"
+
+
 def empty_result(
     description: str, unit: str, incomplete: int = 0, reason: str = "", diverged: int = 0, both_diverged: int = 0
 ) -> HypothesisResult:
     """Return the result of a comparison without any complete seed."""
     reason = reason or (
-        f"both sides diverged in all of {count_seeds(both_diverged)}, so there is no difference to test"
+        f"both sides {describe_infinite(description)} in all of {count_seeds(both_diverged)}, so there is no difference to test"
         if both_diverged
         else "no seed has all the runs that the comparison needs"
     )
@@ -115,13 +120,15 @@ def directional_result(
     notes = []
     if comparison.infinite:
         notes.append(
-            f"in {comparison.infinite} of {comparison.seeds} seeds only one side diverged, so the median and ranks replace the mean"
+            f"in {comparison.infinite} of {comparison.seeds} seeds only one side {describe_infinite(description)}, so the median and ranks "
+            "replace the mean"
         )
     equal = int((numbers == margin * sign).sum())
     if equal:
         notes.append(f"{equal} of {count_seeds(len(numbers))} {'does' if equal == 1 else 'do'} not differ at all")
     if is_ruled_out:
         notes.append(f"the data rule out an effect of {min_effect:g}, the smallest effect of interest")
+    notes += per_seed.notes
     has_predicted_sign = sign * comparison.interval.estimate > 0 if not comparison.infinite else sign * comparison.rank_biserial > 0
     return HypothesisResult(
         description,
@@ -133,7 +140,7 @@ def directional_result(
         per_seed.incomplete,
         diverged,
         comparison.g,
-        comparison.detectable,
+        comparison.detectable + margin,
         seed_points(d),
         tuple(notes),
         per_seed.both_diverged,
@@ -144,7 +151,7 @@ def equivalence_result(
     per_seed: PerSeedValues, margin: float, criteria: DecisionCriteria, description: str, diverged: int
 ) -> HypothesisResult:
     """Apply TOST to one number per seed; equivalence is refuted if the interval lies entirely beyond the margin."""
-    d, incomplete, both_diverged = per_seed
+    d, incomplete, both_diverged, notes = per_seed
     description = f"{description} within {margin:g}"
     if not len(d):
         return empty_result(description, "difference", incomplete, diverged=diverged, both_diverged=both_diverged)
@@ -155,7 +162,7 @@ def equivalence_result(
                 description,
                 "difference",
                 incomplete,
-                "only one side diverged in at least one seed, so equivalence cannot be tested",
+                f"only one side {describe_infinite(description)} in at least one seed, so equivalence cannot be tested",
                 diverged,
                 both_diverged,
             ),
@@ -176,6 +183,7 @@ def equivalence_result(
         diverged,
         detectable=detectable_margin(len(numbers), sd, criteria.strictest_alpha, criteria.power),
         points=seed_points(d),
+        notes=notes,
         both_diverged=both_diverged,
     )
 

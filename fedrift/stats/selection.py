@@ -46,7 +46,20 @@ HIGHER_IS_BETTER = (
     "product.cosine",
     "product.consensus",
     "product.pairwise",
+    "update.turn",
+    "update.efficiency",
+    "product.turn",
+    "product.efficiency",
+    "classification.",
+    "gain",
+    "baseline.gain",
+    "hidden.rank",
+    "adapters.rank",
+    "adapters.angle",
 )
+# Outcomes that are not, or not only, about the run itself: a diverged run has an intact start, and an intact baseline.
+OF_START, OF_BASELINE = ("start",), ("baseline.gain", "baseline.absence")
+OF_RUN_AND_BASELINE = ("gap", "gap.worst", "gap.relative")
 
 
 class PerSeedValues(NamedTuple):
@@ -56,16 +69,23 @@ class PerSeedValues(NamedTuple):
         values: The numbers, indexed by seed.
         incomplete: The number of seeds that lack a run; ``values`` does not contain them.
         both_diverged: The number of seeds in which both sides diverged. Their difference is undefined, so ``values`` does not contain them.
+        notes: A sentence on the conditions that no seed has.
     """
 
     values: pd.Series
     incomplete: int = 0
     both_diverged: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def default_worst_end(metric: str) -> WorstEnd:
     """Return the end at which a diverged run ranks: "low" for accuracies, similarities and text scores, else "high"."""
     return "low" if metric.startswith(HIGHER_IS_BETTER) else "high"
+
+
+def needs_baseline(metric: str, contrast: Contrast = "none") -> bool:
+    """Return whether an outcome depends on the IID baseline of the run, so that it is missing where there is none."""
+    return contrast == "iid_baseline" or metric in (*OF_BASELINE, *OF_RUN_AND_BASELINE)
 
 
 def require_columns(runs: pd.DataFrame, columns: Sequence[str], kind: str = "column of the runs") -> None:
@@ -81,6 +101,7 @@ def select_runs(runs: pd.DataFrame, *selections: Selection) -> pd.DataFrame:
     Args:
         runs: The table of runs.
         selections: Mappings ``{factor: level}`` or ``{factor: [levels]}``. IID baselines are excluded unless a selection names ``iid``.
+            A baseline belongs to every stage that has a run with this baseline, although the table names only one of them.
 
     Raises:
         UserError: The table lacks a required column or a factor.
@@ -96,7 +117,10 @@ def select_runs(runs: pd.DataFrame, *selections: Selection) -> pd.DataFrame:
         require_columns(runs, list(selection), "factor")
         for factor, levels in selection.items():
             accepted = list(levels) if isinstance(levels, (list, tuple)) else [levels]
-            keep &= runs[factor].isin(accepted).to_numpy(dtype=bool)
+            matches = runs[factor].isin(accepted)
+            if factor == "stage" and "iid_baseline" in runs:
+                matches |= runs["iid"].astype(bool) & runs["run"].isin(set(runs.loc[matches, "iid_baseline"]))
+            keep &= matches.to_numpy(dtype=bool)
     return runs[keep]
 
 
@@ -117,34 +141,57 @@ def outcome_values(
         where: The selection of rows.
         contrast: "none" for the outcome itself, or "iid_baseline" for the outcome minus that of the run's own IID baseline.
         worst_end: The end at which a diverged run becomes infinite. The default is ``default_worst_end`` of the metric.
-        scale: "difference", or "ratio" to take logarithms, so that differences are log-ratios.
+        scale: "difference", or "ratio" to take logarithms, so that differences are log-ratios. The logarithm of 0 or less is NaN.
         include_baselines: Whether to return all rows, IID baselines included, and ignore ``where``.
 
     Returns:
         The rows. ``value`` is the outcome or the contrast. ``both_diverged`` is True if both the run and its baseline diverged; ``value``
-        is then NaN.
+        is then NaN. A gap is at the good end if only the baseline diverged.
 
     Raises:
-        UserError: A column is missing, or ``scale`` is "ratio" and an outcome is not above 0.
+        UserError: A column is missing, or ``scale`` is "ratio" and an outcome of the selected rows is not above 0.
     """
     require_columns(runs, [metric], "outcome")
-    outcome = assign_worst_rank(
-        runs[metric].to_numpy(dtype=np.float64), runs["diverged"].to_numpy(dtype=bool), worst_end or default_worst_end(metric)
-    )
-    both_diverged = np.zeros(len(runs), dtype=bool)
+    worst_end = worst_end or default_worst_end(metric)
+    best_end: WorstEnd = "low" if worst_end == "high" else "high"
+    none = np.zeros(len(runs), dtype=bool)
+    run_diverged = none if metric in (*OF_START, *OF_BASELINE) else runs["diverged"].to_numpy(dtype=bool)
+    baseline_diverged = find_diverged_baselines(runs) if needs_baseline(metric) else none
+    both_diverged = run_diverged & baseline_diverged
+    outcome = runs[metric].to_numpy(dtype=np.float64)
+    outcome = assign_worst_rank(outcome, baseline_diverged, worst_end if metric in OF_BASELINE else best_end)
+    outcome = np.where(both_diverged, np.nan, assign_worst_rank(outcome, run_diverged, worst_end))
     if scale == "ratio":
-        if (outcome <= 0).any():
-            raise UserError(
-                f"scale: ratio needs values of {metric!r} above 0, but the smallest is {np.nanmin(outcome):g}; use scale: difference"
-            )
-        outcome = np.log(outcome)
+        # a diverged run of an accuracy ranks as minus infinity, which is its logarithm too
+        outcome = np.where(np.isneginf(outcome), outcome, np.log(np.where(outcome > 0, outcome, np.nan)))
     if contrast == "iid_baseline":
         require_columns(runs, ["iid_baseline"])
         outcome_by_run = dict(zip(runs["run"], outcome, strict=True))
         baseline = np.array([outcome_by_run.get(name, np.nan) for name in runs["iid_baseline"]], dtype=np.float64)
-        outcome, both_diverged = paired_differences(outcome, baseline), mask_both_diverged(outcome, baseline)
+        outcome, both_diverged = paired_differences(outcome, baseline), both_diverged | mask_both_diverged(outcome, baseline)
     table = runs.assign(value=outcome, both_diverged=both_diverged)
-    return table if include_baselines else select_runs(table, where or {})
+    if include_baselines:
+        return table
+    selected = select_runs(table, where or {})
+    if scale == "ratio":
+        require_positive(runs, metric, contrast, selected)
+    return selected
+
+
+def find_diverged_baselines(runs: pd.DataFrame) -> np.ndarray:
+    """Return whether the IID baseline of each run diverged, [runs] bool; False if the run has none."""
+    if "iid_baseline" not in runs:
+        return np.zeros(len(runs), dtype=bool)
+    return runs["iid_baseline"].isin(set(runs.loc[runs["diverged"].to_numpy(dtype=bool), "run"])).to_numpy(dtype=bool)
+
+
+def require_positive(runs: pd.DataFrame, metric: str, contrast: Contrast, *sides: pd.DataFrame) -> None:
+    """Raise UserError if an outcome of the compared runs is not above 0, so that it has no logarithm; diverged runs have a rank instead."""
+    names = set().union(*(side["run"] for side in sides), *(side["iid_baseline"] for side in sides if contrast == "iid_baseline"))
+    values = runs.loc[runs["run"].isin(names) & ~runs["diverged"].to_numpy(dtype=bool), metric].to_numpy(dtype=np.float64)
+    values = values[np.isfinite(values)]
+    if (values <= 0).any():
+        raise UserError(f"scale: ratio needs values of {metric!r} above 0, but the smallest is {values.min():g}; use scale: difference")
 
 
 def shared_factors(group: pd.DataFrame, reference: pd.DataFrame, factors: Sequence[str], named: Sequence[str]) -> list[str]:
@@ -160,7 +207,8 @@ def values_per_seed(group: pd.DataFrame, reference: pd.DataFrame | None, factors
     """Return one number per seed: ``group`` minus ``reference``, or ``group`` alone.
 
     Within a seed, rows are paired by ``factors`` and the pairs are averaged. A seed counts only if it has every pair that any seed has.
-    Otherwise seeds would be means over different cells.
+    Otherwise seeds would be means over different cells. A pair that no seed has, although both sides have runs of it, is left out, which
+    ``notes`` states.
 
     Args:
         group: The rows of one side, from ``outcome_values``.
@@ -169,7 +217,9 @@ def values_per_seed(group: pd.DataFrame, reference: pd.DataFrame | None, factors
     """
     key = ["seed", *factors]
     cells = average_cells(group, key)
+    planned = group[list(factors)].drop_duplicates()
     if reference is not None:
+        planned = planned.merge(reference[list(factors)].drop_duplicates(), how="inner") if factors else planned
         cells = cells.merge(average_cells(reference, key), on=key, how="outer", suffixes=("", "_reference"))
         left, right = cells["value"].to_numpy(dtype=np.float64), cells["value_reference"].to_numpy(dtype=np.float64)
         undefined = [cells[name].eq(True).to_numpy() for name in ("both_diverged", "both_diverged_reference")]
@@ -186,9 +236,41 @@ def values_per_seed(group: pd.DataFrame, reference: pd.DataFrame | None, factors
     if not len(cells):
         return PerSeedValues(pd.Series(dtype=float), len(seeds))
     count = cells.groupby("seed")["value"].size()
-    complete = average_cells(cells, ["seed"]).set_index("seed")[(count == count.max()).to_numpy()]
+    num_cells = len(cells[list(factors)].drop_duplicates()) if factors else 1
+    complete = average_cells(cells, ["seed"]).set_index("seed")[(count == num_cells).to_numpy()]
     is_undefined = complete["both_diverged"].to_numpy(dtype=bool)
-    return PerSeedValues(complete.loc[~is_undefined, "value"].astype(float), len(seeds) - len(complete), int(is_undefined.sum()))
+    return PerSeedValues(
+        complete.loc[~is_undefined, "value"].astype(float),
+        len(seeds) - len(complete),
+        int(is_undefined.sum()),
+        describe_left_out(len(planned) - num_cells, len(planned)) if factors else (),
+    )
+
+
+def keep_shared_cells(sides: Sequence[pd.DataFrame], factors: Sequence[str]) -> tuple[list[pd.DataFrame], tuple[str, ...]]:
+    """Keep of each side the rows in cells of ``factors`` in which every side has a value in some seed.
+
+    Args:
+        sides: The rows of each side, from ``outcome_values``.
+        factors: The columns that form a cell.
+
+    Returns:
+        The sides, and a note on the cells that have rows on every side, but not a value.
+    """
+    if not factors:
+        return list(sides), ()
+    planned = known = sides[0][list(factors)].drop_duplicates()
+    for side in sides:
+        has_value = side["value"].notna() | side["both_diverged"]
+        planned = planned.merge(side[list(factors)].drop_duplicates())
+        known = known.merge(side.loc[has_value, list(factors)].drop_duplicates())
+    return [side.merge(known) for side in sides], describe_left_out(len(planned) - len(known), len(planned))
+
+
+def describe_left_out(count: int, total: int, kind: str = "condition") -> tuple[str, ...]:
+    """Return the note that some conditions have no value in any seed, or nothing if all have one."""
+    verb = "has" if count == 1 else "have"
+    return (f"{count} of {total} {kind}s {verb} no value in any seed and {'is' if count == 1 else 'are'} left out",) if count > 0 else ()
 
 
 def average_cells(rows: pd.DataFrame, key: Sequence[str]) -> pd.DataFrame:

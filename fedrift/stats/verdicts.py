@@ -20,16 +20,16 @@ import numpy as np
 
 from ..core.errors import UserError
 from ..core.lazy_imports import pd
-from .hypotheses import Hypothesis
-from .results import DecisionCriteria, HypothesisResult, empty_result
-from .selection import require_columns, select_runs
+from .hypotheses import MIN_TREND_SEEDS, Hypothesis, Interaction, evaluate_one, list_selections
+from .results import DecisionCriteria, HypothesisResult, describe_infinite, empty_result
+from .selection import outcome_values, require_columns, select_runs
 from .significance import ALPHA, count_seeds, format_p, holm, min_seeds
 
 
 def format_verdict(name: str, verdict: str, result: HypothesisResult, adjusted_p: float, criteria: DecisionCriteria) -> str:
     """Format the sentence of a verdict: the effect, its uncertainty, and what the seeds could not have shown."""
     opening = f"{name} is {verdict}."
-    if not result.p.seeds or math.isnan(result.interval.estimate):
+    if not result.p.seeds or (math.isnan(result.interval.estimate) and result.unit != "slope"):
         reason = f": {result.notes[0]}" if result.notes else ""
         return " ".join([f"{opening} There are no results to test for {result.description}{reason}.", *format_exclusions(result)])
     subject = result.description[0].upper() + result.description[1:]
@@ -42,6 +42,8 @@ def format_effect(result: HypothesisResult) -> str:
     """Format an estimate with its interval, for example ``+0.123 (95 % interval +0.05 to +0.2)``; ratios and shares have no plus sign."""
     plus = "" if result.unit in ("ratio", "share") else "+"
     interval = result.interval
+    if math.isnan(interval.estimate):
+        return "no slope, because every seed has a run without a finite value,"
     if result.unit == "share":
         estimate = f"{interval.estimate:.0%}"
         bounds = f"{interval.low:.0%} to {interval.high:.0%}" if math.isfinite(interval.high - interval.low) else "without bounds"
@@ -55,6 +57,8 @@ def format_effect(result: HypothesisResult) -> str:
 
 def format_p_value(result: HypothesisResult, adjusted_p: float, criteria: DecisionCriteria) -> str:
     """Format the p-value with its test and its Holm adjustment, or the reason why there is no p-value."""
+    if result.unit == "slope" and result.p.seeds < MIN_TREND_SEEDS:
+        return "no p"
     if result.p.min_attainable_p > criteria.alpha or math.isnan(result.p.value):
         return str(result.p) if not math.isnan(result.p.value) else "no p"
     corrected = f", {format_p(adjusted_p)} after Holm correction over {criteria.family_size} hypotheses" if criteria.family_size > 1 else ""
@@ -65,11 +69,14 @@ def format_limits(verdict: str, result: HypothesisResult, criteria: DecisionCrit
     """List the sentences on the smallest effect that the seeds could have shown, and on the runs that were excluded."""
     sentences: list[str] = []
     if math.isinf(result.detectable):
-        needed = min_seeds(criteria.alpha, criteria.family_size)
-        family = f" in a family of {criteria.family_size} hypotheses" if criteria.family_size > 1 else ""
-        sentences.append(
-            f"No effect, however large, can be significant with {count_seeds(result.p.seeds)}: at least {needed} are needed{family}."
+        is_tost = result.p.test == "TOST"
+        is_trend = result.unit == "slope"
+        needed = MIN_TREND_SEEDS if is_trend else min_seeds(criteria.alpha, criteria.family_size) - is_tost  # TOST is one-sided
+        family = f" in a family of {criteria.family_size} hypotheses" if criteria.family_size > 1 and not is_trend else ""
+        subject = (
+            "No difference, however small, can be shown to be equivalent" if is_tost else "No effect, however large, can be significant"
         )
+        sentences.append(f"{subject} with {count_seeds(result.p.seeds)}: at least {needed} are needed{family}.")
     elif verdict == "inconclusive" and not math.isnan(result.detectable):
         size = f"{result.detectable:.0%}" if result.unit == "share" else f"{result.detectable:.3g}"
         sentences.append(f"An effect of {size} would have been detected with {criteria.power:.0%} probability; a smaller effect may exist.")
@@ -83,12 +90,13 @@ def format_exclusions(result: HypothesisResult) -> list[str]:
     sentences: list[str] = []
     if result.diverged:
         single = result.diverged == 1
-        is_ranked_worst = result.unit != "rate" and (not result.both_diverged or any(math.isinf(value) for _, value in result.points))
-        rank = f" and count{'s' if single else ''} as the worst" * is_ranked_worst
+        has_rank = not result.both_diverged or any(math.isinf(value) for _, value in result.points)
+        rank = f" and count{'s' if single else ''} as the worst" if result.unit != "rate" and result.points and has_rank else ""
         sentences.append(f"{result.diverged} run{'' if single else 's'} diverged{rank}.")
     if result.both_diverged and result.points:
         pronoun = "it" if result.both_diverged == 1 else "them"
-        sentences.append(f"In {count_seeds(result.both_diverged)} both sides diverged, and the test excludes {pronoun}.")
+        event = describe_infinite(result.description)
+        sentences.append(f"In {count_seeds(result.both_diverged)} both sides {event}, and the test excludes {pronoun}.")
     if result.incomplete:
         sentences.append(f"{count_seeds(result.incomplete)} {'is' if result.incomplete == 1 else 'are'} incomplete.")
     return sentences
@@ -153,7 +161,7 @@ def evaluate_hypotheses(
     sizes = Counter(hypothesis.family for hypothesis in hypotheses)
     criteria = {family: DecisionCriteria(alpha, power, size) for family, size in sizes.items()}
     results = [
-        hypothesis.evaluate(runs, factors, criteria[hypothesis.family])
+        evaluate_one(hypothesis, runs, factors, criteria[hypothesis.family])
         if len(runs)
         else empty_result(hypothesis.metric, "difference", reason="no run has ended")
         for hypothesis in hypotheses
@@ -161,7 +169,9 @@ def evaluate_hypotheses(
     adjusted = [math.nan] * len(results)
     for family in sizes:
         members = [index for index, hypothesis in enumerate(hypotheses) if hypothesis.family == family]
-        for index, value in zip(members, holm([results[index].p.value for index in members]), strict=True):
+        # a t test can give a p-value below the smallest one that its seeds can produce; the correction must not start there
+        bounded = [np.maximum(results[index].p.value, results[index].p.min_attainable_p) for index in members]
+        for index, value in zip(members, holm(bounded), strict=True):
             adjusted[index] = float(value)
     return tuple(
         build_verdict(hypothesis, result, value, criteria[hypothesis.family])
@@ -230,7 +240,8 @@ class Gate:
         metric: The outcome that is asked; by default what the IID baseline gained from its start to its end, in nats.
         min: The least mean that counts.
         action: ``void``: a hypothesis that uses a void condition has no verdict but "void". ``drop``: void conditions are left out, and
-            the hypothesis is judged on the others, if any are left on each side.
+            the hypothesis is judged on the others, if any are left on each side. A difference of unpaired means, such as a main effect of
+            an orthogonal array, is void if the others are not balanced.
     """
 
     metric: str = "baseline.gain"
@@ -240,31 +251,15 @@ class Gate:
 
 def find_void_conditions(runs: pd.DataFrame, gate: Gate) -> dict[tuple[Any, Any], float]:
     """The conditions, by stage and name, whose mean is below the gate's, and their means; those without a number count."""
-    require_columns(runs, [gate.metric, "stage", "condition"], "outcome")
-    rows = runs[~runs["iid"].to_numpy(dtype=bool)]
-    means = rows.groupby(["stage", "condition"], observed=True)[gate.metric].agg(_mean_of_known)
+    require_columns(runs, ["stage", "condition"])
+    rows = outcome_values(runs, gate.metric)
+    means = rows.groupby(["stage", "condition"], observed=True)["value"].agg(_mean_of_known)
     return {cast(tuple[Any, Any], name): float(value) for name, value in means.items() if value < gate.min}
 
 
 def _mean_of_known(values: pd.Series) -> float:
     known = values.dropna().to_numpy(dtype=np.float64)
     return float(known.mean()) if len(known) else math.nan
-
-
-def list_selections(hypothesis: Hypothesis) -> Iterator[tuple[dict[str, Any], ...]]:
-    """Every set of selections by which a hypothesis chooses runs."""
-    parts = getattr(hypothesis, "parts", ())
-    for part in parts:
-        yield from list_selections(part)
-    if parts:
-        return
-    where = hypothesis.where
-    if terms := getattr(hypothesis, "terms", ()):
-        yield from ((where, term.select) for term in terms)
-        return
-    sides = [getattr(hypothesis, "group", {})] + [side for name in ("reference", "target") if (side := getattr(hypothesis, name, {}))]
-    places = [getattr(hypothesis, name) for name in ("inside", "outside") if hasattr(hypothesis, name)] or [{}]
-    yield from ((where, side, place) for side in sides for place in places)
 
 
 def list_used_conditions(hypothesis: Hypothesis, runs: pd.DataFrame) -> set[tuple[Any, Any]]:
@@ -293,20 +288,51 @@ def evaluate_gated(
     for hypothesis, verdict in zip(hypotheses, evaluate_hypotheses(hypotheses, remaining, factors), strict=True):
         used = list_used_conditions(hypothesis, runs)
         bad = sorted(((void[name], name[1]) for name in used if name in void), key=lambda pair: (pair[0], str(pair[1])))
+        left_out = f"{len(bad)} of {len(used)} conditions are void and left out: {describe_gate(bad, gate)}" if bad else ""
         if bad and (gate.action == "void" or len(bad) == len(used)):
-            verdict = void_verdict(verdict, bad, gate)
-        elif bad:
-            verdict = replace(
-                verdict, notes=(*verdict.notes, f"{len(bad)} of {len(used)} conditions are void and left out: {describe_gate(bad, gate)}")
+            verdict = void_verdict(verdict, describe_gate(bad, gate))
+        elif bad and (factor := find_unbalanced_factor(hypothesis, runs, remaining, factors)):
+            verdict = void_verdict(
+                verdict, f"{left_out}; the others are not balanced over {factor}, whose effect the difference would contain"
             )
+        elif bad:
+            verdict = replace(verdict, notes=(*verdict.notes, left_out))
         found.append(verdict)
     return tuple(found)
 
 
-def void_verdict(verdict: HypothesisVerdict, conditions: Sequence[tuple[float, str]], gate: Gate) -> HypothesisVerdict:
+def find_unbalanced_factor(hypothesis: Hypothesis, runs: pd.DataFrame, remaining: pd.DataFrame, factors: Sequence[str]) -> str:
+    """Return a factor over which the sides of a hypothesis were balanced before conditions were left out, and are not now; "" if none."""
+    for sides in list_unpaired_sides(hypothesis):
+        rows = [select_runs(remaining, *side) for side in sides]
+        named = {factor for side in sides for selection in side for factor in selection}
+        for factor in (name for name in factors if name not in named and all(map(len, rows))):
+            if is_balanced([select_runs(runs, *side) for side in sides], factor) and not is_balanced(rows, factor):
+                return factor
+    return ""
+
+
+def list_unpaired_sides(hypothesis: Hypothesis) -> Iterator[list[tuple[dict[str, Any], ...]]]:
+    """Every list of selections whose means a hypothesis compares, and whose conditions it does not pair."""
+    for part in getattr(hypothesis, "parts", ()):
+        yield from list_unpaired_sides(part)
+    if terms := getattr(hypothesis, "terms", ()):
+        yield [(hypothesis.where, term.select) for term in terms]
+    if isinstance(hypothesis, Interaction):
+        for side in (hypothesis.group, hypothesis.reference):
+            yield [(hypothesis.where, side, hypothesis.inside), (hypothesis.where, side, hypothesis.outside)]
+
+
+def is_balanced(sides: Sequence[pd.DataFrame], factor: str) -> bool:
+    """Return whether every side has each level of a factor in the same share of its conditions."""
+    levels = [rows.drop_duplicates(["stage", "condition"])[factor].astype(str) for rows in sides]
+    shares = [one.value_counts(normalize=True).round(9).to_dict() for one in levels]
+    return all(share == shares[0] for share in shares)
+
+
+def void_verdict(verdict: HypothesisVerdict, reason: str) -> HypothesisVerdict:
     """The same numbers without a judgment."""
-    message = f"{verdict.name} is void: {describe_gate(conditions, gate)}."
-    return replace(verdict, verdict="void", sentence=message, notes=(verdict.sentence, *verdict.notes))
+    return replace(verdict, verdict="void", sentence=f"{verdict.name} is void: {reason}.", notes=(verdict.sentence, *verdict.notes))
 
 
 def describe_gate(conditions: Sequence[tuple[float, str]], gate: Gate) -> str:

@@ -5,6 +5,8 @@ A study file selects a design by ``design: {type: Name}``, where the name is a c
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
 from typing import Any, Literal, TypeAlias
@@ -156,7 +158,8 @@ class Orthogonal(Design):
 
     Each factor uses one column of ``array``. ``clear`` lists pairs of factors whose interaction must not be confounded with any main
     effect. A factor with fewer levels than its column repeats them cyclically, which keeps main effects independent: with two levels in a
-    column of three, the first level is run twice as often. ``find_aliases`` lists the remaining confounding.
+    column of three, the first level is run twice as often. Levels for which the array repeats whole cells, so that two main effects would
+    not be independent, are refused. ``find_aliases`` lists the remaining confounding.
     """
 
     array: Literal["L4", "L8", "L16", "L9", "L18", "L27", "L81"] = "L27"
@@ -171,6 +174,11 @@ class Orthogonal(Design):
             cell = {factor: cell[factor] for factor in levels}
             if cell not in cells:
                 cells.append(cell)
+        if pair := find_dependent_pair(cells):
+            raise UserError(
+                f"design.array: {self.array} repeats cells for these numbers of levels, so the main effects of {pair[0]!r} and {pair[1]!r} "
+                "would be confounded; use FullGrid, more factors or another array"
+            )
         return cells
 
     def assign_columns(self, levels: Levels) -> dict[str, np.ndarray]:
@@ -219,6 +227,16 @@ class Orthogonal(Design):
                 if any(compute_overlap(compute_contrasts(columns[name]), interaction) > 1e-9 for name in others):
                     return True
         return False
+
+
+def find_dependent_pair(cells: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
+    """Return two factors whose main effects are confounded, because their levels are not proportional over the cells; None if all are."""
+    for pair in combinations(cells[0] if cells else (), 2):
+        both = Counter(tuple(str(cell[factor]) for factor in pair) for cell in cells)
+        first, second = (Counter(str(cell[factor]) for cell in cells) for factor in pair)
+        if any(both[one, other] * len(cells) != first[one] * second[other] for one in first for other in second):
+            return pair
+    return None
 
 
 def find_aliases(cells: list[Cell]) -> list[dict[str, Any]]:

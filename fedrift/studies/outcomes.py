@@ -31,6 +31,7 @@ are those of the machine that simulated.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,18 +39,20 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ..core.errors import UserError, quote_value
+from ..core.errors import UserError, quote_value, unknown_name_error
 from ..core.lazy_imports import pd
 from ..core.records import RecordColumns, Trajectory, final_round_indices
+from ..core.registry import KINDS, extensions
 from ..diagnosis.failures import DIVERGENCE_METRICS, find_training_divergence
 from ..diagnosis.finding import THRESHOLDS
 from ..stats import HypothesisVerdict
 from ..stats.hypotheses import Hypothesis
+from ..stats.selection import needs_baseline
 from ..stats.verdicts import evaluate_gated
 from ..storage import Run, connect
 from ..storage.query import flatten, get_read_errors
 from .manifest import ManifestEntry, StudyManifest, merge_shared_baselines
-from .spec import parse_study
+from .spec import Study, build_base_config, expand_stages, parse_factors, parse_study
 
 Cost = Literal["bytes", "tokens", "seconds"]
 COSTS: tuple[Cost, ...] = get_args(Cost)
@@ -393,11 +396,13 @@ def build_study_table(manifest: StudyManifest, metrics: Sequence[str] = (), role
     entries = [entry for entry in merge_shared_baselines(content["runs"]) if entry.role in roles]
     trajectories = load_trajectories(manifest, entries, list_recorded_metrics(names))
     faults = get_read_errors(stored for entry in entries if ((stored := manifest.get_run(entry)).folder / "experiment.json").exists())
+    baselines = {entry.run: entry.iid_baseline for entry in entries if entry.iid_baseline}
     rows = []
     for entry in entries:
+        baseline_id = baselines.get(entry.run, "")  # also in a stage without IID baselines, if another stage has the same run with one
         fault = f"it cannot be read: {faults[entry.run]}" if entry.run in faults else ""
         status, run = "failed" if fault else manifest.get_status(entry.run), trajectories.get(entry.run)
-        has_ended, baseline = status in ("finished", "failed"), trajectories.get(entry.iid_baseline)
+        has_ended, baseline = status in ("finished", "failed"), trajectories.get(baseline_id)
         row = {
             "run": entry.run,
             "study": manifest.name,
@@ -406,7 +411,7 @@ def build_study_table(manifest: StudyManifest, metrics: Sequence[str] = (), role
             "condition": entry.condition,
             "seed": entry.seed,
             "iid": entry.iid,
-            "iid_baseline": entry.iid_baseline,
+            "iid_baseline": baseline_id,
             "status": status,
             "failure": fault or manifest.get_failure(entry.run),
             "diverged": bool(has_ended and run and has_diverged(run)),
@@ -462,7 +467,7 @@ def load_trajectories(manifest: StudyManifest, entries: Iterable[ManifestEntry],
 def evaluate_study_hypotheses(manifest: StudyManifest) -> tuple[pd.DataFrame, tuple[HypothesisVerdict, ...]]:
     """Return the table of a study and the verdict on each of its hypotheses; outcomes that only hypotheses use are columns too."""
     content = manifest.read()
-    study = parse_study(content["study"])
+    study = parse_study(content["study"], is_stored=True)
     hypothesis_metrics = [metric for hypothesis in study.hypotheses for metric in list_hypothesis_metrics(hypothesis)]
     gate_metrics = [study.gate.metric] if study.gate else []
     frame = build_study_table(manifest, tuple(dict.fromkeys([*study.metrics, *hypothesis_metrics, *gate_metrics])))
@@ -473,6 +478,104 @@ def list_hypothesis_metrics(hypothesis: Hypothesis) -> list[str]:
     """List the outcomes of a hypothesis and its parts, except the columns that every table has."""
     parts = [metric for part in getattr(hypothesis, "parts", ()) for metric in list_hypothesis_metrics(part)]
     return [metric for metric in (hypothesis.metric, getattr(hypothesis, "match", ""), *parts) if metric and metric not in METADATA_COLUMNS]
+
+
+# Metrics that no run can have are refused before the study is run. A misspelled one would otherwise be noticed after all runs.
+
+# First word of a recorded metric -> the group of probes that records it; "" stands for every run. A probe, an algorithm or a clustering
+# strategy of the user's own may record others.
+RECORDED_BY = {
+    **dict.fromkeys(("train", "weight", "failed", "wire", "loss", "perplexity", "final", "update", "model", "gradient", "cluster"), ""),
+    **dict.fromkeys(("adapters", "server", "control"), ""),
+    **{"bits": "language", "forgetting": "language", "fair": "fairness", "cost": "cost", "product": "updates", "hidden": "hidden"},
+    **{"attention": "attention", "barrier": "barriers", "general": "general", "syntax": "syntax", "text": "text"},
+    "classification": "classification",
+}
+IMPORT_PATH = re.compile(r"""['"][\w./\\-]+:\w+['"]""")
+
+
+def check_metrics(study: Study) -> None:
+    """Refuse the metrics of a study that none of its runs can have.
+
+    Raises:
+        UserError: A metric has an invalid form, needs IID baselines that no stage has, or a group of probes that no run has; or the trials
+            of the tuning stage cannot have ``tuning.metric``.
+    """
+    for name in study.metrics:
+        split_metric(name, "metrics")
+    probes = None if has_own_parts(study) else list_probes(study)
+    has_baselines = any(stage.iid_baselines for stage in expand_stages(study))
+    for index, hypothesis in enumerate(study.hypotheses):
+        for part in (hypothesis, *getattr(hypothesis, "parts", ())):
+            for name in list_hypothesis_metrics(part):
+                place = f"hypotheses[{index}].metric"
+                check_recorded(name, place, probes)
+                if not has_baselines and needs_baseline(name, part.contrast):
+                    raise UserError(f"{place}: {quote_value(name)} is relative to the IID baseline, but no stage has iid_baselines: true")
+    if study.gate:
+        check_recorded(study.gate.metric, "gate.metric", probes)
+    if study.tuning.trials:
+        name, cost_metric = study.tuning.metric, parse_cost_metric(study.tuning.metric)
+        if needs_baseline(name) or name in METADATA_COLUMNS or (cost_metric and cost_metric.cost == "seconds"):
+            raise UserError(
+                f"tuning.metric: a trial does not have {quote_value(name)}, since it has no IID baseline and its seconds are not "
+                "repeatable; use loss or another outcome of the run itself"
+            )
+        own = study.tuning.overrides.get("evaluation.probes")
+        check_recorded(name, "tuning.metric", probes if own is None or probes is None else set(own))
+
+
+def split_metric(name: str, place: str) -> str:
+    """Return the recorded metric that an outcome needs, or "" if the outcome is computed from the losses or the costs.
+
+    Args:
+        name: The outcome.
+        place: Where the study names it, for the message of an error.
+
+    Raises:
+        UserError: The name has an invalid form.
+    """
+    if name in METADATA_COLUMNS or parse_cost_metric(name):
+        return ""
+    if name.startswith("rounds.to:"):
+        parse_threshold(name)
+        return ""
+    metric, domain, moment = parse_metric_name(name)
+    if metric in LOSS_METRICS and (domain or moment):
+        raise UserError(f"{place}: {quote_value(name)} does not exist, because {metric} is one number per run; write {metric}")
+    return "" if metric in LOSS_METRICS else metric
+
+
+def check_recorded(name: str, place: str, probes: set[str] | None) -> None:
+    """Raise UserError if no run records a metric; ``probes`` are the groups of the runs, or None if they may record any metric."""
+    metric = split_metric(name, place)
+    if not metric or probes is None:
+        return
+    word = metric.split(".")[0]
+    if word not in RECORDED_BY:
+        raise unknown_name_error(f"metric ({place})", name, [*LOSS_METRICS, *RECORDED_BY])
+    if RECORDED_BY[word] not in ("", *probes):
+        raise UserError(f"{place}: no run records {quote_value(name)}; add {RECORDED_BY[word]} to evaluation.probes, or use another metric")
+
+
+def list_probes(study: Study) -> set[str]:
+    """Return the groups of probes that any run of the study has."""
+    from ..config.schema import EvaluationConfig  # imports every algorithm, which a report does not need
+
+    found: set[str] = set()
+    for stage in expand_stages(study):
+        changes = [change for factor in parse_factors(stage.factors).values() for change in factor.levels.values()]
+        for evaluation in [build_base_config(stage).get("evaluation"), *(change.get("evaluation") for change in changes)]:
+            own = evaluation.get("probes") if isinstance(evaluation, Mapping) else None
+            found.update(EvaluationConfig().probes if own is None else own)
+        found.update(name for change in changes for name in change.get("evaluation.probes") or ())
+    return found
+
+
+def has_own_parts(study: Study) -> bool:
+    """Return whether a run may have parts that are not of fedrift, which may record any metric."""
+    text = repr((study.base, study.overrides, study.factors, study.stages))
+    return bool(IMPORT_PATH.search(text)) or any(repr(name) in text for kind in KINDS for name in extensions(kind))
 
 
 # Comparison of two runs: their configurations, and their metrics over the rounds that both have.

@@ -20,10 +20,11 @@ import numpy as np
 
 from ..config.loader import set_key
 from ..config.schema import ExperimentConfig, edit_config, iid_baseline, parse_config
-from ..core.errors import UserError, unknown_name_error
+from ..core.errors import UserError, quote_value, unknown_name_error
 from ..core.random import numpy_stream
 from ..engine.cache import ResourceCache, resolve_fingerprints
 from ..engine.run import run_experiment
+from ..stats import default_worst_end
 from ..storage import Run
 from .designs import find_aliases
 from .manifest import ManifestEntry, StudyManifest
@@ -128,13 +129,14 @@ def get_search_space(study: Study, group: Mapping[str, Any]) -> dict[str, list[A
 
 
 def pick_best_settings(study: Study, scored_trials: list[tuple[PlannedRun, float]]) -> list[TuningResult]:
-    """Select the best settings of each combination of levels; NaN and infinite scores rank last.
+    """Select the best settings of each combination of levels by the good end of the metric; NaN and infinite scores rank last.
 
     Args:
         study: The study.
         scored_trials: The trials with their scores.
     """
     results = []
+    sign = -1 if default_worst_end(study.tuning.metric) == "low" else 1
     for group in list_tuning_groups(study, parse_factors(study.factors)):
         name = format_cell(group)
         trials: list[dict[str, Any]] = []
@@ -142,7 +144,9 @@ def pick_best_settings(study: Study, scored_trials: list[tuple[PlannedRun, float
             scores = {planned.seed: score for planned, score in scored_trials if planned.condition == name and planned.settings == settings}
             mean = sum(scores.values()) / len(scores) if scores else math.nan
             trials.append({"settings": settings, "scores": scores, "mean": mean if math.isfinite(mean) else math.inf})
-        best = min(trials, key=lambda trial: trial["mean"])  # ties go to the first trial in the order of the grid
+        best = min(
+            trials, key=lambda trial: sign * trial["mean"] if math.isfinite(trial["mean"]) else math.inf
+        )  # ties: the first of the grid
         if not math.isfinite(best["mean"]):
             results.append(TuningResult(name, {}, math.inf, (), tuple(trials)))
             continue
@@ -229,14 +233,22 @@ def select_settings(study: Study, plan: StudyPlan, manifest: StudyManifest) -> l
     """Select the best settings from the finished trials.
 
     A trial that failed, diverged, ended with a dead model or did not finish ranks last.
+
+    Raises:
+        UserError: Trials finished, but none of them has the metric.
     """
     trajectories = load_trajectories(manifest, plan.entries, list_recorded_metrics([study.tuning.metric]))
-    scored_trials = []
+    scored_trials, has_finished = [], False
     for planned, entry in zip(plan_trials(study), plan.entries, strict=True):
         run = trajectories.get(entry.run)
         is_valid = run is not None and manifest.get_run(entry).is_finished and not has_diverged(run)
         score = summarize_metric(study.tuning.metric, run) if run is not None and is_valid else float("nan")
         scored_trials.append((planned, score))
+        has_finished |= is_valid
+    if has_finished and all(math.isnan(score) for _, score in scored_trials):
+        raise UserError(
+            f"tuning.metric: no finished trial has a value of {quote_value(study.tuning.metric)}; use another metric, or its probes"
+        )
     return pick_best_settings(study, scored_trials)
 
 

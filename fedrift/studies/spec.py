@@ -139,7 +139,7 @@ class Tuning:
         at_levels: Factor -> level of the other factors during tuning; the default is their first level.
         overrides: Path -> value, other changes during tuning, such as fewer rounds.
         split: The text on which trials are evaluated.
-        metric: The outcome whose lowest mean over ``seeds`` wins.
+        metric: The outcome whose best mean over ``seeds`` wins: the highest of accuracies, scores and gains, the lowest of all others.
         baseline_levels: Levels of ``tune_per`` whose trials run on the IID baseline.
     """
 
@@ -225,12 +225,21 @@ def load_study(path: Path, overrides: Iterable[str] = ()) -> Study:
     return parse_study(apply_overrides(raw, overrides))
 
 
-def parse_study(raw: dict[str, Any]) -> Study:
+def parse_study(raw: dict[str, Any], is_stored: bool = False) -> Study:
     """Parse a study from plain YAML and check that its parts are compatible.
 
+    Args:
+        raw: The study as plain YAML.
+        is_stored: Whether it is from a manifest. Its metrics are then not checked, since its runs exist and can be reported.
+
+    Returns:
+        The study.
+
     Raises:
-        UserError: A value is invalid, the study is too large, or tuning shares seeds with the study.
+        UserError: A value is invalid, the study is too large, tuning shares seeds with the study, or no run can have a metric.
     """
+    from .outcomes import check_metrics  # which imports this module
+
     study: Study = parse_value(Study, raw, REGISTRY)
     if not study.name or set(study.name) - set(NAME_CHARACTERS) or study.name[0] == ".":
         raise UserError(
@@ -265,6 +274,8 @@ def parse_study(raw: dict[str, Any]) -> Study:
         raise UserError(
             "tuning.space: this key is required if tuning.trials is above 0, e.g. {training.client_optimizer.lr: [0.1, 0.3, 1.0]}"
         )
+    if not is_stored:
+        check_metrics(study)
     return study
 
 

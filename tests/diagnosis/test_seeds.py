@@ -131,3 +131,29 @@ def test_the_smallest_detectable_effect_is_a_whole_count_or_a_ratio():
     assert format_effect(0.5, "occurrences") == "1 occurrence" and format_effect(1.5, "updates") == "2 updates"
     assert format_effect(math.log(1.5), "log ratio to the baseline") == "1.5 times the baseline"
     assert format_effect(0.05, "nats per token") == "0.05 nats per token" and format_effect(math.nan, "updates") == "nan updates"
+
+
+def make_occurrence(base: bool | None) -> Finding:
+    """Return a positive finding of an event, with its IID baseline or without one."""
+    value = math.nan if base is None else float(base)
+    return Finding("trouble", "suspected", "it happened", 1.0, value, 0.5, "event", is_positive=True, in_baseline=base, is_event=True)
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 3])
+@pytest.mark.parametrize("is_event", [False, True])
+def test_a_confirmation_needs_three_seeds_with_a_baseline(pairs, is_event):
+    """Eight seeds show the failure, but few of them have a baseline that could show it too."""
+    with_pair, alone = (
+        (make_occurrence(False), make_occurrence(None)) if is_event else (make_one(), make_one(base=math.nan, in_baseline=None))
+    )
+    said = combine_seeds([with_pair] * pairs + [alone] * (8 - pairs))
+    assert (said.grade, said.cause) == ("confirmed" if pairs == 3 else "suspected", "heterogeneity")
+    assert ("A confirmation requires 3 seeds with an IID baseline." in said.sentence) == (pairs < 3)
+
+
+def test_most_of_the_pairs_must_show_the_failure():
+    """Five seeds without a baseline show it, and one of the three that have one."""
+    assert (
+        grade(make_occurrence(False), *[replace(make_occurrence(False), is_positive=False)] * 2, *[make_occurrence(None)] * 5)
+        == "suspected"
+    )

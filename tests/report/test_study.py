@@ -9,13 +9,14 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import duckdb
 import pandas as pd
 import pytest
 import vl_convert
 
 from fedrift.report import study_results
 from fedrift.report.document import Figure, Section, escape_latex, latex_files, table_to_latex
-from fedrift.report.study_data import load_study_data
+from fedrift.report.study_data import THIN_SQL, load_study_data
 from fedrift.report.study_report import build_document, render_study, write_study_report
 from fedrift.stats import holm, sign_flip_test
 from fedrift.studies import StudyManifest, export_study, import_study
@@ -294,3 +295,16 @@ def test_figures_contain_their_conditions_for_the_filters(document):
             assert {row["condition"] for row in data} - {-1} <= set(range(len(document.conditions)))
             assert len({row["condition"] for row in data} - {-1}) == 4
     assert json.loads(json.dumps([dict(condition) for condition in document.conditions]))[0]["algorithm"] == "FedAvg"
+
+
+@pytest.mark.parametrize("rounds", [12, 40])
+def test_every_curve_keeps_its_own_last_round(rounds):
+    """Runs of 10, 16 and 50 rounds share a limit on the rounds that are drawn; the end of each is its own."""
+    lengths = {"short": 10, "middle": 16, "long": 50}
+    rows = [(run, "forgetting", "sport", round, -1, float(round)) for run, length in lengths.items() for round in range(length + 1)]
+    connection = duckdb.connect()
+    connection.register("records", pd.DataFrame(rows, columns=["run", "metric", "domain", "round", "client", "value"]))
+    connection.execute(THIN_SQL, {"rounds": rounds})
+    found = connection.execute("SELECT run, max(round), count(*) FROM thin GROUP BY run").fetchall()
+    assert {run: last for run, last, _ in found} == lengths
+    assert max(count for *_, count in found) <= rounds + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -14,7 +15,7 @@ import pytest
 from fedrift.config.schema import parse_config
 from fedrift.report import study_setup
 from fedrift.report.document import LegendKey
-from fedrift.report.study_data import StudyData
+from fedrift.report.study_data import Condition, StudyData
 from scripts import study_paper
 from tests.report.stored_study import make_study
 
@@ -75,24 +76,118 @@ def test_a_repeated_build_gives_the_same_paper_byte_for_byte(tmp_path):
     assert [path.read_bytes() for path in files] == before
 
 
-def test_the_map_names_the_cells_in_which_only_skewed_data_fail(monkeypatch):
-    gain = {"r0": -0.1, "r1": 0.1, "r2": -0.3, "r3": float("-inf"), "r4": -0.1}  # r3 diverged
-    baseline_gain = {"r0": 0.1, "r1": 0.2, "r2": -0.1, "r3": 0.2, "r4": 0.1}
-    conditions = [SimpleNamespace(index=index, levels={"lr": index}, runs={0: run}) for index, run in enumerate(gain)]
-    stages = [SimpleNamespace(name=name, conditions=part) for name, part in (("map", conditions[:4]), ("rate", conditions[4:]))]
-    outcomes = {"gain": gain, "baseline.gain": baseline_gain}
-    data = SimpleNamespace(stages=stages, outcome_by_run=outcomes.__getitem__, study_config={"gate": {"min": 0.15}})
-    monkeypatch.setattr(study_paper, "finished_conditions", lambda data: [0, 1, 2, 3, 4])
+def make_data(cells, stage: str = "map", metrics=("gain", "baseline.gain", "loss", "start", "gap")) -> SimpleNamespace:
+    """Return the data of a study with a gate of .15. A cell is a pair of its levels and of the outcomes of a seed, as a function of it.
+
+    The outcomes ``diverged`` and ``baseline diverged`` state whether the run and its IID baseline diverged.
+    """
+    conditions, rows = [], []
+    for index, (levels, outcomes) in enumerate(cells):
+        name = f"c{index}"
+        conditions.append(Condition(index, stage, name, {key: str(level) for key, level in levels.items()}, levels,
+                                    {seed: f"{name} {seed}" for seed in range(3)}, {}))  # fmt: skip
+        for seed in range(3):
+            values = outcomes(seed)
+            run = {
+                "run": f"{name} {seed}",
+                "stage": stage,
+                "condition": name,
+                "seed": seed,
+                "iid": False,
+                "iid_baseline": f"{name} iid {seed}",
+            }
+            rows += [
+                {**run, "diverged": values.get("diverged", False), **{metric: values.get(metric, math.nan) for metric in metrics}},
+                {**run, "run": f"{name} iid {seed}", "iid": True, "iid_baseline": "", "diverged": values.get("baseline diverged", False)},
+            ]
+    data = SimpleNamespace(
+        frame=pd.DataFrame(rows),
+        conditions=conditions,
+        stages=[SimpleNamespace(name=stage, conditions=conditions)],
+        study_config={"metrics": list(metrics), "gate": {"min": 0.15}},
+        manifest_values={"factors": list(cells[0][0]), "complete": True},
+        finished={run: {} for condition in conditions for run in condition.runs.values()},
+    )
+    data.outcome_by_run = lambda name: StudyData.outcome_by_run(data, name)
+    return data
+
+
+def lose(gain: float, baseline: float, diverged: int = 0, **more):
+    """Return the outcomes of a cell whose first seeds diverged."""
+    return lambda seed: {"gain": -math.inf if seed < diverged else gain, "baseline.gain": baseline, "diverged": seed < diverged, **more}
+
+
+def test_the_map_names_the_cells_in_which_only_skewed_data_fail():
+    cells = [
+        lose(-0.1, 0.1),
+        lose(0.1, 0.2),
+        lose(-0.3, -0.1),
+        lose(0.1, 0.3, diverged=3),
+        lose(0.1, 0.3, diverged=1),
+        lose(0.1, -math.inf, diverged=3, **{"baseline diverged": True}),
+    ]
+    data = make_data([({"lr": index}, cell) for index, cell in enumerate(cells)])
     sentence, table = study_paper.rate_map(data)
     assert [row[-2:] for row in table.rows] == [
         ("only skewed data fail", "void"),
         ("", ""),
         ("both fail", "void"),
         ("only skewed data fail", ""),
+        ("only skewed data fail", ""),
+        ("both fail", "void"),
     ]
-    assert "in 2 of 4 cells. In 1 of these" in sentence and table.rows[0][1:3] == ("-0.100", "+0.100")
-    monkeypatch.setattr(study_paper, "finished_conditions", lambda data: [4])
-    assert study_paper.rate_map(data) is None
+    assert "in 3 of 6 cells. In 1 of these" in sentence
+    assert table.rows[0][1:3] == ("-0.100", "+0.100") and table.rows[3][1:3] == ("-∞", "+0.300")
+    assert study_paper.rate_map(make_data([({"lr": 0}, cells[0])], stage="rate")) is None
+
+
+def test_a_condition_is_void_by_its_baseline_whether_or_not_a_run_diverged(monkeypatch):
+    """The outcome table, the atlas and the main effects mark the conditions that the gate of the verdicts marks."""
+    cells = [
+        lose(0.1, 0.05),
+        lose(0.1, 0.05, diverged=1),
+        lose(0.1, 0.3, diverged=1, start=4.5),
+        lose(0.1, -math.inf, **{"baseline diverged": True}),
+    ]
+    data = make_data([({"lr": index}, cell) for index, cell in enumerate(cells)])
+    rows = study_paper.outcome_section({"induced": data}).blocks[0].rows
+    assert [row[-1] for row in rows] == ["void", "void", "", "void"] and [row[-2] for row in rows] == ["0", "1", "1", "0"]
+    assert rows[2][2] == "4.500"  # the untrained model does not depend on what the run did
+    monkeypatch.setattr(study_setup, "methods_section", lambda data: None)
+    assert study_paper.main_effects_section(data).text[0].startswith("1 condition of 4 count")
+    finding = SimpleNamespace(failure="trouble", first_round=1, excess=0.1, sentence="It happened.", grade="confirmed")
+    monkeypatch.setattr(study_paper.study_results, "diagnose_conditions", lambda data: {index: [finding] for index in range(4)})
+    data.conditions = [replace(condition, baselines={0: "b"}) for condition in data.conditions]
+    assert [row[1].endswith("(void)") for row in study_paper.failure_section({"induced": data}).blocks[0].rows] == [True, True, False, True]
+
+
+def square(outcomes):
+    """Return the nine cells of a Latin square."""
+    return [({"a": a, "b": b, "c": (a + b) % 3}, lambda seed, a=a, b=b: outcomes(seed, a, b)) for a in range(3) for b in range(3)]
+
+
+@pytest.mark.parametrize("which", ["diverged", "missing", "none"])
+def test_a_main_effect_does_not_leave_out_a_seed(monkeypatch, which):
+    """Seed 0 has a loss that is higher by 1; without it the level that lost one of its runs would look better."""
+    monkeypatch.setattr(study_setup, "methods_section", lambda data: None)
+
+    def outcomes(seed, a, b):
+        is_lost = which != "none" and (seed, a, b) == (0, 2, 0)
+        loss = math.nan if is_lost else 4.0 + (seed == 0)
+        return {"loss": loss, "baseline.gain": 0.3, "diverged": is_lost and which == "diverged"}
+
+    section = study_paper.main_effects_section(make_data(square(outcomes), metrics=("loss", "baseline.gain")))
+    means = {row[0]: row[2].split(" ")[0] for row in section.blocks[0].rows}
+    lost = {"a: 2", "b: 0", "c: 2"} if which != "none" else set()
+    assert means == {name: "–" if name in lost else "4.333" for name in means} and len(means) == 9
+
+
+@pytest.mark.parametrize(("void", "is_said"), [(set(), False), ({(0, 2), (1, 0)}, True)])
+def test_main_effects_that_are_not_balanced_are_named(monkeypatch, void, is_said):
+    monkeypatch.setattr(study_setup, "methods_section", lambda data: None)
+    cells = square(lambda seed, a, b: {"loss": 4.0 + b, "baseline.gain": 0.05 if (a, b) in void else 0.3})
+    text = " ".join(study_paper.main_effects_section(make_data(cells, metrics=("loss", "baseline.gain"))).text)
+    assert ("so that a difference between levels contains effects of other factors" in text) == is_said
 
 
 def test_a_text_can_state_the_mean_of_one_condition(tmp_path):

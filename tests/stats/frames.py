@@ -50,3 +50,34 @@ def study(
 def diverge(runs: pd.DataFrame, which: pd.Series) -> pd.DataFrame:
     """Return the same runs, of which some diverged and have no value."""
     return runs.assign(diverged=runs["diverged"] | which, loss=runs["loss"].mask(which))
+
+
+def make_arms(arms: dict[str, float], seeds: int = 8, metric: str = "loss", noise: float = 0.005, **more) -> pd.DataFrame:
+    """Return one run of each arm in each seed, with the given true value and without an IID baseline. ``more`` are further columns."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"run": f"{arm} {seed}", "seed": seed, "iid": False, "diverged": False, "iid_baseline": "", "stage": "main", "condition": arm,
+         "arm": arm, metric: value + noise * rng.normal(), **more}
+        for arm, value in arms.items()
+        for seed in range(seeds)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def with_baselines(runs: pd.DataFrame, **values) -> pd.DataFrame:
+    """Return the runs with one IID baseline per seed, which all of them share. ``values`` are columns of the baselines."""
+    baselines = [
+        {
+            "run": f"iid {seed}",
+            "seed": seed,
+            "iid": True,
+            "diverged": False,
+            "iid_baseline": "",
+            "stage": "main",
+            "condition": "iid",
+            **values,
+        }
+        for seed in sorted(set(runs["seed"]))
+    ]
+    runs = runs.assign(iid_baseline=[f"iid {seed}" for seed in runs["seed"]])
+    return pd.concat([runs, pd.DataFrame(baselines)], ignore_index=True)

@@ -15,7 +15,7 @@ from fedrift.stats import hypotheses
 from fedrift.stats.hypotheses import All, ContrastTerm, Equivalent, Greater, Hypothesis, Interaction, LinearContrast, MatchedDifference
 from fedrift.stats.verdicts import Gate, evaluate_gated, find_void_conditions, list_used_conditions
 
-from .frames import FACTORS, diverge, study
+from .frames import FACTORS, diverge, make_arms, study, with_baselines
 
 
 def make_gap_runs(gaps: dict[str, float], seeds: int = 8, noise: float = 0.005) -> pd.DataFrame:
@@ -184,3 +184,69 @@ def test_gates_are_read_from_yaml_and_handle_divergence():
     )
     broken = diverge(runs, (runs["algorithm"] == "FedAvg") & (runs["partition.severity"] == 1.0))
     assert s.evaluate_hypotheses([contrast], broken, FACTORS)[0].verdict == "supported"
+
+
+def test_a_matched_run_that_diverged_ranks_last_and_is_not_excluded():
+    runs = make_norm_ladder(0.0)
+    lost = runs.assign(diverged=(runs["arm"] == "FedProx") & (runs["seed"] < 2))
+    lost = lost.assign(loss=lost["loss"].mask(lost["diverged"]), **{"update.norm": lost["update.norm"].mask(lost["diverged"])})
+    same, worse = (s.evaluate_hypotheses([said], lost, ["arm"])[0] for said in (matched(), matched("greater", 0.0)))
+    assert same.verdict == "inconclusive" and "equivalence cannot be tested" in same.sentence and same.diverged == 2
+    assert [value for _, value in worse.points[:2]] == [math.inf] * 2 and (worse.seeds, worse.incomplete) == (8, 0)
+    unfinished = lost.assign(loss=lost["loss"].mask(lost["arm"].str.startswith("rate") & (lost["seed"] == 0)))
+    assert s.evaluate_hypotheses([matched("greater", 0.0)], unfinished, ["arm"])[0].incomplete == 1
+    every = lost.assign(diverged=lost["diverged"] | (lost["seed"] == 0))
+    found = s.evaluate_hypotheses([matched("greater", 0.0)], every, ["arm"])[0]
+    assert (found.seeds, found.incomplete, found.both_diverged) == (7, 0, 1)
+
+
+@pytest.mark.parametrize(("at", "lost", "incomplete"), [(1.0, "rate 1.0", 8), (0.8, "rate 1.0", 8), (0.6, "rate 2.0", 0)])
+def test_nothing_is_interpolated_across_a_rung_that_diverged(at, lost, incomplete):
+    runs = make_norm_ladder(0.0, at=at)
+    runs = runs.assign(diverged=runs["arm"] == lost)
+    found = s.evaluate_hypotheses([matched()], runs.assign(loss=runs["loss"].mask(runs["diverged"])), ["arm"])[0]
+    assert found.incomplete == incomplete and found.diverged == 8 and found.verdict == ("inconclusive" if incomplete else "supported")
+
+
+def make_square(void: set[tuple[int, int]]) -> pd.DataFrame:
+    """Return a Latin square of three factors in which the loss depends on ``b`` only; the baselines of the void cells gain too little."""
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        [
+            {"run": f"{a}{b}{seed}", "seed": seed, "iid": False, "diverged": False, "stage": "main", "condition": f"{a}{b}", "a": a, "b": b,
+             "c": (a + b) % 3, "loss": 4 + 0.1 * b + 0.01 * rng.normal(), "baseline.gain": 0.05 if (a, b) in void else 0.3}
+            for seed in range(8) for a in range(3) for b in range(3)
+        ]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("void", "verdict"),
+    [({(0, 2), (1, 0)}, "void"), ({(0, 0)}, "void"), ({(2, 0)}, "inconclusive"), ({(0, 1), (1, 1)}, "void"), (set(), "inconclusive")],
+)
+@pytest.mark.parametrize("is_part", [False, True])
+def test_a_main_effect_without_balance_is_void(void, verdict, is_part):
+    """There is no effect of ``a``; without two cells its levels have other means of ``b``, or of ``c``."""
+    said = LinearContrast(
+        name="H", metric="loss", terms=(ContrastTerm(weight=1.0, select={"a": 1}), ContrastTerm(weight=-1.0, select={"a": 0}))
+    )
+    said = All(name="H", parts=(said,)) if is_part else said
+    found = evaluate_gated([said], make_square(void), ["a", "b", "c"], Gate(action="drop"))[0]
+    assert found.verdict == verdict
+    assert ("not balanced over" in found.sentence) == (verdict == "void")
+
+
+def test_an_interaction_without_balance_is_void():
+    runs = pd.concat([make_square({(1, 0)}).assign(arm=arm, run=lambda one, arm=arm: one["run"] + arm) for arm in "xy"], ignore_index=True)
+    runs["condition"] += runs["arm"]
+    said = Interaction(name="H", metric="loss", group={"arm": "x"}, reference={"arm": "y"}, inside={"a": 1}, outside={"a": 0})
+    assert evaluate_gated([said], runs, ["a", "b", "c", "arm"], Gate(action="drop"))[0].verdict == "void"
+    paired = Greater(name="H", metric="loss", group={"arm": "x"}, reference={"arm": "y"})
+    assert evaluate_gated([paired], runs, ["a", "b", "c", "arm"], Gate(action="drop"))[0].verdict == "inconclusive"
+
+
+def test_the_gate_asks_the_baseline_and_not_the_run():
+    """A run that diverged has an intact baseline; a baseline that diverged gains nothing, whatever it ended with."""
+    runs = with_baselines(make_arms({"a": 0.3}, metric="baseline.gain"))
+    assert find_void_conditions(runs.assign(diverged=runs["run"] == "a 0"), Gate()) == {}
+    assert find_void_conditions(runs.assign(diverged=runs["run"] == "iid 0"), Gate()) == {("main", "a"): -math.inf}

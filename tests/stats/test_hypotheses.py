@@ -12,9 +12,22 @@ from fedrift import stats as s
 from fedrift.config.loader import Registry, dump_value, parse_value
 from fedrift.core.errors import UserError
 from fedrift.stats import hypotheses
-from fedrift.stats.hypotheses import All, Equivalent, Greater, Hypothesis, Interaction, Less, RateGreater, RecoveredFraction, Trend
+from fedrift.stats.hypotheses import (
+    All,
+    ContrastTerm,
+    Equivalent,
+    Greater,
+    Hypothesis,
+    Interaction,
+    Less,
+    LinearContrast,
+    MatchedDifference,
+    RateGreater,
+    RecoveredFraction,
+    Trend,
+)
 
-from .frames import FACTORS, diverge, study
+from .frames import FACTORS, diverge, make_arms, study, with_baselines
 
 ROOMS = Registry({Hypothesis: hypotheses})
 SCAFFOLD = {"metric": "loss", "group": {"algorithm": "Scaffold"}, "reference": {"algorithm": "FedAvg"}}
@@ -378,3 +391,250 @@ def test_the_table_hides_a_p_value_that_the_seeds_cannot_reach():
     )
     assert found[0].verdict == "inconclusive" and math.isnan(s.verdict_table(found)["p"][0])
     assert isinstance(s.verdict_table(()), pd.DataFrame)
+
+
+def judge(said, runs, factors=("arm",), **more):
+    return s.evaluate_hypotheses([said], runs, list(factors), **more)[0]
+
+
+ARMS = {"group": {"arm": "a"}, "reference": {"arm": "b"}}
+
+
+@pytest.mark.parametrize(
+    "metric",
+    ["classification.accuracy", "gain", "baseline.gain", "hidden.rank", "hidden.rank.ratio", "update.efficiency", "product.efficiency",
+     "update.turn", "adapters.angle"],
+)  # fmt: skip
+def test_high_values_of_gains_ranks_and_accuracies_are_good(metric):
+    assert s.default_worst_end(metric) == "low"
+    runs = with_baselines(make_arms({"a": 0.5, "b": 0.8}, metric=metric))
+    lost = runs["run"].str.startswith("iid") if metric == "baseline.gain" else runs["arm"].eq("a")
+    found = judge(Greater(name="H", metric=metric, **(ARMS if metric != "baseline.gain" else {})), runs.assign(diverged=lost))
+    assert found.verdict == "refuted" and {value for _, value in found.points} == {-math.inf}
+
+
+def test_a_share_of_an_accuracy_is_recovered():
+    runs = make_arms({"plain": 0.6, "repaired": 0.75, "oracle": 0.8}, metric="classification.accuracy")
+    sides = {"group": {"arm": "repaired"}, "reference": {"arm": "plain"}, "target": {"arm": "oracle"}}
+    found = judge(RecoveredFraction(name="H", metric="classification.accuracy", min_fraction=0.5, **sides), runs)
+    assert found.verdict == "supported" and found.effect == pytest.approx(0.75, abs=0.05)
+
+
+@pytest.mark.parametrize("metric", ["gap", "gap.worst", "gap.relative"])
+@pytest.mark.parametrize(("run_seeds", "baseline_seeds"), [(8, 8), (0, 2), (2, 0), (3, 2)])
+def test_a_gap_ranks_diverged_runs_as_the_contrast_with_the_baseline_does(metric, run_seeds, baseline_seeds):
+    """The outcome ``gap`` and the contrast of the losses state the same."""
+    runs = with_baselines(make_arms({"a": 4.2}, noise=0.0), loss=4.0)
+    runs = runs.assign(diverged=runs["seed"] < np.where(runs["iid"], baseline_seeds, run_seeds))
+    runs = runs.assign(**{metric: np.where(runs["seed"] < max(run_seeds, baseline_seeds), np.nan, 0.2)})
+    gap, contrast = (
+        judge(Greater(name="H", margin=0.03, **said), runs) for said in ({"metric": metric}, {"metric": "loss", "contrast": "iid_baseline"})
+    )
+    for field in ("verdict", "seeds", "incomplete", "diverged", "both_diverged", "min_attainable_p"):
+        assert getattr(gap, field) == getattr(contrast, field), field
+    assert (gap.p == contrast.p or math.isnan(gap.p)) and dict(gap.points) == pytest.approx(dict(contrast.points))
+    assert gap.both_diverged == min(run_seeds, baseline_seeds) and gap.incomplete == 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "lost", "ranked"), [("start", "a 0", 0), ("baseline.absence", "a 0", 0), ("baseline.absence", "iid 0", 1)]
+)
+def test_an_outcome_that_is_not_the_runs_own_does_not_change_if_the_run_diverged(metric, lost, ranked):
+    runs = with_baselines(make_arms({"a": 0.0}, metric=metric))
+    found = judge(Greater(name="H", metric=metric, margin=0.1), runs.assign(diverged=runs["run"] == lost))
+    assert found.seeds == 8 and found.diverged == ranked and sum(math.isinf(value) for _, value in found.points) == ranked
+    same = judge(Equivalent(name="H", metric=metric, margin=0.02), runs.assign(diverged=runs["run"] == lost))
+    assert same.verdict == ("inconclusive" if ranked else "supported")
+
+
+@pytest.mark.parametrize("status", ["missing", "failed", "running"])
+def test_a_run_that_did_not_finish_may_yet_diverge(status):
+    runs = make_arms({"a": math.nan, "b": math.nan}, seeds=6)
+    runs = runs.assign(diverged=runs["arm"] == "a", status=np.where(runs["arm"] == "a", "finished", status))
+    said = RateGreater(name="H", metric="diverged", **ARMS)
+    found = judge(said, runs)
+    assert (found.verdict, found.seeds, found.incomplete) == ("inconclusive", 0, 6)
+    assert judge(said, runs.assign(status="finished")).verdict == "supported"
+
+
+def make_cells(rows, seeds: int = 8, noise: float = 0.002) -> pd.DataFrame:
+    """Return one run of each (arm, cell, loss) in each seed; a baseline with loss 4 is shared by all."""
+    rng = np.random.default_rng(0)
+    runs = [
+        {"run": f"{arm} {cell} {seed}", "seed": seed, "iid": False, "diverged": False, "arm": arm, "place": cell,
+         "loss": loss + noise * rng.normal()}
+        for seed in range(seeds)
+        for arm, cell, loss in rows
+    ]  # fmt: skip
+    return with_baselines(pd.DataFrame(runs), loss=4.0)
+
+
+@pytest.mark.parametrize("target", [{}, {"arm": "oracle"}])
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_recovered_share_is_one_of_the_same_cells(target, lost):
+    """FedAvg loses .1 at severity .5 and .4 at severity 1, where FedProx loses .2: it recovers half, and not 80 % of the mean of .25."""
+    rows = [("FedAvg", 0.5, 4.1), ("FedAvg", 1.0, 4.4), ("FedProx", 1.0, 4.2), ("oracle", 0.5, 4.0), ("oracle", 1.0, 4.0)]
+    runs = make_cells(rows + [("FedProx", 0.5, math.nan)] * lost)
+    said = RecoveredFraction(
+        name="H", metric="loss", group={"arm": "FedProx"}, reference={"arm": "FedAvg"}, target=target, min_fraction=0.6
+    )
+    found = judge(said, runs, ["arm", "place"])
+    assert found.verdict == "refuted" and found.effect == pytest.approx(0.5, abs=0.02)
+    assert ("1 of 2 conditions has no value in any seed and is left out" in found.notes) == lost
+
+
+def test_seeds_that_lack_different_cells_are_incomplete():
+    """The group is better by 0, .1 and .2 in three cells; each seed lacks another one, and the mean of the others is no effect."""
+    rows = [("a", cell, cell / 10) for cell in range(3)] + [("b", cell, 0.0) for cell in range(3)]
+    runs = make_cells(rows, seeds=6)
+    runs["loss"] = runs["loss"].mask((runs["arm"] == "a") & (runs["place"] == runs["seed"] % 3))
+    found = judge(Greater(name="H", metric="loss", **ARMS), runs, ["arm", "place"])
+    assert (found.verdict, found.seeds, found.incomplete) == ("inconclusive", 0, 6)
+
+
+@pytest.mark.parametrize(
+    ("said", "note"),
+    [
+        (Greater(name="H", metric="loss", where={"arm": ["a", "b"]}), "2 of 8 conditions have"),
+        (Equivalent(name="H", metric="loss", margin=9.0, where={"arm": "b"}), "2 of 4 conditions have"),
+        (Less(name="H", metric="loss", **ARMS), "2 of 4 conditions have"),
+        (LinearContrast(name="H", metric="loss", terms=(ContrastTerm(weight=1.0, select={"arm": "b"}),)), "2 of 4 conditions have"),
+        (
+            Interaction(name="H", metric="loss", inside={"arm": "b"}, outside={"arm": "a"}, group={"kind": 1}, reference={"kind": 0}),
+            "1 of 2 conditions has",
+        ),
+        (Trend(name="H", metric="loss", predictor="kind", where={"arm": "b"}), "1 of 2 conditions has"),
+        (Trend(name="H", metric="loss", predictor="place", where={"arm": "b"}), "1 of 3 levels has"),
+    ],
+    ids=lambda said: type(said).__name__,
+)
+def test_a_condition_that_no_seed_has_is_named(said, note):
+    cells = (0, 1, 2) if "levels" in note else (0, 1)
+    rows = [(arm, cell, 4.0 + cell) for arm in "ab" for cell in cells]
+    runs = pd.concat([make_cells(rows).assign(kind=kind, run=lambda one, kind=kind: one["run"] + str(kind)) for kind in (0, 1)])
+    lost = runs.assign(loss=runs["loss"].mask((runs["arm"] == "b") & (runs["place"] == cells[-1])))
+    assert any(one.startswith(f"{note} no value in any seed") for one in judge(said, lost, ["arm", "place", "kind"]).notes)
+    assert not any("left out" in one for one in judge(said, runs, ["arm", "place", "kind"]).notes)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "family", "verdict", "needed"),
+    [(4, 1, "inconclusive", 5), (5, 1, "supported", 0), (5, 2, "inconclusive", 6), (6, 2, "supported", 0)],
+)
+def test_equivalence_needs_as_many_seeds_as_the_sentence_says(seeds, family, verdict, needed):
+    said = [Equivalent(name=f"H{index}", metric="loss", margin=0.02, **ARMS) for index in range(family)]
+    found = s.evaluate_hypotheses(said, make_arms({"a": 4.0, "b": 4.0}, seeds, noise=0.001), ["arm"])[0]
+    assert found.verdict == verdict and found.p_holm >= found.min_attainable_p
+    assert (f"at least {needed} are needed" in found.sentence) == (verdict == "inconclusive") and "No effect, however" not in found.sentence
+
+
+def make_levels(seeds: int = 8) -> pd.DataFrame:
+    """Return runs whose loss rises by .1 per unit of ``place``."""
+    return make_cells([("a", level, level / 10) for level in (1, 2, 5)], seeds, noise=0.01)
+
+
+def test_a_trend_needs_as_many_seeds_as_the_sentence_says():
+    said = Trend(name="H", metric="loss", predictor="place")
+    few, enough = (judge(said, make_levels(seeds), ["place"]) for seeds in (2, 3))
+    assert (few.verdict, enough.verdict) == ("inconclusive", "supported")
+    assert "at least 3 are needed" in few.sentence and "below 1.00" not in few.sentence
+
+
+@pytest.mark.parametrize("lost", [1, 8])
+def test_a_trend_with_diverged_runs_has_the_slope_of_the_other_seeds(lost):
+    runs = make_levels()
+    runs = runs.assign(diverged=(runs["place"] == 5) & (runs["seed"] < lost))
+    found = judge(Trend(name="H", metric="loss", predictor="place"), runs, ["place"])
+    assert found.verdict == "supported" and "no results" not in found.sentence and found.diverged == lost
+    assert any(f"{lost} of 8 seeds {'has' if lost == 1 else 'have'} no slope, because a run diverged" in note for note in found.notes)
+    assert found.effect == pytest.approx(0.1, abs=0.01) if lost < 8 else math.isnan(found.effect)
+
+
+def test_a_slope_belongs_to_the_seed_that_has_it():
+    """Seed 0 has one run and therefore no slope; the loss of the other seeds rises by the number of the seed."""
+    rows = [
+        {"run": f"{seed} {k}", "seed": seed, "iid": False, "diverged": False, "x": float(k), "loss": float(k * seed)}
+        for seed in range(4)
+        for k in range(3 if seed else 1)
+    ]
+    found = judge(Trend(name="H", metric="loss", predictor="x"), pd.DataFrame(rows), [])
+    assert found.points == ((1, 1.0), (2, 2.0), (3, 3.0)) and found.incomplete == 1
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.2])
+def test_the_detectable_effect_exceeds_the_margin(margin):
+    """Of 400 simulated studies in which the true effect is the detectable one, about 80 % support the hypothesis."""
+    runs = make_arms({"a": 0.06}, metric="gap", noise=0.05)
+    effect, sd = judge(Greater(name="H", metric="gap", margin=margin), runs).detectable, float(runs["gap"].std(ddof=1))
+    draws = effect + sd * np.random.default_rng(5).standard_normal((400, 8))
+    assert np.mean([s.sign_flip_test(d - margin).value <= 0.05 and d.mean() > margin for d in draws]) == pytest.approx(0.8, abs=0.06)
+
+
+@pytest.mark.parametrize("seeds", [6, 8, 20])
+def test_the_detectable_rate_is_detected_with_the_stated_power(seeds):
+    runs = make_arms({"a": 4.0, "b": 4.0}, seeds=seeds)
+    rate = judge(
+        RateGreater(name="H", metric="diverged", **ARMS), runs.assign(diverged=(runs["arm"] == "a") & (runs["seed"] < 2))
+    ).detectable
+    assert 1 - sum(math.comb(seeds, k) * rate**k * (1 - rate) ** (seeds - k) for k in range(6)) == pytest.approx(0.8, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "said", [Greater(name="H", metric="rounds.to:4.2", **ARMS), Equivalent(name="H", metric="rounds.to:4.2", margin=1.0, **ARMS)]
+)
+@pytest.mark.parametrize("first", [0, 4])
+def test_a_target_that_is_not_reached_is_not_called_divergence(said, first):
+    runs = make_arms({"a": 9.0, "b": 9.0}, metric="rounds.to:4.2")
+    runs["rounds.to:4.2"] = runs["rounds.to:4.2"].mask((runs["arm"] == "a") | (runs["seed"] >= first), math.inf)
+    found = judge(said, runs)
+    text = " ".join((found.sentence, *found.notes))
+    assert text.count("diverged") == text.count("diverged or never reached the target") > 0
+
+
+def test_ratios_need_positive_values_of_the_compared_runs_only():
+    said = Greater(name="H", metric="syntax.accuracy", scale="ratio", **ARMS)
+    runs = make_arms({"a": 0.8, "b": 0.7, "c": 0.0}, metric="syntax.accuracy", noise=0.0)
+    assert judge(said, runs).verdict == "supported"
+    found = judge(said, runs.assign(diverged=(runs["arm"] == "b") & (runs["seed"] == 0)))
+    assert found.verdict == "supported" and dict(found.points)[0] == math.inf
+    for lost in (Greater(name="H", metric="syntax.accuracy", scale="ratio", group={"arm": "c"}, reference={"arm": "b"}),):
+        with pytest.raises(UserError, match="above 0, but the smallest is 0"):
+            judge(lost, runs)
+    with pytest.raises(UserError, match="above 0"):
+        s.outcome_values(runs, "syntax.accuracy", scale="ratio")
+    assert len(s.outcome_values(runs, "syntax.accuracy", {"arm": "a"}, scale="ratio")) == 8
+    relative = with_baselines(runs, **{"syntax.accuracy": 0.0})
+    with pytest.raises(UserError, match="above 0"):
+        judge(Greater(name="H", metric="syntax.accuracy", contrast="iid_baseline", scale="ratio", group={"arm": "a"}), relative)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        Greater(name="H", metric="gapp"),
+        Less(name="H", metric="gapp", group={"arm": "a"}),
+        All(name="H", parts=(Greater(name="one", metric="loss"), Greater(name="other", metric="gapp"))),
+        MatchedDifference(name="H", metric="loss", match="gapp", direction="greater", **ARMS),
+        Greater(name="H", metric="here", where={"arm": ["a", "b"]}),
+    ],
+)
+def test_a_metric_that_no_run_has_gives_no_effect(said):
+    """Half of the runs diverged, and nothing was measured: their infinite rank is no effect. ``here`` is a metric of other runs."""
+    runs = make_arms({"a": 4.0, "b": 4.0, "c": 4.0}).assign(gapp=math.nan, here=lambda one: one["loss"].where(one["arm"] == "c"))
+    runs = runs.assign(diverged=(runs["arm"] == "a") | ((runs["arm"] == "b") & (runs["seed"] < 7)))
+    found = judge(said, runs)
+    name = "here" if said.metric == "here" else "gapp"
+    assert found.verdict == "inconclusive" and math.isnan(found.effect) and found.seeds == 0
+    assert f"no run that ended without diverging has a value of {name!r}" in found.sentence
+
+
+def test_a_shared_baseline_belongs_to_every_stage_of_its_runs():
+    first = with_baselines(make_arms({"a": 4.2}), loss=4.0)
+    second = make_arms({"b": 4.2}).assign(stage="second", iid_baseline=[f"iid {seed}" for seed in range(8)])
+    runs = pd.concat([first, second, make_arms({"c": 4.0}).assign(stage="third")], ignore_index=True)
+    said = {stage: Greater(name=stage, metric="loss", group={"iid": False}, reference={"iid": True}, where={"stage": stage})
+            for stage in ("main", "second", "third")}  # fmt: skip
+    found = {stage: judge(one, runs, []) for stage, one in said.items()}
+    assert [found[stage].effect for stage in ("main", "second")] == pytest.approx([0.2, 0.2], abs=0.01)
+    assert found["third"].seeds == 0
+    assert set(s.select_runs(runs, {"stage": "second"}, {"iid": True})["run"]) == {f"iid {seed}" for seed in range(8)}

@@ -11,8 +11,8 @@ from fedrift.core.errors import UserError
 from fedrift.core.records import Record, Trajectory
 from fedrift.report.document import Section
 from fedrift.report.study_data import load_study_data
-from fedrift.report.study_setup import cost_protocols_section
-from fedrift.studies.outcomes import COST_RECORDS, build_study_table, list_recorded_metrics, parse_cost_metric, summarize_metric
+from fedrift.report.study_setup import cost_protocols_section, format_outcome
+from fedrift.studies.outcomes import COST_RECORDS, CostMetric, build_study_table, list_recorded_metrics, parse_cost_metric, summarize_metric
 from tests.small_experiment import experiment
 
 LOSSES = {0: 5.0, 2: 4.5, 4: 4.1, 6: 4.3}
@@ -86,3 +86,17 @@ def test_a_study_has_cost_columns_and_its_report_a_section(tmp_path):
     (shown,) = section.blocks
     assert len(shown.rows) == 2 and shown.columns[1].startswith("loss within") and any("tokens to" in column for column in shown.columns)
     assert all(cell != "–" for row in shown.rows for cell in row)
+
+
+@pytest.mark.parametrize(
+    ("values", "within", "reached"),
+    [
+        ([4.0, 4.2, 4.4], "4.200", "4 tokens (3/3)"),
+        ([4.0, math.nan, math.nan], "–", "4 tokens (1/1)"),
+        ([math.nan] * 3, "–", "–"),
+        ([math.inf, 4.0, math.inf], "∞", "4 tokens (1/3)"),
+    ],
+)
+def test_a_mean_over_some_of_the_seeds_is_not_shown(values, within, reached):
+    assert format_outcome(CostMetric("tokens", 9.0, True), values) == within
+    assert format_outcome(CostMetric("tokens", 9.0, False), values) == reached

@@ -22,6 +22,7 @@ from fedrift.studies.designs import (
     compute_interaction,
     compute_overlap,
     find_aliases,
+    find_dependent_pair,
 )
 
 SIZES = {"L4": (4, 3), "L8": (8, 7), "L16": (16, 15), "L9": (9, 4), "L18": (18, 8), "L27": (27, 13), "L81": (81, 40)}
@@ -113,3 +114,29 @@ def test_one_factor_at_a_time_changes_one_factor_of_the_center(counts):
     assert cells[0] == centre
     assert len(cells) == 1 + sum(count - 1 for count in counts)
     assert all(sum(cell[name] != centre[name] for name in cell) == 1 for cell in cells[1:])
+
+
+@pytest.mark.parametrize(
+    ("array", "sizes", "is_allowed"),
+    [
+        ("L9", (3, 2, 2), False),
+        ("L27", (3, 2, 2, 2), False),
+        ("L18", (2, 3, 2, 2), False),
+        ("L9", (3, 3, 2, 2), True),
+        ("L9", (2, 2), True),
+        ("L4", (2, 1), True),
+        ("L8", (2, 2, 2, 2), True),
+    ],
+)
+def test_main_effects_are_not_confounded_with_each_other(array, sizes, is_allowed):
+    """A loss that consists of the effects of the other factors does not change with the first one."""
+    levels = {name: tuple(range(size)) for name, size in zip("abcd", sizes, strict=False)}
+    if not is_allowed:
+        with pytest.raises(UserError, match=f"{array} repeats cells"):
+            Orthogonal(array)(levels)
+        return
+    cells = Orthogonal(array)(levels)
+    assert find_dependent_pair(cells) is None
+    loss = np.array([sum(cell[name] for name in levels if name != "a") for cell in cells], dtype=float)
+    means = [loss[[cell["a"] == level for cell in cells]].mean() for level in levels["a"]]
+    assert means == pytest.approx([means[0]] * len(means))

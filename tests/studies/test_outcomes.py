@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -10,8 +11,9 @@ from fedrift.core.errors import UserError
 from fedrift.core.records import Record, Trajectory
 from fedrift.diagnosis.curves import domain_variability
 from fedrift.diagnosis.failures import DIVERGENCE_METRICS
-from fedrift.studies import Study
+from fedrift.studies import Study, evaluate_study_hypotheses
 from fedrift.studies.outcomes import has_diverged, list_recorded_metrics, summarize_metric
+from tests.report.stored_study import make_study
 
 
 def run(loss, **domains) -> Trajectory:
@@ -127,3 +129,27 @@ def test_the_loss_of_an_absent_client_increases():
 def test_the_mean_of_the_own_losses_of_clients_is_computed():
     assert summarize_metric("loss.clients", federation([[9, 9], [4, 6], [3, 5]], [[], [0], [1]])) == 4.5
     assert math.isnan(summarize_metric("loss.clients", run([4, 3])))
+
+
+def test_a_run_that_two_stages_share_has_its_baseline_in_both(tmp_path):
+    """Only FedAvg is in the second stage, which has no IID baselines; its gap must count in a mean over both algorithms."""
+    hypotheses = [{"type": "Greater", "name": "H", "metric": "gap"}]
+    manifest = make_study(tmp_path, seeds=6, severities=(1.0,), hypotheses=hypotheses)
+    _, (whole,) = evaluate_study_hypotheses(manifest)
+    content = manifest.read()
+    shared = [entry for entry in content["runs"] if entry.role == "run" and entry.factors["algorithm"] == "FedAvg"]
+    manifest.write({**content, "runs": [*content["runs"], *(replace(entry, stage="second", iid_baseline="") for entry in shared)]})
+    frame, (found,) = evaluate_study_hypotheses(manifest)
+    assert (found.effect, found.seeds, found.verdict) == (pytest.approx(whole.effect), 6, "supported")
+    assert frame.loc[frame["stage"] == "second", "gap"].notna().all()
+
+
+def test_a_stored_study_with_an_unknown_metric_is_reported(tmp_path):
+    """The hypothesis of a study that exists is not refused; it has no result, although runs diverged."""
+    manifest = make_study(tmp_path, seeds=6, severities=(1.0,), algorithms=("FedAvg",), more={"training.client_optimizer.lr": [1.0, 100.0]})
+    content = manifest.read()
+    said = {**content["study"]["hypotheses"][0], "metric": "gapp", "group": {"training.client_optimizer.lr": 100.0}, "contrast": "none"}
+    manifest.write({**content, "study": {**content["study"], "hypotheses": [said]}})
+    frame, (found,) = evaluate_study_hypotheses(manifest)
+    assert frame["diverged"].any() and found.verdict == "inconclusive" and math.isnan(found.effect)
+    assert "no run that ended without diverging has a value of 'gapp'" in found.sentence

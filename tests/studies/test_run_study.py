@@ -300,6 +300,20 @@ def test_tuning_never_selects_a_rate_that_gives_a_dead_model(tmp_path, monkeypat
     assert [choice.settings for choice in chosen] == [{"training.client_optimizer.lr": 0.1}] * len(chosen) and chosen
 
 
+def test_tuning_by_a_metric_that_no_trial_recorded_stops_the_study(tmp_path, monkeypatch):
+    """Otherwise all trials would rank last, and the study would run with settings that nobody tuned."""
+    tuned = study(tmp_path, tuning={"trials": 1, "seeds": [100], "metric": "loss.medium", "space": {"training.client_optimizer.lr": [0.1]}})
+    trials = fedrift.studies.plan.plan_tuning(tuned, make_cache(tmp_path))
+    curve = Trajectory([Record(round, "loss", "", -1, 5.9 - round) for round in range(3)])
+    monkeypatch.setattr(fedrift.studies.plan, "load_trajectories", lambda book, entries, metrics: {entry.run: curve for entry in entries})
+    finished, failed = (
+        SimpleNamespace(get_run=lambda entry, is_finished=state: SimpleNamespace(is_finished=is_finished)) for state in (True, False)
+    )
+    with pytest.raises(UserError, match=r"tuning.metric: no finished trial has a value of 'loss\.medium'"):
+        fedrift.studies.plan.select_settings(tuned, trials, finished)
+    assert fedrift.studies.plan.select_settings(tuned, trials, failed)[0].settings == {}
+
+
 @pytest.fixture
 def trials(monkeypatch):
     """Let the first trial choose bfloat16 and later ones float32, and count them."""

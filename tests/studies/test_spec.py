@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedrift.config.schema import parse_config
+from fedrift.config.schema import PROBE_GROUPS, parse_config
 from fedrift.core.errors import UserError
 from fedrift.studies import load_study, parse_study
+from fedrift.studies.outcomes import RECORDED_BY
 from fedrift.studies.plan import is_at_boundary, list_tuning_groups, pick_best_settings, plan_trials, sample_settings
 from fedrift.studies.spec import apply_changes, expand_cells, label_levels, parse_factors
 from tests.studies.small import TUNED, study, study_values
@@ -182,3 +184,94 @@ def test_an_empty_or_missing_study_is_told_what_a_study_is(tmp_path):
         load_study(tmp_path / "empty.yaml")
     with pytest.raises(UserError, match=r"No such file or directory; give the YAML file of a study, e\.g\. studies/small\.yaml"):
         load_study(tmp_path / "missing.yaml")
+
+
+def greater(metric: str, **more) -> dict:
+    return {"hypotheses": [{"type": "Greater", "name": "H", "metric": metric, **more}]}
+
+
+def tune(metric: str, **more) -> dict:
+    return {"tuning": {**TUNED["tuning"], "metric": metric, **more}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (greater("gapp"), "no metric (hypotheses[0].metric) 'gapp': did you mean 'gap'?"),
+        (greater("gap:mean"), "'gap:mean' does not exist, because gap is one number per run"),
+        (greater("movement@sports"), "movement is one number per run"),
+        (greater("loss:median"), "unknown suffix 'median'"),
+        (greater("rounds.to:low"), "needs a loss after the colon"),
+        (greater("bytes.to:low"), "needs a number above 0"),
+        (greater("syntax.accuracy"), "add syntax to evaluation.probes"),
+        (greater("gap", where={}) | {"iid_baselines": False}, "no stage has iid_baselines: true"),
+        (greater("loss", contrast="iid_baseline") | {"iid_baselines": False}, "no stage has iid_baselines: true"),
+        ({"hypotheses": [{"type": "All", "name": "H", "parts": greater("loss")["hypotheses"] + greater("gapp")["hypotheses"]}]}, "'gapp'"),
+        (
+            {
+                "hypotheses": [
+                    {"type": "MatchedDifference", "name": "H", "metric": "loss", "match": "updat.norm", "group": {}, "reference": {}}
+                ]
+            },
+            "did you mean 'update'?",
+        ),
+        ({"metrics": ["loss", "loss:median"]}, "unknown suffix 'median'"),
+        ({"metrics": ["gap:mean"]}, "gap is one number per run"),
+        ({"gate": {"metric": "baseline.gains"}}, "'baseline.gains': did you mean 'baseline.gain'?"),
+        (tune("gap"), "tuning.metric: a trial does not have 'gap'"),
+        (tune("gap.relative"), "a trial does not have 'gap.relative'"),
+        (tune("baseline.gain"), "a trial does not have 'baseline.gain'"),
+        (tune("loss.under:seconds=3"), "its seconds are not repeatable"),
+        (tune("seconds.to:4.2"), "its seconds are not repeatable"),
+        (tune("diverged"), "a trial does not have 'diverged'"),
+        (tune("lossss"), "did you mean 'loss'?"),
+        (tune("fair.gap", overrides={"evaluation.probes": ["language"]}), "add fairness to evaluation.probes"),
+    ],
+)
+def test_a_metric_that_no_run_can_have_is_refused(tmp_path, changes, message):
+    with pytest.raises(UserError) as refused:
+        study(tmp_path, **changes)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        greater("diverged"),
+        greater("loss@sports:max"),
+        greater("update.norm:mean"),
+        greater("cost.up"),
+        greater("syntax.accuracy") | {"stages": [{"name": "a"}, {"name": "b", "overrides": {"evaluation.probes": ["syntax"]}}]},
+        greater("syntax.accuracy") | {"factors": {"p": {"a": {"evaluation.probes": ["syntax"]}, "b": {}}}},
+        greater("mine.value") | {"overrides": {"evaluation.probes": ["my_probe.py:probes"]}},
+        greater("mine.value") | {"factors": {"algorithm": ["FedAvg", "my_file.py:MyAvg"]}},
+        greater("gap") | {"stages": [{"name": "a", "iid_baselines": False}, {"name": "b"}]},
+        tune("loss.under:bytes=2e6"),
+        {"tuning": {"metric": "gap"}},
+    ],
+)
+def test_a_metric_that_a_run_can_have_is_accepted(tmp_path, changes):
+    assert study(tmp_path, **changes).name == "tiny"
+
+
+def test_every_documented_metric_is_known():
+    text = (Path(__file__).parents[2] / "docs" / "probes.md").read_text().split("## Reference: metrics")[1].split("### Sources")[0]
+    columns = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    names = [name for column in columns for name in re.findall(r"`([a-z][\w.]*)`", column)]
+    assert len(names) > 80 and {name.split(".")[0] for name in names} <= set(RECORDED_BY)
+    assert set(filter(None, RECORDED_BY.values())) <= set(PROBE_GROUPS)
+
+
+@pytest.mark.parametrize(("metric", "best"), [("loss", 0.1), ("syntax.accuracy", 1.0), ("gain", 1.0)])
+def test_the_good_end_of_the_metric_wins(tmp_path, metric, best):
+    tuned = study(
+        tmp_path,
+        tuning={"trials": 4, "metric": metric, "space": {"training.client_optimizer.lr": [0.1, 0.5, 1.0, 2.0]}},
+        overrides={"evaluation.probes": ["language", "syntax"]},
+    )
+    score = {0.1: 0.1, 0.5: 0.5, 1.0: 0.9, 2.0: float("nan")}
+    scored = [(trial, score[trial.settings["training.client_optimizer.lr"]]) for trial in plan_trials(tuned)]
+    for result in pick_best_settings(tuned, scored):
+        assert (result.settings, result.score) == ({"training.client_optimizer.lr": best}, score[best])
+    nothing = pick_best_settings(tuned, [(trial, float("nan")) for trial, _ in scored])[0]
+    assert (nothing.settings, nothing.score) == ({}, float("inf"))
