@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ("recency", "drift", "drift_wide", "dose", "repair", "real_styles", "real_styles_long", "grid", "induced", "recency_smollm2")
 TITLE = "When federated fine-tuning of language models breaks under heterogeneity, and what repairs it"
 # Where training breaks in two ways, and what repairs it. Other questions follow if one of these has no answer.
-README_QUESTIONS = ("recency", "drift", "clusters")
+README_QUESTIONS = ("recency", "drift", "clusters", "larger")
 README_MARKERS = ("<!-- findings -->", "<!-- end of findings -->")
 
 Key = tuple[str, str]  # study, hypothesis
@@ -682,11 +682,11 @@ def markdown_table(table: Table) -> list[str]:
 
 
 def readme_findings(studies: Mapping[str, StudyData]) -> str:
-    """Return the README's findings: three questions that have an answer, with their commands, and the count of verdicts."""
+    """Return the README's findings: questions that have an answer, with their commands, and the count of verdicts."""
     lines, verdicts = [], read_verdicts(studies)
     for question in sorted(QUESTIONS, key=lambda question: question.key not in README_QUESTIONS):
         held = [lead for lead in question.leads if lead_holds(lead, verdicts, studies)]
-        if held and len(lines) < 3:
+        if held and len(lines) < len(README_QUESTIONS):
             names = sorted({key[0] for key in held[0].needs})
             commands = ", ".join(f"`fedrift study studies/{name}.yaml`" for name in names)
             lines.append(f"- **{question.title}.** {choose_lead(question, verdicts, studies)} ({commands})")
