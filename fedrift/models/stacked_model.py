@@ -85,7 +85,6 @@ def read_logits(network: Any) -> LogitTransform:
         )
     tokens = sample_tokens(network)[0].clone()
     tokens[1, :-1] = tokens[0, :-1]  # two texts that differ in their last token only
-    tokens[1, -1] = (tokens[0, -1] + 1) % int(head.weight.shape[0])
     states = network.base_model(input_ids=tokens, use_cache=False).last_hidden_state
     if not bool(states.isfinite().all()):
         raise UserError(
