@@ -29,12 +29,14 @@ def overhead_sentence() -> str:
     seconds = sorted(row["cpu_recording"] for row in found["seconds_per_round"])
     assert found["same_arrays"] and found["overhead_share"] < 0.05 and found["app_overhead"] < 0.05
     milliseconds = 1000 * seconds[len(seconds) // 2]
+    shares = [row["cpu_with"] / row["cpu_without"] - 1 for row in found["seconds_per_round"]]
     return (
         f"With `{found['model']}`, LoRA of {found['adapter_parameters']:,} parameters, {found['clients_per_round']} clients per round and "
         f"{found['local_steps']} local steps, recording takes {found['overhead_share']:.1%} of a round's processor time "
-        f"({milliseconds:.0f} ms; `python -m benchmarks.flower_overhead`). It grows with the size of what clients send, not with their "
-        f"training. This is measured inside the wrapper. Whole apps with the wrapper take {found['app_overhead']:.1%} more processor time "
-        "than without it;"
+        f"({milliseconds:.0f} ms; `python -m benchmarks.flower_overhead --rounds {found['rounds']} --repeats {len(shares)}`). It grows "
+        f"with the size of what clients send, not with their training. This is measured inside the wrapper. Whole apps with the wrapper "
+        f"take {found['app_overhead']:.1%} more processor time than without it, over {len(shares)} turns on an idle machine, in both orders. "
+        f"Single turns lie between {min(shares):+.1%} and {max(shares):+.1%}"
     )
 
 
