@@ -35,8 +35,8 @@ def overhead_sentence() -> str:
         f"{found['local_steps']} local steps, recording takes {found['overhead_share']:.1%} of a round's processor time "
         f"({milliseconds:.0f} ms; `python -m benchmarks.flower_overhead --rounds {found['rounds']} --repeats {len(shares)}`). It grows "
         f"with the size of what clients send, not with their training. This is measured inside the wrapper. Whole apps with the wrapper "
-        f"take {found['app_overhead']:.1%} more processor time than without it, over {len(shares)} turns on an idle machine, in both orders. "
-        f"Single turns lie between {min(shares):+.1%} and {max(shares):+.1%}"
+        f"take {found['app_overhead']:.1%} more processor time than without it, over {len(shares)} turns on an idle machine, in both "
+        f"orders. Single turns lie between {min(shares):+.1%} and {max(shares):+.1%}"
     )
 
 
