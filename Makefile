@@ -47,7 +47,7 @@ study-check: $(VENV)/.ready
 	$(BIN)/python scripts/study_check.py
 
 # Are the detectors right? False alarms, recall and lead on quadratics (2 min 20 s of processor time), a synthetic language (about 9
-# minutes, estimated from one seed of each run) and `pocket` (not timed yet). Runs of language models are kept, so that it continues
+# minutes, estimated from one seed of each run) and `pocket` (not timed yet). Runs of language models are stored, so that it continues
 # where it was stopped; it fails if an injected failure is missed or something else is confirmed. Writes
 # benchmarks/results/calibration-*.json and docs/calibration.md.
 .PHONY: calibrate bench-probes

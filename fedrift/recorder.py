@@ -36,7 +36,6 @@ from .probes import (
     training_metrics,
     update_geometry,
 )
-from .probes.base import MetricValues
 from .probes.federation import CommunicationCost, fairness_metrics
 from .probes.lora import ProductGeometry, product_efficiency
 from .probes.updates import ServerPath, path_efficiency
@@ -406,7 +405,6 @@ class Recorder:
         metrics, _ = self.suite(result, self.history)
         unknown = {name for name, given in known_inputs(self.updates).items() if not given}
         metrics = {key: value for key, value in metrics.items() if metric_input(key) not in unknown}
-        metrics |= leave_out_untold(metrics, self.updates)
         for place, name in enumerate(("loss.before", "loss.after")):
             values = torch.tensor([update.losses[place] for update in self.updates], dtype=torch.float64)
             if not values.isnan().all():
@@ -512,8 +510,7 @@ def make_result(state: FederatedState, params: Tree, updates: Sequence[ClientUpd
         state_delta=Tree(),
         mean_grad=stack((update.mean_grad for update in updates), zero.map(lambda leaf: torch.full_like(leaf, math.nan))),
         weight=torch.tensor([0.0 if update.delta is None else update.weight for update in updates], dtype=torch.float64),
-        # With 0 steps the probes would leave a client out, so an unknown number is 1 here; the records have NaN.
-        steps=torch.tensor([1 if update.steps is None else update.steps for update in updates]),
+        steps=torch.tensor([math.nan if update.steps is None else update.steps for update in updates], dtype=torch.float64),
         loss=torch.tensor([update.train_losses for update in updates], dtype=torch.float64),
         tokens=torch.tensor([update.tokens for update in updates], dtype=torch.float64),
         failed=failed,
@@ -546,20 +543,6 @@ def make_probes(initial_params: Tree, lora_scale: float) -> tuple[ScheduledProbe
         *(adapters if has_adapters else []),
         ScheduledProbe("cost", CommunicationCost(PlainAlgorithm())),
     )
-
-
-def leave_out_untold(metrics: MetricValues, updates: Sequence[ClientUpdate]) -> MetricValues:
-    """The steps ``[C]``, with NaN for clients that did not tell them, and the gradient norms over the clients that told a gradient."""
-    told: MetricValues = {}
-    if "train.steps" in metrics:
-        told["train.steps"] = torch.tensor([math.nan if update.steps is None else update.steps for update in updates], dtype=torch.float64)
-    norms = metrics.get("gradient.norm")
-    if isinstance(norms, Tensor):
-        known = norms[~norms.isnan()]
-        told["gradient.norm", ""] = known.mean()
-        if "gradient.norm.variance" in metrics:
-            told["gradient.norm.variance"] = known.var() if len(known) > 1 else math.nan
-    return told
 
 
 def known_inputs(updates: Sequence[ClientUpdate]) -> dict[str, bool]:

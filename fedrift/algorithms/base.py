@@ -291,4 +291,16 @@ class Algorithm(ABC):
         return server
 
 
-__all__ = ["Algorithm", "RoundMetrics"]
+LOCAL_HOOKS = (
+    "init_local",
+    "local_regularizer",
+    "transform_grad",
+    "after_step",
+    "on_step_end",
+    "client_update",
+    "personal_algorithm",
+    "update_client_state",
+)
+"""The hooks that change the local steps of a client."""
+
+__all__ = ["LOCAL_HOOKS", "Algorithm", "RoundMetrics"]

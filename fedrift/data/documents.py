@@ -100,7 +100,7 @@ def deduplicate(documents: Sequence[Document], counts: Counter[str]) -> list[Doc
     """Keep one document per text and sort the documents canonically (by the sha256 of the text).
 
     Of equal texts, one in test is preferred to one in validation, and that to one in train. Next, a labeled document is
-    preferred to an unlabeled one, and then the first by label and source is kept; a known source
+    preferred to an unlabeled one, and then the first by label and source is used; a known source
     is preferred to an unknown one. ``counts`` receives the number of
     duplicates, and of texts that occurred with several labels.
     """

@@ -515,7 +515,15 @@ def build_simulator(
             pass_size = choose_faster(partial(timing_step, getattr(model, "inner", model), params, first_batch), pass_size)
     if runtime.should_check_device():
         check_device(resources, model_key_of(config), params, next(iter(batches(0, torch.zeros(1, dtype=torch.long)))))
-    simulator = ClientSimulator(
+    return create_simulator(config, model, batches, num_clients, pass_size), pass_size
+
+
+def create_simulator(
+    config: ExperimentConfig, model: StackedModel, batches: TextBatches, num_clients: int, pass_size: int
+) -> ClientSimulator:
+    """Create the simulator of the clients that train a model on some batches, ``pass_size`` of them in one forward pass."""
+    training = config.training
+    return ClientSimulator(
         num_clients,
         model,
         batches,
@@ -526,7 +534,6 @@ def build_simulator(
         pass_size,
         partial(mean_hidden_states, model.hidden_states),
     )
-    return simulator, pass_size
 
 
 def resolve_arithmetic(config: ExperimentConfig, resources: ResourceCache, resume_options: dict[str, Any] | None) -> ArithmeticChoice:

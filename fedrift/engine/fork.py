@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms import FedAvg
+from ..algorithms.base import LOCAL_HOOKS
 from ..config.schema import ExperimentConfig, ForkConfig, parse_stored_config
 from ..core.errors import UserError
 from ..core.tree import Tree
@@ -175,18 +176,7 @@ def mask_excluded(update: CohortUpdate, previous_state: Tree, is_excluded: Tenso
     )
 
 
-CLIENT_HOOKS = (
-    "init_client_state",
-    "frozen_params",
-    "init_local",
-    "local_regularizer",
-    "transform_grad",
-    "after_step",
-    "on_step_end",
-    "client_update",
-    "personal_algorithm",
-    "update_client_state",
-)
+CLIENT_HOOKS = ("init_client_state", "frozen_params", *LOCAL_HOOKS)
 
 
 @dataclass(frozen=True, eq=False)

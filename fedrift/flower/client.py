@@ -16,7 +16,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,10 @@ from ..core.random import numpy_stream
 from ..core.tree import Tree
 from ..core.types import ClientStateStore, CohortUpdate, FederatedState, ServerState
 from ..data import Blocks, DatasetConfig, load_corpus, pack_blocks
-from ..engine.build import build_run, make_batches
+from ..engine.build import build_run, create_simulator, make_batches
 from ..engine.cache import ResourceCache, resolve_fingerprints
 from ..engine.loop import init_state
 from ..models.presets import fingerprint_model
-from ..models.stacked_model import mean_hidden_states
 from ..simulation import ClientSimulator
 from ..storage.tensors import load_tensors, save_tensors
 from .config import ARITHMETIC_OPTIONS, arithmetic_options, read_dtype, read_experiment_config, read_threads
@@ -428,17 +427,7 @@ def prepare_own_documents(
     all_blocks: tuple[Blocks, ...] = tuple(blocks if client == client_id else no_blocks for client in range(size))
     batches = make_batches(config, all_blocks, steps, True, runtime)
     model = resources.get_stacked_model(config.model, config.trainable, config.random_weights_seed)
-    simulator = ClientSimulator(
-        size,
-        model,
-        batches,
-        training.client_optimizer,
-        training.max_grad_norm,
-        training.client_weighting,
-        training.lr_factor,
-        1,
-        partial(mean_hidden_states, model.hidden_states),
-    )
+    simulator = create_simulator(config, model, batches, size, pass_size=1)
     template = model.init_params(config.seed).to(runtime.resolve_device())
     return simulator, init_state(config.algorithm, template, size)
 

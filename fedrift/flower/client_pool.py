@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from ..algorithms import FedAvg
+from ..algorithms.base import LOCAL_HOOKS
 from ..core.errors import UserError, quote_value
 from ..core.tree import Tree
 from ..core.types import CohortUpdate, FederatedState
@@ -427,17 +428,7 @@ class FlowerClientPool:
 
 
 # A plain client takes the local steps of FedAvg. An algorithm that changes one of these hooks needs other ones.
-CLIENT_HOOKS = (
-    "configure_clients",
-    "init_local",
-    "local_regularizer",
-    "transform_grad",
-    "after_step",
-    "on_step_end",
-    "client_update",
-    "personal_algorithm",
-    "update_client_state",
-)
+CLIENT_HOOKS = ("configure_clients", *LOCAL_HOOKS)
 
 
 def reject_for_plain_clients(state: FederatedState, algorithm: ClientAlgorithm) -> None:

@@ -55,7 +55,7 @@ class Diagnosed(Strategy):  # type: ignore[misc]
         severity: How non-IID the clients' data is, from 0 (IID) to 1.
         seed: The seed of the app's run.
         num_clients: The number of clients. Default: the nodes that are connected when the first round is configured.
-        client_key: The metric by which a reply tells its client's number, from 0 on. If no reply of the first round has it, clients are
+        client_key: The metric by which a reply reports its client's number, from 0 on. If no reply of the first round has it, clients are
             numbered in the order of their node ids, which are other ones in each run.
         metric_names: How the app calls ``train.loss``, ``train.loss.start``, ``train.steps``, ``train.tokens``, ``loss.before`` and
             ``loss``. Default: the names that Flower's examples use, such as ``train_loss`` and ``eval_loss``.
@@ -93,8 +93,8 @@ class Diagnosed(Strategy):  # type: ignore[misc]
         self.is_recording = True  # False once recording has failed
         self.recording_seconds = self.recording_cpu_seconds = 0.0  # what recording has taken so far, by clock and by processor
         self._numbers: dict[int, int] = {}  # node id -> client number
-        self._are_numbers_told: bool | None = None  # whether nodes tell their numbers; not known until a node has answered
-        self._noted: set[int] = set()  # nodes of whose number an event tells
+        self._nodes_report_numbers: bool | None = None  # whether nodes report their numbers; not known until a node has answered
+        self._noted: set[int] = set()  # nodes about whose number an event was logged
         self._sent: dict[int, int] = {}  # node id -> bytes of the model that it was sent in this round
         self._initial: dict[str, float] = {}  # the server's evaluation before round 1
         self._client_loss: float | None = None  # of the last client evaluation, until the server's own comes
@@ -231,8 +231,8 @@ class Diagnosed(Strategy):  # type: ignore[misc]
         assert self.recorder is not None
         weight_key, record_key = self._find_key("weighted_by_key", "num-examples"), self._find_key("arrayrecord_key", "arrays")
         silent, failures = dict(self._sent), {}
-        told = read_replies(replies)
-        clients = self._number_clients(told)
+        reports = read_replies(replies)
+        clients = self._number_clients(reports)
         for reply in replies:
             node = reply.metadata.src_node_id
             sent = silent.pop(node, 0)
@@ -241,7 +241,7 @@ class Diagnosed(Strategy):  # type: ignore[misc]
                 continue
             if node not in clients:
                 continue
-            reported = told[node]
+            reported = reports[node]
             numbers = {name: reported.get(self._name_of(name, names, reported), math.nan) for name, names in TRAIN_METRICS.items()}
             self.recorder.client_update(
                 clients[node],
@@ -278,10 +278,10 @@ class Diagnosed(Strategy):  # type: ignore[misc]
         """The clients' losses under the new model; their mean by weight is the federation's where the server does not evaluate."""
         assert self.recorder is not None
         weight_key = self._find_key("weighted_by_key", "num-examples")
-        told = read_replies(replies)
-        clients = self._number_clients(told)
+        reports = read_replies(replies)
+        clients = self._number_clients(reports)
         losses, total, mass = {}, 0.0, 0.0
-        for node, reported in told.items():
+        for node, reported in reports.items():
             loss = reported.get(self._name_of("loss", LOSS_NAMES, reported), math.nan)
             if not math.isnan(loss):
                 if node in clients:
@@ -339,34 +339,34 @@ class Diagnosed(Strategy):  # type: ignore[misc]
             strategy = strategy.strategy
         return str(getattr(strategy, name, default))
 
-    def _number_clients(self, told: Mapping[int, Mapping[str, float]]) -> dict[int, int]:
+    def _number_clients(self, reports: Mapping[int, Mapping[str, float]]) -> dict[int, int]:
         """The numbers of the clients that some nodes are, without the nodes whose number is not known.
 
-        The first answers decide whether nodes tell their numbers or are numbered by position, and the first number of a node stays.
+        The first answers decide whether nodes report their numbers or are numbered by position, and the first number of a node stays.
         Otherwise the records of one client would be those of another from some round on.
         """
-        if told and self._are_numbers_told is None:
-            self._are_numbers_told = any(self.client_key in reported for reported in told.values())
-            if self._are_numbers_told:
+        if reports and self._nodes_report_numbers is None:
+            self._nodes_report_numbers = any(self.client_key in reported for reported in reports.values())
+            if self._nodes_report_numbers:
                 self._numbers = {}
-        return {node: number for node, reported in told.items() if (number := self._number_client(node, reported)) >= 0}
+        return {node: number for node, reported in reports.items() if (number := self._number_client(node, reported)) >= 0}
 
     def _number_client(self, node: int, reported: Mapping[str, float]) -> int:
-        """The number of the client that a node is, or -1; an event tells once if it is not known or the node tells another."""
+        """Return the number of a node's client, or -1 if it is unknown; an unknown or contradictory number is logged once per node."""
         assert self.recorder is not None
-        size, told = self.recorder.num_clients, int(reported.get(self.client_key, -1))
-        if not self._are_numbers_told:
+        size, reported_number = self.recorder.num_clients, int(reported.get(self.client_key, -1))
+        if not self._nodes_report_numbers:
             self._numbers.setdefault(node, len(self._numbers))
-        elif 0 <= told < size:
-            self._numbers.setdefault(node, told)
-        number = self._numbers.get(node, told)
+        elif 0 <= reported_number < size:
+            self._numbers.setdefault(node, reported_number)
+        number = self._numbers.get(node, reported_number)
         note = ""
         if self.client_key not in reported and number < 0:
-            note = f"it has not told its client's number ({self.client_key}), as others have, so what it sent is recorded for no client"
+            note = f"it has not reported its client's number ({self.client_key}), as others have, so what it sent is recorded for no client"
         elif not 0 <= number < size:
             note = f"it is client {number} and the clients are 0 to {size - 1}: what it sent is not recorded; pass num_clients"
-        elif told not in (-1, number):
-            note = f"it tells {self.client_key}={told} and is recorded as client {number}: all its replies must tell one number"
+        elif reported_number not in (-1, number):
+            note = f"it reports {self.client_key}={reported_number} and is recorded as client {number}; each reply must report the same"
         if note and node not in self._noted:
             self._noted.add(node)
             self.recorder.run.log_event(self._round + self.recorder.is_open, "client number", f"node {node}: {note}")
@@ -374,12 +374,12 @@ class Diagnosed(Strategy):  # type: ignore[misc]
 
 
 def read_replies(replies: Iterable[Message]) -> dict[int, dict[str, float]]:
-    """All single numbers that the nodes tell, without those that failed."""
+    """Return the single numbers of each reply by node, without the nodes that failed."""
     return {reply.metadata.src_node_id: read_metrics(reply.content) for reply in replies if not reply.has_error()}
 
 
 def read_metrics(content: RecordDict) -> dict[str, float]:
-    """All single numbers that a message tells."""
+    """Return all single numbers of a message."""
     reported = {name: value for record in content.metric_records.values() for name, value in record.items()}
     return {name: float(value) for name, value in reported.items() if isinstance(value, (int, float))}
 

@@ -81,7 +81,7 @@ def update_geometry(result: RoundResult) -> MetricValues:
 
     If all updates are zero, as with FedSGD, whose clients send gradients, there are norms but no angles.
     """
-    valid = ~result.update.failed & (result.update.steps != 0)  # a client that does not tell its steps has trained
+    valid = ~result.update.failed & (result.update.steps != 0)  # a client whose number of steps is unknown has trained
     grams = gram_by_layer(result.update.delta.take(valid.nonzero().flatten().to(result.update.delta.device)))
     gram = torch.stack(list(grams.values())).sum(0)
     count = len(gram)
@@ -108,7 +108,7 @@ def update_geometry(result: RoundResult) -> MetricValues:
             metrics["update.divergence"] = distances.sum() / (count * (count - 1)) / norm.mean().clamp_min(1e-30)
             metrics["update.pairwise"] = agreement.pairwise
     gradient_norm = result.update.mean_grad.norm().cpu()
-    is_unknown = gradient_norm.isnan() | (result.update.steps.isnan() & (gradient_norm == 0))  # of a client that tells neither
+    is_unknown = gradient_norm.isnan() | (result.update.steps.isnan() & (gradient_norm == 0))  # of a client that reports neither
     metrics["gradient.norm"] = torch.where(valid & ~is_unknown, gradient_norm, torch.nan)
     known = gradient_norm[valid & ~is_unknown]
     if len(known):

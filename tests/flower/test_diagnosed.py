@@ -187,18 +187,18 @@ def test_the_evaluation_of_the_app_is_still_called(app_parts):
 
 
 class ScriptedGrid(InProcessGrid):
-    """A grid whose nodes answer by a function of the message: the change of the model, or None for an error, and what is told."""
+    """A grid whose nodes answer by a function of the message: the change of the model, or None for an error, and its metrics."""
 
     def __init__(self, nodes, answer):
         super().__init__(ClientApp(), 0)
         self.contexts, self.reply = dict.fromkeys(nodes), answer
 
     def answer(self, message):
-        change, told = self.reply(message.metadata.message_type, message.content["config"]["server-round"], message.metadata.dst_node_id)
+        change, found = self.reply(message.metadata.message_type, message.content["config"]["server-round"], message.metadata.dst_node_id)
         if change is None:
             return Message(Error(code=1, reason="out of memory"), reply_to=message)
         arrays = {name: torch.from_numpy(leaf.numpy()) + change for name, leaf in message.content["arrays"].items()}
-        return Message(RecordDict({"arrays": ArrayRecord(arrays), "metrics": MetricRecord({"num-examples": 1, **told})}), reply_to=message)
+        return Message(RecordDict({"arrays": ArrayRecord(arrays), "metrics": MetricRecord({"num-examples": 1, **found})}), reply_to=message)
 
 
 class OneNode(FedAvg):
@@ -242,7 +242,7 @@ def test_a_round_without_records_keeps_its_number(second, evaluates, tmp_path):
     assert [event["round"] for event in run.events() if event["kind"] == "client failed"] == ([2] if second else [])
 
 
-def test_losses_go_to_the_client_whose_number_is_told(tmp_path):
+def test_losses_go_to_the_client_whose_number_is_reported(tmp_path):
     client = {10: 2, 11: 0, 12: 1}
 
     def answer(kind, number, node):
@@ -255,7 +255,7 @@ def test_losses_go_to_the_client_whose_number_is_told(tmp_path):
     }  # fmt: skip
     assert [losses[number, -1] for number in (1, 2, 3)] == [11.0] * 3  # nodes without a number count in the mean
     notes = sorted(event["message"] for event in run.events() if event["kind"] == "client number")
-    assert len(notes) == 2 and "node 11: it has not told its client's number (partition-id)" in notes[0]
+    assert len(notes) == 2 and "node 11: it has not reported its client's number (partition-id)" in notes[0]
 
 
 def test_numbers_are_fixed_in_the_first_round(tmp_path):
@@ -265,7 +265,7 @@ def test_numbers_are_fixed_in_the_first_round(tmp_path):
     run = record_script(FedAvg(), tmp_path, answer, 3, nodes=(10, 11))
     assert values(run, "train.loss") == {(number, k): 110.0 + k for number in (1, 2, 3) for k in (0, 1)}
     notes = {event["message"][:51]: event["round"] for event in run.events() if event["kind"] == "client number"}
-    assert notes == {"node 10: it tells partition-id=1 and is recorded as": 1, "node 11: it tells partition-id=0 and is recorded as": 1}
+    assert notes == {"node 10: it reports partition-id=1 and is recorded as": 1, "node 11: it reports partition-id=0 and is recorded as": 1}
 
 
 @pytest.mark.parametrize("shifted", ["both", "evaluate"])
@@ -276,7 +276,7 @@ def test_numbers_beyond_the_clients_are_events_and_no_further_clients(shifted, t
     run = record_script(FedAvg(), tmp_path, answer, 2, nodes=(10, 11))
     assert {client for _, client in values(run, "loss.after")} == ({1} if shifted == "both" else {0, 1})
     notes = sorted(event["message"] for event in run.events() if event["kind"] == "client number")
-    said = "it is client 2 and the clients are 0 to 1" if shifted == "both" else "it tells partition-id=2 and is recorded as client 1"
+    said = "it is client 2 and the clients are 0 to 1" if shifted == "both" else "it reports partition-id=2 and is recorded as client 1"
     assert notes[-1].startswith(f"node 11: {said}")
 
 

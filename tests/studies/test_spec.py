@@ -178,7 +178,7 @@ def test_a_study_states_which_conditions_count(tmp_path):
     assert parse_study(gated.to_dict()) == gated and study(tmp_path).gate is None
 
 
-def test_an_empty_or_missing_study_is_told_what_a_study_is(tmp_path):
+def test_an_empty_or_missing_study_has_a_message_that_says_what_a_study_is(tmp_path):
     (tmp_path / "empty.yaml").touch()
     with pytest.raises(UserError, match=r"contains no study: expected keys and values such as `base: my\.yaml`, got nothing"):
         load_study(tmp_path / "empty.yaml")
