@@ -62,6 +62,7 @@ UNSUPPORTED_KEYS: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 # Values of init_lora_weights with which PEFT changes the base weights when it loads a folder, by a part of rank r.
 BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+RANDOM_INITS = "pissa_niter_"  # start of the values with which this part is drawn at random, so that each process has another base
 EXACT = 1e-6  # relative distance below which a mean of products is exact but for rounding
 
 
@@ -243,6 +244,12 @@ def check_rank_can_change(adapter: SavedAdapter, method: Method) -> None:
 
 def check_alike(first: SavedAdapter, other: SavedAdapter) -> None:
     """Raise `UserError` unless two adapters are of one base model, rank, scale, target modules and shapes."""
+    if base_changing_init(first).startswith(RANDOM_INITS):
+        raise UserError(
+            f"{first.folder} has init_lora_weights={base_changing_init(first)!r}, with which PEFT changes the base weights by a part that "
+            "it draws at random in each process: the clients' adapters are of different base weights. Use with 'pissa', "
+            "or save the clients' adapters as plain LoRA with path_initial_model_for_weight_conversion"
+        )
     if base_changing_init(first) != base_changing_init(other):
         mine, theirs = (each.config.get("init_lora_weights") for each in (first, other))
         raise UserError(
