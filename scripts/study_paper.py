@@ -51,11 +51,13 @@ class Lead:
         needs: The verdicts that the conclusion rests on: for each hypothesis, the verdict that it must have.
         rising: Groups of means, as ``study/stage/level, level/metric``; the conclusion needs that each group rises from left to right.
         text: The conclusion. ``{study/hypothesis}`` stands for the effect of that hypothesis with its interval.
+        short: The same in fewer words, for the abstract and the README; empty: they print `text`.
     """
 
     needs: Mapping[Key, str]
     text: str
     rising: Sequence[Sequence[str]] = ()
+    short: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def read_questions(entries: Sequence[Mapping[str, Any]]) -> tuple[Question, ...]
                     {parse_key(key): verdict for key, verdict in conclusion["needs"].items()},
                     conclusion["text"],
                     conclusion.get("rising", ()),
+                    conclusion.get("short", ""),
                 )
                 for conclusion in entry["conclusions"]
             ),
@@ -193,11 +196,13 @@ def lead_holds(lead: Lead, verdicts: Mapping[Key, HypothesisVerdict], studies: M
     return all(low < high for group in means for low, high in pairwise(group))
 
 
-def choose_lead(question: Question, verdicts: Mapping[Key, HypothesisVerdict], studies: Mapping[str, StudyData]) -> str:
+def choose_lead(
+    question: Question, verdicts: Mapping[Key, HypothesisVerdict], studies: Mapping[str, StudyData], is_short: bool = False
+) -> str:
     """Return the strongest conclusion that the verdicts allow; a question with missing studies says so."""
     for lead in question.leads:
         if lead_holds(lead, verdicts, studies):
-            return fill_text(lead.text, verdicts, studies)
+            return fill_text((is_short and lead.short) or lead.text, verdicts, studies)
     missing = sorted({study for study, name in question.hypotheses if (study, name) not in verdicts})
     if missing:
         return f"There is no answer yet, because runs are missing: {', '.join(f'`{name}`' for name in missing)}."
@@ -544,13 +549,13 @@ def write_abstract(studies: Mapping[str, StudyData], verdicts: Mapping[Key, Hypo
     sentences = [
         "We ask when federated fine-tuning of a small causal language model breaks under extreme heterogeneity, how FedAvg, FedProx and"
         " SCAFFOLD differ there, and what repairs it.",
-        f"{len(finished & runs)} runs of {pluralize(len(studies), 'study', 'studies')}, registered beforehand, are compared: tuning"
-        " trials and the IID baselines, which have the same documents, seeds and settings, and text that no client rewrites, are among"
-        " them.",
+        f"{len(finished & runs)} runs of {pluralize(len(studies), 'study', 'studies')}, registered beforehand, are compared. A gap is the"
+        " end of a run less that of its IID baseline, which has the same documents, seed and settings; losses are in nats per token, with"
+        " 95 % intervals over seeds.",
     ]
     for question in QUESTIONS:
         if any(lead_holds(lead, verdicts, studies) for lead in question.leads):
-            sentences.append(choose_lead(question, verdicts, studies))
+            sentences.append(choose_lead(question, verdicts, studies, is_short=True))
     sentences.append(count_verdicts(verdicts))
     return " ".join(sentences)
 
@@ -689,7 +694,7 @@ def readme_findings(studies: Mapping[str, StudyData]) -> str:
         if held and len(lines) < len(README_QUESTIONS):
             names = sorted({key[0] for key in held[0].needs})
             commands = ", ".join(f"`fedrift study studies/{name}.yaml`" for name in names)
-            lines.append(f"- **{question.title}.** {choose_lead(question, verdicts, studies)} ({commands})")
+            lines.append(f"- **{question.title}.** {choose_lead(question, verdicts, studies, is_short=True)} ({commands})")
     incomplete = [f"`{name}`" for name in STUDIES if name not in studies or not is_complete(studies[name])]
     unfinished = f" Not finished: {', '.join(incomplete)}." if incomplete else ""
     lines.append(f"- {count_verdicts(verdicts)}{unfinished}")

@@ -267,3 +267,14 @@ def test_a_conclusion_needs_that_its_means_rise(tmp_path):
     low, high = (f"recency/{stage}/FedAvg, {severity}/loss" for severity in ("0.5", "1"))
     for group, holds in (([low, high], True), ([high, low], False), ([low, low], False)):
         assert study_paper.lead_holds(study_paper.Lead({}, "", (group,)), {}, studies) == holds
+
+
+def test_the_abstract_prints_the_short_form_of_a_conclusion_and_the_section_the_whole(tmp_path, monkeypatch):
+    make_study(tmp_path / "runs", "recency", hypotheses=HYPOTHESES, effect=0.3)
+    studies = study_paper.load_studies([tmp_path / "runs"])
+    lead = study_paper.Lead({}, "The whole conclusion.", (), "The short one.")
+    question = study_paper.Question("key", "Title", (), (lead,), "None holds.")
+    monkeypatch.setattr(study_paper, "QUESTIONS", (question, replace(question, leads=(replace(lead, short=""),))))
+    abstract = study_paper.write_abstract(studies, {})
+    assert "The short one. The whole conclusion." in abstract  # without a short form, the whole
+    assert study_paper.choose_lead(question, {}, studies) == "The whole conclusion."
