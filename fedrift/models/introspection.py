@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..core.errors import UserError
 from ..core.tree import Tree
 from .stacked_model import StackedModel
-from .trainable import find_blocks
+from .trainable import find_backbone, find_blocks
 
 LayerCallback = Callable[[int, Tensor], None]
 """Called with the number of a layer and its tensor."""
@@ -164,7 +164,7 @@ class HiddenStateEncoder:
             lambda module, args, output: captured.append(output[0] if isinstance(output, tuple) else output)
         )
         try:  # padding is on the right, so that causal attention does not reach it
-            self.network.base_model(input_ids=tokens.to(next(self.network.parameters()).device), use_cache=False)
+            find_backbone(self.network)(input_ids=tokens.to(next(self.network.parameters()).device), use_cache=False)
         finally:
             hook.remove()
         share = mask / mask.sum(1, keepdim=True).clamp_min(1)  # [D, T]

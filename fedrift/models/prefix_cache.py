@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .trainable import find_blocks
+from .trainable import find_backbone, find_blocks
 
 MEMORY_BYTES, DISK_BYTES = 1 << 29, 1 << 32  # default limits
 
@@ -113,7 +113,7 @@ class PrefixCache:
         """Compute the output of the blocks [T, H] for ``tokens`` [T]."""
         self.mode = "stop"
         try:
-            self.network.base_model(input_ids=tokens[None], use_cache=False)
+            find_backbone(self.network)(input_ids=tokens[None], use_cache=False)
         except StopForward:
             assert isinstance(self.mode, Tensor)
             return self.mode[0]

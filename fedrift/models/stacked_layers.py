@@ -31,13 +31,26 @@ class ActiveParams:
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """Return (inputs, outputs) of a linear map, or None for any other module.
 
-    GPT-2's Conv1D stores its weight transposed.
+    GPT-2's Conv1D stores its weight transposed. Some architectures derive modules from `torch.nn.Linear` that compute something else, such
+    as the routers of Llama 4, which return two tensors.
     """
     if isinstance(module, Conv1D):
         return module.weight.shape[0], module.weight.shape[1]
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and returns_one_output_per_feature(module):
         return module.in_features, module.out_features
     return None
+
+
+def returns_one_output_per_feature(module: nn.Linear) -> bool:
+    """Return whether a module of a class derived from `torch.nn.Linear` returns one tensor with its output features."""
+    if type(module).__module__.split(".")[0] in ("torch", "bitsandbytes"):
+        return True
+    try:
+        with torch.no_grad():
+            output = module(torch.zeros(2, module.in_features, dtype=module.weight.dtype, device=module.weight.device))
+    except (RuntimeError, ValueError, TypeError, IndexError):  # it expects inputs of another shape
+        return False
+    return isinstance(output, Tensor) and output.shape == (2, module.out_features)
 
 
 def is_norm(module: nn.Module) -> bool:

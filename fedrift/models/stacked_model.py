@@ -25,7 +25,7 @@ from .fused import fuse_blocks
 from .head import LogitTransform, PerClientHeadLoss, frozen_head_losses, to_float32
 from .prefix_cache import PrefixCache, count_frozen_blocks
 from .stacked_layers import ActiveParams, PerClientLora, PerClientModule
-from .trainable import Trainable, find_blocks
+from .trainable import Trainable, find_backbone, find_blocks
 
 with quiet_imports():
     from transformers import TopPLogitsWarper
@@ -85,7 +85,7 @@ def read_logits(network: Any) -> LogitTransform:
         )
     tokens = sample_tokens(network)[0].clone()
     tokens[1, :-1] = tokens[0, :-1]  # two texts that differ in their last token only
-    states = network.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+    states = find_backbone(network)(input_ids=tokens, use_cache=False).last_hidden_state
     if not bool(states.isfinite().all()):
         raise UserError(
             f"{network_type} computes hidden states that are not finite: its weight files are damaged, or their numbers do not fit "
@@ -392,7 +392,7 @@ class StackedModel:
         self.active_params.leaves, self.active_params.num_rows = params, len(rows)
         try:
             with cached_prefix:
-                states = self.network.base_model(input_ids=rows, use_cache=False).last_hidden_state  # type: ignore[operator]
+                states = find_backbone(self.network)(input_ids=rows, use_cache=False).last_hidden_state
         finally:
             self.active_params.leaves = Tree()
         return states.view(*tokens.shape, -1)  # type: ignore[no-any-return]
@@ -555,7 +555,7 @@ def generate_tokens(model: StackedModel, params: Tree, prompts: Tensor, num_toke
     model.active_params.leaves, model.active_params.num_rows = params, len(prompts)
     try:
         for _ in range(num_tokens):
-            output = model.network.base_model(input_ids=inputs, use_cache=True, past_key_values=cache)  # type: ignore[operator]
+            output = find_backbone(model.network)(input_ids=inputs, use_cache=True, past_key_values=cache)
             cache = output.past_key_values
             states = output.last_hidden_state[:, -1]
             inputs = sampler(model.to_logits(states, *first_head_weights(model, params, states.dtype)))

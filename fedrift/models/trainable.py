@@ -448,4 +448,15 @@ def find_blocks(network: nn.Module) -> tuple[str, nn.ModuleList]:
     return path, lists[path]
 
 
+def find_backbone(network: nn.Module) -> nn.Module:
+    """Return the part of a network that computes the last hidden states.
+
+    This is ``base_model``. For some classes (Llama 4, Mllama) ``base_model_prefix`` names no module, so that transformers returns the whole
+    network; their text model is the attribute ``model``.
+    """
+    base_model: Any = network.base_model
+    backbone: nn.Module = getattr(network, "model", base_model) if base_model is network else base_model
+    return backbone
+
+
 __all__ = ["All", "LastBlocks", "Lora", "Trainable"]

@@ -262,3 +262,16 @@ def test_a_run_refuses_adapters_that_peft_cannot_load_and_reports_maps_without_o
 )
 def test_parameters_without_gradient_are_refused_before_training(kind, name, expected, architectures):
     assert architectures.judge_architecture(kind, name).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("llama4_text", "lora"),  # transformers' base_model is the whole network, with the head
+        ("llama4_text", "lora_all"),  # the router is derived from Linear and returns two tensors
+        ("mllama", "full"),
+        ("phimoe", "lora_all"),
+    ],
+)
+def test_modules_that_are_not_what_their_class_says_are_trained_like_plain_transformers(kind, name, architectures):
+    assert architectures.judge_architecture(kind, name) == "yes"
