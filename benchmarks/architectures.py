@@ -226,8 +226,8 @@ def judge_architecture(kind: str, name: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the message of an error on one line, at most 250 characters."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:250]
+    """Return the message of an error on one line, at most 500 characters."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:500]
 
 
 def make_row(kind: str) -> dict[str, str]:

@@ -95,7 +95,7 @@ def read_logits(network: Any) -> LogitTransform:
     if not is_close(states[1, :-1], states[0, :-1], get_tolerance(weight)[0]):
         raise UserError(
             f"{network_type} lets a token see the tokens after it, so that it can read what it has to predict; fedrift needs a causal "
-            f"language model. Set is_decoder in the model's configuration if it has this key, or use another model: {SUGGESTION}"
+            f"language model. Set is_decoder in the model's configuration if it has this key; otherwise {SUGGESTION}"
         )
     generator = torch.Generator().manual_seed(2)
     spread = torch.tensor([[0.3, 1.0, 3.0, 10.0, 30.0] * CHECK_LENGTH] * CHECK_ROWS)[:, :CHECK_LENGTH, None]
