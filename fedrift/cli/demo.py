@@ -66,7 +66,7 @@ def demo(
 def make_conditions() -> dict[str, ExperimentConfig]:
     """Return the experiments of the demo by the name of their condition, the two controls first."""
     from ..api import load_config
-    from ..config.ready import find_ready
+    from ..config.loader.yaml_text import find_ready
 
     def make(*overrides: str) -> ExperimentConfig:
         return load_config(find_ready(Path("demo"), "experiments"), overrides)

@@ -80,7 +80,7 @@ def find_stored_baseline(run: Run) -> Run | None:
 
 def read_listed_run(run: Run) -> tuple[ListedRun, Trajectory]:
     """Read one run; raise an error if its files are damaged."""
-    from ..diagnosis.curves import final_loss
+    from ..diagnosis.finding import final_loss
     from ..storage.index import read_labels
 
     trajectory = run.trajectory()
@@ -90,7 +90,7 @@ def read_listed_run(run: Run) -> tuple[ListedRun, Trajectory]:
 
 def add_gaps(listed: Iterable[tuple[ListedRun, Trajectory]]) -> list[ListedRun]:
     """Fill in the gap of every run whose IID baseline is among the runs."""
-    from ..diagnosis.curves import final_gap
+    from ..diagnosis.finding import final_gap
 
     by_id = {row.run.id: (row, trajectory) for row, trajectory in listed}
     baselines = find_iid_baselines({run_id: row.config for run_id, (row, _) in by_id.items()})

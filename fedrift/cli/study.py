@@ -295,8 +295,7 @@ def compare(
 
     from ..storage import find_run
     from ..studies.outcomes import compare_configs, compare_metrics
-    from .compare_tables import print_config_differences, print_metric_differences
-    from .tables import print_table
+    from .tables import print_config_differences, print_metric_differences, print_table
 
     a, b = find_run(runs_dir, first), find_run(runs_dir, second)
     config_differences, metric_differences, similarity = compare_configs(a, b), compare_metrics(a, b), {}

@@ -17,9 +17,8 @@ from typing import Any
 from ..core.records import Trajectory, final_round_indices
 from ..storage import Run
 from ..storage.index import UnreadableRun, is_iid, to_iid_baseline, try_read_each
-from .curves import read_curve
 from .failures import find_dead_model
-from .finding import THRESHOLDS, RunEvidence, RunInfo
+from .finding import THRESHOLDS, RunEvidence, RunInfo, read_curve
 
 NON_CONFIG_KEYS = ("id", "partition_table")  # stored with the configuration, but not part of it
 COMPARED_EVALUATION_KEYS = (

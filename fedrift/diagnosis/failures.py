@@ -19,8 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from ..core.records import Record, RecordColumns, Trajectory, final_round_indices
-from .curves import client_table, read_curve
-from .finding import THRESHOLDS, Finding, RunEvidence, make_not_measured, make_series, single_run_grade
+from .finding import THRESHOLDS, Finding, RunEvidence, client_table, make_not_measured, make_series, read_curve, single_run_grade
 
 DEAD_MODEL = "dead model"
 

@@ -12,9 +12,19 @@ import math
 import numpy as np
 
 from ..core.records import Trajectory, final_round_indices, perplexity_change_percent
-from .curves import align_curves, client_table, final_gap, noise_interval
 from .failures import find_dead_model, find_training_divergence
-from .finding import Finding, RunEvidence, clients_holding, make_not_measured, make_series, single_run_grade
+from .finding import (
+    Finding,
+    RunEvidence,
+    align_curves,
+    client_table,
+    clients_holding,
+    final_gap,
+    make_not_measured,
+    make_series,
+    noise_interval,
+    single_run_grade,
+)
 
 
 def loss_gap(evidence: RunEvidence) -> list[Finding]:

@@ -23,9 +23,9 @@ from ..core.random import numpy_stream, torch_stream
 from ..core.tree import Tree
 from ..core.types import FederatedState
 from ..data import TEST, TRAIN, VALIDATION, Blocks, Corpus, TokenizedCorpus, pack_blocks, tokenize_corpus
-from ..data.chat_tokens import template_notes
 from ..data.dataset import load_general_corpus
 from ..data.encoders import embed_texts
+from ..data.tokenization import template_notes
 from ..models.arithmetic import ARITHMETICS, Arithmetic, ArithmeticChoice, choose_arithmetic, compare_step
 from ..models.export import check_peft_compatible
 from ..models.introspection import HiddenStateEncoder

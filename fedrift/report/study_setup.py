@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import __version__
 from ..core.records import Trajectory
-from ..partition.divergence import normalized_jsd
+from ..partition.heterogeneity import normalized_jsd
 from ..stats import default_worst_end
 from ..studies.outcomes import COST_RECORDS, COSTS, Cost, CostMetric, cumulative_cost, load_trajectories, summarize_cost
 from . import charts, figures

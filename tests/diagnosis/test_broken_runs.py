@@ -12,8 +12,7 @@ import torch
 from fedrift.core.records import Trajectory
 from fedrift.core.types import FederatedState
 from fedrift.diagnosis import detectors, diagnose, judge_run
-from fedrift.diagnosis.curves import read_curve
-from fedrift.diagnosis.finding import THRESHOLDS, RunEvidence
+from fedrift.diagnosis.finding import THRESHOLDS, RunEvidence, read_curve
 from fedrift.engine.build import build_run
 from fedrift.engine.cache import resolve_fingerprints
 from fedrift.engine.run import run_experiment

@@ -1,21 +1,24 @@
-"""Reading and writing of YAML, with the core schema of YAML 1.2 and limits on the size of the text.
+"""Reading and writing of YAML, with the core schema of YAML 1.2 and limits on the size of the text; the ready files of fedrift.
 
 PyYAML itself reads YAML 1.1, in which ``1:30`` is 90, ``010`` is 8, ``no`` is false and ``1e-3`` is text; here they are text, 10, text
 and a number. The limits ensure that no input hangs or raises anything but ``UserError``. Not supported are duplicate keys, tags, merge
 keys, keys that are lists or mappings, several documents, and aliases that expand to more than ``MAX_NODES`` values.
+
+A name without a folder, such as ``demo`` or ``small``, finds an experiment or a study that comes with fedrift from anywhere.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from ...core.errors import UserError, quote_value
 
+Kind = Literal["experiments", "studies"]
 HINTS = {
     "experiment": "give the YAML file of an experiment, e.g. experiments/demo.yaml",
     "study": "give the YAML file of a study, e.g. studies/small.yaml",
@@ -209,3 +212,35 @@ def load_yaml(path: Path, kind: str = "experiment", example: str = "dataset: bbc
 def display_key(key: Any) -> str:
     """Return a key as error messages show it."""
     return key if isinstance(key, str) and len(key) <= 60 and key.isprintable() else quote_value(key)
+
+
+def ready_folder(kind: Kind) -> Path:
+    """Return the folder of the ready files: inside an installed package, and beside the package in a checkout."""
+    package = Path(__file__).resolve().parents[2]
+    installed = package / "ready" / kind
+    return installed if installed.is_dir() else package.parent / kind
+
+
+def list_ready(kind: Kind) -> list[str]:
+    """Return the names of the ready experiments or studies, sorted."""
+    return sorted(path.stem for path in ready_folder(kind).glob("*.yaml"))
+
+
+def find_ready(path: Path, kind: Kind) -> Path:
+    """Return the file that a person means: an existing file, or a ready one by its name with or without ``.yaml``.
+
+    Args:
+        path: What was given.
+        kind: The kind of file.
+
+    Returns:
+        The path of a ready file if ``path`` is such a name and no file has this path; else ``path`` unchanged.
+
+    Example:
+        >>> find_ready(Path("demo"), "experiments").name
+        'demo.yaml'
+    """
+    name = path.name.removesuffix(".yaml")
+    if len(path.parts) != 1 or name not in list_ready(kind) or path.is_file():
+        return path
+    return ready_folder(kind) / f"{name}.yaml"
