@@ -125,29 +125,29 @@ def tables(
     if a difference is larger than allowed.
     """
     from rich.console import Console
-    from rich.table import Table
 
     from ..partition.reference_tables import reproduce_tables
+    from .tables import print_table
 
     rows = reproduce_tables(seed, draws)
     if as_json:
         print_json([{**asdict(row), "agrees": row.is_within_tolerance} for row in rows])
     else:
-        table = Table(title="Measured divergence of synthetic partitions and its expected value")
-        for name in ("table", "setting", "quantity", "expected", "found", "allowed", ""):
-            table.add_column(name, justify="right" if name in ("expected", "found", "allowed") else "left")
-        for row in rows:
-            table.add_row(
+        console, numbers = Console(highlight=False), ("expected", "found", "allowed")
+        cells = [
+            (
                 row.table,
                 row.setting,
                 row.quantity,
                 f"{row.expected:.4g}",
                 f"{row.measured:.4f}",
                 f"± {row.tolerance:.4f}",
-                "" if row.is_within_tolerance else "[red]differs[/]",
+                "" if row.is_within_tolerance else "differs",
             )
-        console = Console(highlight=False)
-        console.print(table)
+            for row in rows
+        ]
+        title = "Measured divergence of synthetic partitions and its expected value"
+        print_table(console, ("table", "setting", "quantity", *numbers, ""), cells, numbers, title)
         console.print(f"{sum(row.is_within_tolerance for row in rows)} of {len(rows)} agree within sampling error")
     if not all(row.is_within_tolerance for row in rows):
         raise typer.Exit(1)
@@ -200,51 +200,46 @@ def print_partition(report: PartitionReport) -> None:
 
 def print_gradients(console: Console, report: PartitionReport) -> None:
     """Print the gradient dissimilarity of the clients."""
-    from rich.table import Table
-
     from ..report.format import format_compact
     from ..report.partition_page import METRIC_TITLES
+    from .tables import print_table
 
-    gradient_table = Table(title="Gradient dissimilarity at the initial weights (chance: 5 IID partitions)")
-    for name in ("measure", "weights", "value", "IID"):
-        gradient_table.add_column(name, justify="left" if name == "measure" else "right")
-    for stat in report.gradients:
-        gradient_table.add_row(
+    rows = [
+        (
             METRIC_TITLES[stat.name][0],
             stat.weights,
             format_compact(stat.value),
             f"{format_compact(stat.iid_mean)} ± {format_compact(stat.deviation)}",
         )
-    console.print(gradient_table)
+        for stat in report.gradients
+    ]
+    title = "Gradient dissimilarity at the initial weights (chance: 5 IID partitions)"
+    print_table(console, ("measure", "weights", "value", "IID"), rows, ("weights", "value", "IID"), title)
 
 
 def print_holdings(console: Console, report: PartitionReport) -> None:
     """Print the documents per client and domain, and the divergence of every two clients if there are few."""
-    from rich.table import Table
+    from .tables import print_table
 
     heterogeneity = report.heterogeneity
     clients = range(min(heterogeneity.num_clients, MAX_CLIENTS))
-    holdings = Table(title=f"{report.unit.capitalize()} by client and domain")
     domains = range(len(heterogeneity.domains)) if len(heterogeneity.domains) <= 8 else []
-    for name in ("client", "documents", report.unit, *(heterogeneity.domains[d] for d in domains)):
-        holdings.add_column(name, justify="right", overflow="fold")
-    for k in clients:
-        holdings.add_row(
+    columns = ("client", "documents", report.unit, *(heterogeneity.domains[d] for d in domains))
+    rows = [
+        (
             str(k),
             f"{heterogeneity.documents[k]:,}",
             f"{heterogeneity.budgets[k]:,.0f}",
             *(f"{heterogeneity.tokens_by_domain[k, d]:,.0f}" for d in domains),
         )
-    console.print(holdings)
+        for k in clients
+    ]
+    print_table(console, columns, rows, columns, f"{report.unit.capitalize()} by client and domain")
 
     if 1 < heterogeneity.num_clients <= 12:
-        pairwise = Table(title="Jensen-Shannon divergence of the words of two clients, in bits")
-        pairwise.add_column("")
-        for k in clients:
-            pairwise.add_column(str(k), justify="right")
-        for k in clients:
-            pairwise.add_row(str(k), *("" if k == j else f"{heterogeneity.word_jsd[k, j]:.2f}" for j in clients))
-        console.print(pairwise)
+        names = [str(k) for k in clients]
+        rows = [(str(k), *("" if k == j else f"{heterogeneity.word_jsd[k, j]:.2f}" for j in clients)) for k in clients]
+        print_table(console, ("", *names), rows, names, "Jensen-Shannon divergence of the words of two clients, in bits")
 
 
 def print_texts(console: Console, report: PartitionReport) -> None:

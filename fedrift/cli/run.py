@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -270,7 +270,7 @@ def print_fork(fork_report: ForkReport) -> None:
     """Print the differences by round, their summary, and the findings in the fork and in its origin."""
     from rich.console import Console
 
-    from .console import format_number
+    from ..report.format import format_number, format_signed
     from .tables import print_table
 
     console = Console(highlight=False)
@@ -284,8 +284,8 @@ def print_fork(fork_report: ForkReport) -> None:
             format_number(row.distance),
             format_number(row.origin),
             format_number(row.fork),
-            format_number(row.difference, "+.3f"),
-            *(format_number(row.domains[domain], "+.3f") for domain in shown),
+            format_signed(row.difference),
+            *(format_signed(row.domains[domain]) for domain in shown),
         )
         for row in fork_report.rounds
     ]
@@ -396,11 +396,13 @@ def show_status(status: Any, message: str) -> None:
 
 def print_profile(screen: Console, result: Profile) -> None:
     """Print the measurements of a profile and the hints that follow from them."""
+    from .tables import print_table
+
     machine, compute, passes = result.machine, result.compute, result.passes
     screen.print(f"[bold]{result.experiment}[/]  on {machine['device']}, {machine['threads']} thread(s), {machine['dtype']}")
     screen.print(
         f"{compute['tokens_per_second']:,.0f} training tokens per second; {compute['flops_per_token'] / 1e6:,.1f} "
-        f"MFLOP per token, {compute['gflops']:,.1f} GFLOP/s, {compute['share_of_peak']:.0%} of the speed of a large matrix "
+        f"MFLOP per token, {compute['gflops']:,.1f} GFLOP/s, {100 * compute['share_of_peak']:.0f} % of the speed of a large matrix "
         f"product on this machine ({machine['gemm_peak_gflops']:,.0f} GFLOP/s)"
     )
     if machine["device"] == "cpu" and machine["busy_threads"] < MIN_BUSY_SHARE * machine["threads"]:
@@ -409,33 +411,25 @@ def print_profile(screen: Console, result: Profile) -> None:
             "the measured times are too long and the share of the peak is too low.[/]"
         )
     rows = [
-        (phase["name"], f"{phase['seconds']:.3f}", f"{phase['times']:,} x", f"{phase['total']:,.1f}", f"{phase['share']:.1%}")
+        (phase["name"], f"{phase['seconds']:.3f}", f"{phase['times']:,} x", f"{phase['total']:,.1f}", f"{100 * phase['share']:.1f} %")
         for per in ("run", "round")
         for phase in result.phases
         if phase["per"] == per and phase["share"] >= MIN_SHARE_SHOWN
     ]
     minor = [phase for phase in result.phases if phase["share"] < MIN_SHARE_SHOWN]
-    rows.append(
-        (f"{len(minor)} smaller", "", "", f"{sum(phase['total'] for phase in minor):,.1f}", f"{sum(phase['share'] for phase in minor):.1%}")
-    )
-    print_profile_table(screen, "Whole run", ("", "seconds each", "times", "seconds", "share"), rows)
+    total, share = (sum(phase[key] for phase in minor) for key in ("total", "share"))
+    rows.append((f"{len(minor)} smaller", "", "", f"{total:,.1f}", f"{100 * share:.1f} %"))
+    columns = ("", "seconds each", "times", "seconds", "share")
+    print_table(screen, columns, rows, columns[1:], "Whole run")
     training = result.training
     scope = f" (the first {training['steps']} steps)" if training["steps"] else ""
-    print_profile_table(
-        screen,
-        f"Inside training{scope}",
-        ("", "seconds", "share"),
-        [(kind, f"{seconds:.3f}", f"{training['shares'][kind]:.1%}") for kind, seconds in training["seconds"].items()],
-    )
+    kinds = [(kind, f"{seconds:.3f}", f"{100 * training['shares'][kind]:.1f} %") for kind, seconds in training["seconds"].items()]
+    print_table(screen, ("", "seconds", "share"), kinds, ("seconds", "share"), f"Inside training{scope}")
     screen.print(f"[dim]The profiler increased the time by a factor of {training['profiler_slowdown']:.2f}.[/]")
     memory = result.memory["bytes"]
     total = sum(value for value in memory.values() if value == value)
-    print_profile_table(
-        screen,
-        "Memory",
-        ("", "MB", "share"),
-        [(name, f"{size / 1e6:,.1f}", f"{size / total:.1%}") for name, size in memory.items() if size],
-    )
+    sizes = [(name, f"{size / 1e6:,.1f}", f"{100 * size / total:.1f} %") for name, size in memory.items() if size]
+    print_table(screen, ("", "MB", "share"), sizes, ("MB", "share"), "Memory")
     screen.print(
         f"peak resident memory {result.memory['resident_peak'] / 1e6:,.0f} MB"
         + (f", peak device memory {result.memory['device_peak'] / 1e6:,.0f} MB" if result.memory["device_peak"] else "")
@@ -447,19 +441,6 @@ def print_profile(screen: Console, result: Profile) -> None:
     screen.print(f"each client sends {result.traffic['up'] / 1e3:,.1f} kB per round and receives {result.traffic['down'] / 1e3:,.1f} kB\n")
     for hint in result.hints:
         screen.print(f"- {hint}")
-
-
-def print_profile_table(screen: Console, title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print one table of a profile."""
-    from rich.box import SIMPLE
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=SIMPLE)
-    for column in columns:
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    screen.print(table)
 
 
 def estimate(

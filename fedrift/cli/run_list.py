@@ -103,7 +103,7 @@ def add_gaps(listed: Iterable[tuple[ListedRun, Trajectory]]) -> list[ListedRun]:
 def print_list(console: Console, listed: Sequence[ListedRun]) -> None:
     """Print the runs: first the settings that all runs share, then a table with losses and the settings that differ."""
     from ..diagnosis.verdict import to_perplexity
-    from .console import format_number
+    from ..report.format import format_number, format_signed
     from .tables import print_table
 
     settings = [flatten(row.config) for row in listed]
@@ -116,8 +116,8 @@ def print_list(console: Console, listed: Sequence[ListedRun]) -> None:
         "status": [row.run.status for row in listed],
         "rounds": [f"{row.last_round}/{row.config['training']['num_rounds']}" for row in listed],
         "perplexity": [to_perplexity(row.final_loss) for row in listed],
-        "loss": [format_number(row.final_loss) for row in listed],
-        "gap": [format_number(row.gap_to_iid, "+.3f") for row in listed],
+        "loss": [format_number(row.final_loss, missing="") for row in listed],
+        "gap": [format_signed(row.gap_to_iid, missing="") for row in listed],
         **{name: column for name, column in columns.items() if name not in shared},
         "settings": [describe_settings(row.config, values, settings) for row, values in zip(listed, settings, strict=True)],
         "tags": [", ".join(row.labels.get("tags", ())) for row in listed],

@@ -5,17 +5,16 @@ The tables of `fedrift compare` show differing settings, and the metrics that di
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.measure import Measurement
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from ..report.format import DASH
+from ..report.format import format_compact
 
 if TYPE_CHECKING:
     from ..studies.outcomes import MetricDifference
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 FIRST_GROUPS = ("loss", "perplexity", "final")  # shown first; the other groups follow in alphabetical order
 COLUMNS = ("", "A", "B", "B - A", "largest", "in round")
 MAX_WORD = 32  # columns of the terminal; a longer word continues on the next line
-UNLIMITED = 100_000
 
 
 def print_table(
@@ -77,7 +75,11 @@ def _build(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Colle
 
 
 def _fits(console: Console, table: Table) -> bool:
-    return Measurement.get(console, console.options.update_width(UNLIMITED), table).minimum <= console.width
+    """Return whether no line of the table is longer than the terminal, which would cut it.
+
+    The lines are drawn for this. The minimum width that rich measures is too small, because rich shrinks columns below their own minimum.
+    """
+    return all(Segment.get_line_length(line) <= console.width for line in Segment.split_lines(console.render(table)))
 
 
 def format_duration(seconds: float) -> str:
@@ -139,14 +141,9 @@ def metric_rows(group: str, differences: Iterable[MetricDifference]) -> Iterable
         previous = name
         yield (
             f"  @{difference.domain}" if difference.domain else name,
-            format_cell(difference.first),
-            format_cell(difference.second),
-            format_cell(difference.mean_difference, "+.4g"),
-            format_cell(difference.max_difference, "+.4g"),
+            format_compact(difference.first, 4),
+            format_compact(difference.second, 4),
+            format_compact(difference.mean_difference, 4, is_signed=True),
+            format_compact(difference.max_difference, 4, is_signed=True),
             str(difference.max_difference_round),
         )
-
-
-def format_cell(value: float, number_format: str = ".4g") -> str:
-    """Format a number, or NaN as a dash."""
-    return DASH if math.isnan(value) else format(value, number_format)

@@ -64,10 +64,6 @@ def has_dead_model_records(run: Trajectory) -> bool:
 def find_dead_model(run: Trajectory | None, thresholds: Mapping[str, Mapping[str, float]]) -> tuple[str, int | None]:
     """Find out whether and since when a model is dead.
 
-    Args:
-        run: The run, or None.
-        thresholds: Thresholds of all detectors.
-
     Returns:
         The reason in plain English and the first round; ("", None) if no sign was found.
     """
@@ -197,10 +193,6 @@ def divergence(evidence: RunEvidence) -> list[Finding]:
 def find_divergence(run: Trajectory | None, thresholds: Mapping[str, Mapping[str, float]]) -> tuple[str, int | None]:
     """Find out whether and since when a run diverged, including a final loss above the untrained model's.
 
-    Args:
-        run: The run, or None.
-        thresholds: Thresholds of all detectors.
-
     Returns:
         The reason in plain English and the first round; ("", None) if it did not.
     """
@@ -234,10 +226,6 @@ def excess_over_initial_loss(run: Trajectory | None, thresholds: Mapping[str, Ma
 
 def find_training_divergence(run: Trajectory | None, thresholds: Mapping[str, Mapping[str, float]]) -> tuple[str, int | None]:
     """Find out whether and since when a run diverged, not including a final loss above the untrained model's.
-
-    Args:
-        run: The run, or None.
-        thresholds: Thresholds of all detectors.
 
     Returns:
         The reason in plain English and the first round; ("", None) if it did not.

@@ -187,10 +187,6 @@ def unfairness(evidence: RunEvidence) -> list[Finding]:
 def final_client_losses(run: Trajectory | None, evidence: RunEvidence) -> np.ndarray:
     """Return the clients' final losses.
 
-    Args:
-        run: The run, or None.
-        evidence: The evidence, for its thresholds.
-
     Returns:
         Losses of the large final evaluation or, if there is none, the means of the last evaluations, ``[N]``; empty without losses.
     """

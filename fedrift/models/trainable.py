@@ -243,7 +243,8 @@ class Lora:
             ]
         if self.target_modules == ("all",):
             messages += [
-                f"trainable.target_modules: [all] adapts linear maps only, so {name} ({share:.1%} of the model's weights) gets no adapter"
+                f"trainable.target_modules: [all] adapts linear maps only, so {name} ({100 * share:.1f} % of the model's weights) "
+                "gets no adapter"
                 for name, count in unknown.items()
                 if (share := count / size) >= 0.001
             ]

@@ -67,7 +67,7 @@ def explain_pass_size(context: RunContext, runtime: Runtime, batch_size: int, le
             f"{CPU_BYTES_PER_PASS / 1e9:g} GB of activations are not faster on a CPU"
         )
     return (
-        f"a client's activations take about {client_bytes / 1e6:,.0f} MB, and activations may use {MEMORY_FRACTION:.0%} of the "
+        f"a client's activations take about {client_bytes / 1e6:,.0f} MB, and activations may use {100 * MEMORY_FRACTION:.0f} % of the "
         f"{free_memory_bytes(device) / 1e9:,.1f} GB of free memory"
     )
 
@@ -321,14 +321,7 @@ def summarize_compute(result: RoundResult, training_s: float, operations: dict[s
 
 
 def summarize_passes(config: ExperimentConfig, context: RunContext, runtime: Runtime, result: RoundResult) -> dict[str, Any]:
-    """Return ``Profile.passes``, with the measured speeds of other numbers of clients per pass.
-
-    Args:
-        config: The experiment.
-        context: The prepared run.
-        runtime: The runtime options.
-        result: A round.
-    """
+    """Return ``Profile.passes``, with the measured speeds of other numbers of clients per pass."""
     batch = next(first_batches(context, result), None)
     training, passes_per_step = config.training, 2 if config.algorithm.local_regularizer() else 1
     return {
@@ -524,13 +517,14 @@ def find_hints(
         hints.append(
             (
                 padding * training_s,
-                f"{padding:.0%} of the trained positions are padding. A training.max_seq_length below "
+                f"{100 * padding:.0f} % of the trained positions are padding. A training.max_seq_length below "
                 f"{config.training.max_seq_length} would reduce this share.",
             )
         )
     best = sorted((hint for hint in hints if hint[0] >= MIN_SAVING * total_s), key=lambda hint: -hint[0])
     return [text for _, text in best[:MAX_HINTS]] or [
-        f"No phase stands out: training takes {training_s / total_s:.0%} of a run and reaches {share_of_peak:.0%} of the machine's peak."
+        f"No phase stands out: training takes {100 * training_s / total_s:.0f} % of a run and "
+        f"reaches {100 * share_of_peak:.0f} % of the machine's peak."
     ]
 
 
@@ -552,7 +546,7 @@ def evaluation_hints(phases: Sequence[Mapping[str, Any]], config: ExperimentConf
             hints.append(
                 (
                     phase["total"],
-                    f"The probe {name} takes {share:.0%} of a run ({phase['seconds']:.2f} s each of "
+                    f"The probe {name} takes {100 * share:.0f} % of a run ({phase['seconds']:.2f} s each of "
                     f"{phase['times']} times). Remove it from evaluation.probes, or run it less often with "
                     "evaluation.expensive_interval.",
                 )
@@ -565,8 +559,8 @@ def evaluation_hints(phases: Sequence[Mapping[str, Any]], config: ExperimentConf
                 hints.append(
                     (
                         phase["total"] - new_total,
-                        f"Evaluation of the losses takes {share:.0%} of a run. "
-                        f"With evaluation.interval={interval} it would take {new_share:.0%}.",
+                        f"Evaluation of the losses takes {100 * share:.0f} % of a run. "
+                        f"With evaluation.interval={interval} it would take {100 * new_share:.0f} %.",
                     )
                 )
                 break
@@ -588,9 +582,9 @@ def one_time_hints(phases: Sequence[Mapping[str, Any]], config: ExperimentConfig
         hints.append(
             (
                 final / 2,
-                f"The final evaluation takes {final / total_s:.0%} of a run. "
+                f"The final evaluation takes {100 * final / total_s:.0f} % of a run. "
                 f"With evaluation.final_blocks_per_domain={blocks // 2} instead of {blocks} it would take "
-                f"{final / 2 / (total_s - final / 2):.0%}.",
+                f"{100 * final / 2 / (total_s - final / 2):.0f} %.",
             )
         )
     loading = sum(seconds for name, seconds in total.items() if name.startswith("load "))
@@ -598,7 +592,7 @@ def one_time_hints(phases: Sequence[Mapping[str, Any]], config: ExperimentConfig
         hints.append(
             (
                 loading,
-                f"Loading takes {loading / total_s:.0%} of a run of {config.training.num_rounds} rounds. "
+                f"Loading takes {100 * loading / total_s:.0f} % of a run of {config.training.num_rounds} rounds. "
                 "`--iid-baseline` and studies load only once for all their runs.",
             )
         )
@@ -635,7 +629,7 @@ def pass_size_hints(
             hints.append(
                 (
                     saved,
-                    f"Training reaches {share_of_peak:.0%} of the machine's peak because its matrix products are small. "
+                    f"Training reaches {100 * share_of_peak:.0f} % of the machine's peak because its matrix products are small. "
                     f"training.batch_size={trial['batch']} gave {gain:.2f}x the tokens per second, but it changes the experiment.",
                 )
             )

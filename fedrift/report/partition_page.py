@@ -255,7 +255,7 @@ def summarize(heterogeneity: Heterogeneity) -> str:
     identification = next((number for number in compared if number.name == "identification"), None)
     if identification is None:
         return summary + "."
-    accuracy = f"{identification.value:.0%} of the time ({identification.null_mean:.0%} by chance)"
+    accuracy = f"{100 * identification.value:.0f} % of the time ({100 * identification.null_mean:.0f} % by chance)"
     return f"{summary}; the words of a document identify its client {accuracy}."
 
 
@@ -365,4 +365,4 @@ def main_domain_label(report: PartitionReport, client: int) -> str:
     row = report.heterogeneity.tokens_by_domain[client]
     if row.sum() <= 0 or row.max() / row.sum() <= 0.5:
         return ""
-    return f", {row.max() / row.sum():.0%} {report.heterogeneity.domains[int(row.argmax())]}"
+    return f", {100 * row.max() / row.sum():.0f} % {report.heterogeneity.domains[int(row.argmax())]}"

@@ -252,9 +252,6 @@ def drop_state(run: Run) -> dict[str, int]:
 
     Records, events, models and findings stay, so that every table and report is as before.
 
-    Args:
-        run: The run.
-
     Returns:
         The freed bytes of each file or folder that existed.
 

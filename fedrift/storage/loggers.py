@@ -300,10 +300,6 @@ class Loggers:
 def open_loggers(names: Iterable[str], root: Path) -> Iterator[Loggers]:
     """Open loggers that are closed at the end of the block, also after an exception.
 
-    Args:
-        names: The names of the backends.
-        root: The folder of runs.
-
     Raises:
         UserError: A name is unknown, or a package is not installed.
     """

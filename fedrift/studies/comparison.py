@@ -1,7 +1,7 @@
 """Comparison of clustering strategies: the conditions of one experiment, run over paired seeds as a study.
 
 Each condition changes one thing in the experiment. All conditions start from the same initial weights, use the same partition for the
-same seed, and train as many client steps per round as the condition ``vanilla``. Additional costs, such as IFCA's restarts and
+same seed, and train as many client steps per round as the condition ``unclustered``. Additional costs, such as IFCA's restarts and
 its choice of models or rounds with all clients, are counted and reported.
 """
 
@@ -77,7 +77,7 @@ def with_base_server(config: ComparisonConfig, algorithm_type: str) -> ConfigOve
 
 
 CONDITIONS: dict[str, Condition] = {
-    "vanilla": Condition("one model for all", lambda config, _: {}, has_clusters=False),
+    "unclustered": Condition("one model for all", lambda config, _: {}, has_clusters=False),
     "text": Condition("k-means on text embeddings", lambda config, _: {"clustering": config.text_clustering}),
     "random": Condition(
         "random clusters of the same sizes",
@@ -118,14 +118,14 @@ CONDITIONS: dict[str, Condition] = {
     "iid": Condition("one model for all, IID baseline", lambda config, _: {"partition.severity": 0.0}, has_clusters=False),
 }
 OPTIONAL_CONDITIONS = ("cfl", "soft")
-REQUIRED_CONDITIONS = ("vanilla", "iid")  # the references of the other conditions
+REQUIRED_CONDITIONS = ("unclustered", "iid")  # the references of the other conditions
 DEFAULT_CONDITIONS = tuple(name for name in CONDITIONS if name not in OPTIONAL_CONDITIONS)
 
 
 def expand_conditions(conditions: tuple[str, ...], config: ComparisonConfig) -> dict[str, ConfigOverrides]:
     """Return the overrides of each run of one seed, by label.
 
-    Labels are condition names such as ``vanilla``. The conditions ``random`` and ``ifca`` also have a number, as in ``ifca 1``. The
+    Labels are condition names such as ``unclustered``. The conditions ``random`` and ``ifca`` also have a number, as in ``ifca 1``. The
     order is that of ``CONDITIONS``.
 
     Args:
@@ -138,6 +138,11 @@ def expand_conditions(conditions: tuple[str, ...], config: ComparisonConfig) -> 
             for repeat in range(condition.num_repeats(config)):
                 runs[f"{name} {repeat + 1}" if name in ("random", "ifca") else name] = condition.overrides(config, repeat)
     return runs
+
+
+def current_label(stored_label: str) -> str:
+    """Return the label of a stored run: a study of an earlier version calls the condition ``unclustered`` ``vanilla``."""
+    return "unclustered" if stored_label == "vanilla" else stored_label
 
 
 def parse_condition_label(label: str) -> tuple[str, int]:
@@ -207,7 +212,7 @@ def build_comparison(
 
     Args:
         raw_config: The experiment as plain YAML.
-        conditions: Names of the conditions; ``vanilla`` and ``iid`` are always included. Empty means all but the optional ones.
+        conditions: Names of the conditions; ``unclustered`` and ``iid`` are always included. Empty means all but the optional ones.
         seeds: The seeds; empty means 0 to 5.
         encoder: Encoder of the text clustering.
         num_clusters: Number of clusters of the text and update clusterings and of IFCA. None estimates it for the former. IFCA then
@@ -261,6 +266,7 @@ __all__ = [
     "ComparisonConfig",
     "Condition",
     "build_comparison",
+    "current_label",
     "expand_conditions",
     "parse_condition_label",
 ]

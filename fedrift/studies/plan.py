@@ -129,12 +129,7 @@ def get_search_space(study: Study, group: Mapping[str, Any]) -> dict[str, list[A
 
 
 def pick_best_settings(study: Study, scored_trials: list[tuple[PlannedRun, float]]) -> list[TuningResult]:
-    """Select the best settings of each combination of levels by the good end of the metric; NaN and infinite scores rank last.
-
-    Args:
-        study: The study.
-        scored_trials: The trials with their scores.
-    """
+    """Select the best settings of each combination of levels by the good end of the metric; NaN and infinite scores rank last."""
     results = []
     sign = -1 if default_worst_end(study.tuning.metric) == "low" else 1
     for group in list_tuning_groups(study, parse_factors(study.factors)):

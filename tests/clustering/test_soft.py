@@ -59,11 +59,11 @@ def test_temperature_zero_equals_text_clustering(algorithm, info):
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=str)
 def test_infinite_temperature_equals_no_clustering(algorithm, info):
-    vanilla, (_, soft) = (
+    unclustered, (_, soft) = (
         train(NoClustering(), algorithm, info)[1],
         train(SoftClustering(TextClustering(num_clusters=3), temperature=1e12), algorithm, info),
     )
-    for one, two in zip(vanilla, soft, strict=True):
+    for one, two in zip(unclustered, soft, strict=True):
         for model in range(3):
             for part in ("params", "broadcast", "opt_state"):
                 for name, leaf in getattr(one.after.server, part).items():
