@@ -401,23 +401,3 @@ def mean_adjusted_rand_index(labels: np.ndarray) -> float:
     maximum = (counts[:, None] + counts[None]) / 2
     index = np.where(maximum == expected, 1.0, (joint - expected) / np.where(maximum == expected, 1.0, maximum - expected))
     return float(index[np.triu_indices(len(labels), 1)].mean())
-
-
-__all__ = [
-    "ClientEmbeddings",
-    "ClusteringResult",
-    "add_privacy_noise",
-    "best_silhouette_k",
-    "bootstrap_stability",
-    "cluster_clients",
-    "compute_clusters",
-    "document_identification_rate",
-    "embed_clients",
-    "gaussian_noise_std",
-    "kmeans",
-    "mean_adjusted_rand_index",
-    "mean_embeddings",
-    "pairwise_distances",
-    "permutation_test",
-    "privacy_statement",
-]

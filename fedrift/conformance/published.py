@@ -559,6 +559,3 @@ RESULT_SETS: dict[str, Callable[[MessageCallback], Iterable[Expectation]]] = {
     "published": published_results,
     "native": lambda on_message: native_size_results(on_message=on_message),
 }
-
-
-__all__ = ["RESULT_SETS", "published_results"]

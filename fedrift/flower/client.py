@@ -42,7 +42,7 @@ from ..models.presets import fingerprint_model
 from ..simulation import ClientSimulator
 from ..storage.tensors import load_tensors, save_tensors
 from .config import ARITHMETIC_OPTIONS, arithmetic_options, read_dtype, read_experiment_config, read_threads
-from .wire import PROTOCOL_VERSION, MessageRejected, pack_message, read_int, read_metadata, read_plain_arrays, read_trees, to_plain_arrays
+from .wire import MessageRejected, pack_message, read_int, read_metadata, read_plain_arrays, read_trees, to_plain_arrays
 
 
 class StateLost(Exception):
@@ -433,16 +433,3 @@ def prepare_own_documents(
 
 
 app = make_client_app(make_client)
-
-
-__all__ = [
-    "PROTOCOL_VERSION",
-    "ClientFactory",
-    "FlowerClient",
-    "app",
-    "load_client",
-    "make_client",
-    "make_client_app",
-    "single_client_simulator",
-    "train_round",
-]

@@ -503,6 +503,3 @@ def reply_num_bytes(reply: Message) -> int:
 def concat_rows(trees: list[Tree]) -> Tree:
     """Concatenate C trees [1, ...] to one tree [C, ...]."""
     return Tree({name: torch.cat([tree[name] for tree in trees]) for name in trees[0]})
-
-
-__all__ = ["FlowerClientPool", "LocatedClients", "NodeRegistry"]

@@ -578,27 +578,3 @@ def monitor_run(run: Run, num_rounds: int, on_progress: ProgressCallback, group:
                 reason = run.read_json("failed")["message"] if has_reason else group.log_tail("superlink", 25)
                 raise UserError(f"the run ended with status {status} before it was complete: {reason}")
     on_progress(Progress(run.id, num_rounds, num_rounds, last_value(run.records(), "loss")))
-
-
-__all__ = [
-    "CONNECTION_NAME",
-    "ENVIRONMENT",
-    "Command",
-    "ProcessGroup",
-    "TlsFiles",
-    "check_keys",
-    "deploy",
-    "find_free_port",
-    "load_certificates",
-    "private_key_path",
-    "process_group",
-    "register_command",
-    "run_federation",
-    "simulate",
-    "submit_command",
-    "superlink_command",
-    "supernode_command",
-    "wait_for_port",
-    "write_app",
-    "write_connection",
-]

@@ -213,6 +213,3 @@ class BatchedModel(StackedModel):
         if not torch.is_grad_enabled() or not any(leaf.requires_grad for leaf in params.values()):
             return super().__call__(params, batch)
         return CoordinatedLoss.apply(self, tuple(params), dict(batch), *params.values())  # type: ignore[no-any-return]
-
-
-__all__ = ["BatchCoordinator", "BatchedModel"]

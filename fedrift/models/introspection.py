@@ -178,6 +178,3 @@ def remove_common_component(vectors: np.ndarray) -> np.ndarray:
         return np.asarray(centered)
     _, axes = np.linalg.eigh(centered.T @ centered)
     return np.asarray(centered - np.outer(centered @ axes[:, -1], axes[:, -1]))
-
-
-__all__ = ["HiddenStateEncoder", "remove_common_component"]

@@ -586,6 +586,3 @@ def mean_hidden_states(hidden_fn: Callable[[Tree, Tensor], Tensor], params: Tree
     states, mask = hidden_fn(params, batch["tokens"]), batch["loss_mask"]
     share = mask / mask.sum(2, keepdim=True).clamp_min(1)  # [C, B, T]
     return (states * share.unsqueeze(3).to(states)).sum(2), mask.any(2)
-
-
-__all__ = ["mean_hidden_states"]

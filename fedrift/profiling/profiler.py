@@ -351,7 +351,7 @@ def profile_rounds(
     history, state, clustering, checkpoint = MetricHistory(), context.initial_state, context.clustering, Checkpoint(run)
     last_round = min(config.training.num_rounds, 1 + num_rounds)
     metrics, _ = time_phase(
-        "round 0: evaluation", lambda: context.probe_suite.evaluate_initial(clustering.with_client_models(state), history)
+        "round 0: evaluation", lambda: context.evaluation.probe_suite.evaluate_initial(clustering.with_client_models(state), history)
     )
     run.write_json("experiment", {**config.to_stored_dict(), "id": config.id, "partition_table": context.partition_table})
     run.append_records(to_records(metrics, 0, [], context.simulator.size))
@@ -388,7 +388,7 @@ def profile_rounds(
         for name, seconds in probe_times.items():
             probe_s.setdefault(name, []).append(seconds)
     time_phase.on_message("probes that were not due in these rounds")
-    for probe in context.probe_suite.probes:
+    for probe in context.evaluation.probe_suite.probes:
         if isinstance(probe, ScheduledProbe) and probe.name not in probe_s:
             start = perf_counter()
             probe.probe(clustering.probe_view(result))
@@ -413,10 +413,10 @@ def summarize_phases(
     phases += [(name, "round", seconds, num_rounds) for name, seconds in round_s.items()]
     for name, seconds in probe_s.items():
         schedules = [
-            probe.schedule for probe in context.probe_suite.probes if isinstance(probe, ScheduledProbe) and probe.name == name
+            probe.schedule for probe in context.evaluation.probe_suite.probes if isinstance(probe, ScheduledProbe) and probe.name == name
         ] or [1]
         times = sum(
-            any(is_due(schedule, round, num_rounds, context.probe_suite.expensive_interval) for schedule in schedules)
+            any(is_due(schedule, round, num_rounds, context.evaluation.probe_suite.expensive_interval) for schedule in schedules)
             for round in range(1, num_rounds + 1)
         )
         phases.append((f"probe {name}", "round", seconds, times))

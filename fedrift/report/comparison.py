@@ -367,15 +367,3 @@ def to_json_number(value: Any) -> Any:
     """Return a value as a Python number with all digits; NaN becomes None."""
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-__all__ = [
-    "ReportPart",
-    "frame_to_records",
-    "map_report_parts",
-    "render_html",
-    "render_markdown",
-    "report_parts",
-    "results_to_json",
-    "summarize_results",
-]

@@ -611,6 +611,3 @@ def mean_known(values: Iterable[float]) -> float:
     """Return the mean of the values that are not NaN; NaN if there is none."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
-
-
-__all__ = ["Monitor", "RunGroup", "RunStatus", "Snapshot", "mean_curve", "mean_known", "open_monitor"]

@@ -346,18 +346,3 @@ def log_finished_runs(
         return on_progress_with_logging
 
     return on_start_with_logging if names else on_start
-
-
-__all__ = [
-    "LOGGING_BACKENDS",
-    "Logger",
-    "Loggers",
-    "LoggingBackend",
-    "Mlflow",
-    "TensorBoard",
-    "Trackio",
-    "Wandb",
-    "create_backends",
-    "log_finished_runs",
-    "open_loggers",
-]

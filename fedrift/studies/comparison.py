@@ -255,18 +255,3 @@ def build_comparison(
     config = ComparisonConfig(encoder, num_clusters, ifca_clusters, ifca_restarts, random_repeats, default_config["algorithm"])
     included = tuple(dict.fromkeys([*REQUIRED_CONDITIONS, *(conditions or DEFAULT_CONDITIONS)]))
     return ClusteringComparison(raw_config, config, included, tuple(seeds) or (0, 1, 2, 3, 4, 5))
-
-
-__all__ = [
-    "COMPARISON_PROBES",
-    "CONDITIONS",
-    "DEFAULT_CONDITIONS",
-    "REQUIRED_CONDITIONS",
-    "ClusteringComparison",
-    "ComparisonConfig",
-    "Condition",
-    "build_comparison",
-    "current_label",
-    "expand_conditions",
-    "parse_condition_label",
-]

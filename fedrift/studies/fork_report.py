@@ -327,15 +327,3 @@ def summarize_diagnosis(diagnosis: Diagnosis) -> dict[str, Any]:
     """Convert the main fields of a diagnosis to JSON values."""
     keys = ("grade", "cause", "first_round", "clients", "locations", "strength", "sentence")
     return {name: getattr(diagnosis, name) for name in keys}
-
-
-__all__ = [
-    "FindingChange",
-    "ForkReport",
-    "RunDifference",
-    "effective_weights",
-    "make_fork_config",
-    "model_distance",
-    "report_fork",
-    "trace_differences",
-]

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ..config.loader import set_key
-from ..config.schema import ExperimentConfig, edit_config, iid_baseline, parse_config
+from ..config.loader import edit_config, set_key
+from ..config.schema import ExperimentConfig, iid_baseline, parse_config
 from ..core.errors import UserError, quote_value, unknown_name_error
 from ..core.random import numpy_stream
 from ..engine.cache import ResourceCache, resolve_fingerprints

@@ -15,8 +15,9 @@ from fedrift.engine.clustering import ClusteringRuntime
 from fedrift.engine.loop import run_rounds
 from fedrift.engine.run import run_experiment
 from tests.quadratics import clients, make_simulator, params
+from tests.small_experiment import Killed, killed_at
 
-from .small_runs import Killed, killed_at, make_config, outcome, with_runs_dir
+from .small_runs import make_config, outcome, with_runs_dir
 from .synthetic_clients import documents, make_client_info
 
 ALGORITHMS = [FedAvg(), FedProx(mu=0.5), FedAvg(server_optimizer=Sgd(1.0, momentum=0.9)), FedAvg(server_optimizer=Adam(0.05)), Scaffold()]

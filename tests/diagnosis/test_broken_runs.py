@@ -205,5 +205,5 @@ def test_weights_of_1e30_are_reported_as_broken_on_every_processor(tmp_path):
     state = setting.initial_state
     params = state.server.params.map(lambda leaf: torch.full_like(leaf, 1e30))
     after = replace(state, round=1, server=replace(state.server, params=params))
-    start, end = (float(setting.losses.evaluate_state(each)["loss", ""]) for each in (state, after))
+    start, end = (float(setting.evaluation.losses.evaluate_state(each)["loss", ""]) for each in (state, after))
     assert judge_run(run(loss=[start, end], loss_uniform=[UNIFORM])).sentence.startswith("Training failed: ")
