@@ -34,23 +34,14 @@ NUMBERS = ("perplexity", "loss", "gap", "severity", "clients", "seed", "rounds")
 
 @dataclass
 class ListedRun:
-    """One row of the list. Losses are in nats per token.
-
-    Attributes:
-        run: The run.
-        config: Its stored experiment.
-        last_round: The last recorded round.
-        final_loss: Mean loss of the last evaluations; NaN without any.
-        gap_to_iid: Final loss minus that of the IID baseline in the same rounds; NaN if no baseline is stored.
-        labels: Its tags and its note.
-    """
+    """One row of the list. Losses are in nats per token."""
 
     run: Run
-    config: dict[str, Any]
-    last_round: int
-    final_loss: float
-    gap_to_iid: float = float("nan")
-    labels: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any]  # its stored experiment
+    last_round: int  # the last recorded round
+    final_loss: float  # mean loss of the last evaluations; NaN without any
+    gap_to_iid: float = float("nan")  # final loss minus that of the IID baseline in the same rounds; NaN if no baseline is stored
+    labels: dict[str, Any] = field(default_factory=dict)  # its tags and its note
 
 
 def find_iid_baselines(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -141,21 +141,13 @@ def is_experiment_file(name: str) -> bool:
 
 
 class ColumnChoice(NamedTuple):
-    """The columns that are proposed for a table.
+    """The columns that are proposed for a table."""
 
-    Attributes:
-        columns: All columns of the table.
-        text: The column of running text; "" for instruction and chat data, whose format is found by its columns.
-        label: The column of topics; "" if none looks like one.
-        topics: The values of the label column in the sample, the most frequent first.
-        is_small: Whether the sample holds all rows of the dataset.
-    """
-
-    columns: tuple[str, ...]
-    text: str
-    label: str
-    topics: tuple[str, ...]
-    is_small: bool = False
+    columns: tuple[str, ...]  # all columns of the table
+    text: str  # the column of running text; "" for instruction and chat data, whose format is found by its columns
+    label: str  # the column of topics; "" if none looks like one
+    topics: tuple[str, ...]  # the values of the label column in the sample, the most frequent first
+    is_small: bool = False  # whether the sample holds all rows of the dataset
 
 
 def propose_columns(name: str) -> ColumnChoice | None:

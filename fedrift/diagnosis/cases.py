@@ -31,16 +31,10 @@ REFERENCE_ALGORITHMS = ("Centralized", "LocalOnly", "FedSGD")  # names of algori
 
 @dataclass(frozen=True, eq=False)
 class RunGroup:
-    """Runs of one experiment with different seeds, and the evidence for each run.
+    """Runs of one experiment with different seeds, and the evidence for each run."""
 
-    Attributes:
-        runs: The runs, in order of their seeds.
-        baselines: The IID baseline of each run, or None.
-        cases: The evidence for each run.
-    """
-
-    runs: tuple[Run, ...]
-    baselines: tuple[Run | None, ...]
+    runs: tuple[Run, ...]  # the runs, in order of their seeds
+    baselines: tuple[Run | None, ...]  # the IID baseline of each run, or None
     cases: tuple[RunEvidence, ...]
 
 

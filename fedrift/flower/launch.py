@@ -253,15 +253,10 @@ ENVIRONMENT_MARK = "FEDRIFT_FEDERATION"  # an environment variable that marks ev
 
 @dataclass(frozen=True, eq=False)
 class ProcessGroup:
-    """The processes of a federation on this machine.
+    """The processes of a federation on this machine."""
 
-    Attributes:
-        folder: The folder for Flower's files and one log per process.
-        children: The running processes by name.
-    """
-
-    folder: Path
-    children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    folder: Path  # the folder for Flower's files and one log per process
+    children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)  # the running processes by name
 
     @property
     def environment(self) -> dict[str, str]:
@@ -468,17 +463,11 @@ def deploy(
 
 @dataclass(frozen=True)
 class Nodes:
-    """What the SuperNodes of a federation need besides the experiment.
+    """What the SuperNodes of a federation need besides the experiment."""
 
-    Attributes:
-        data: Maps a client to the folder of its own documents.
-        tls: The certificates; None means no encryption.
-        keys: The folder of the nodes' keys, if only registered nodes may join.
-    """
-
-    data: Mapping[int, str]
-    tls: TlsFiles | None = None
-    keys: Path | None = None
+    data: Mapping[int, str]  # maps a client to the folder of its own documents
+    tls: TlsFiles | None = None  # the certificates; None means no encryption
+    keys: Path | None = None  # the folder of the nodes' keys, if only registered nodes may join
 
 
 def run_federation(

@@ -215,29 +215,17 @@ GROUP BY ALL
 
 @dataclass(frozen=True, eq=False)
 class StudyData:
-    """Hold everything that the sections of a study's report read.
-
-    Attributes:
-        manifest: The manifest of the study.
-        manifest_values: The content of the manifest.
-        frame: One row per run or IID baseline, as in ``fedrift.studies.outcomes``.
-        verdicts: Verdicts of the hypotheses.
-        stages: The stages of the study.
-        experiments: Configuration of every run that has started, tuning trials included.
-        finished: Final results of every finished run.
-        environments: Environment of every run.
-        on_progress: Function that receives progress messages.
-    """
+    """Hold everything that the sections of a study's report read."""
 
     manifest: StudyManifest
-    manifest_values: dict[str, Any]
-    frame: pd.DataFrame
-    verdicts: tuple[HypothesisVerdict, ...]
-    stages: tuple[StageView, ...]
-    experiments: dict[str, dict[str, Any]]
-    finished: dict[str, dict[str, Any]]
-    environments: dict[str, dict[str, Any]]
-    on_progress: Callable[[str], None] = lambda message: None
+    manifest_values: dict[str, Any]  # the content of the manifest
+    frame: pd.DataFrame  # one row per run or IID baseline, as in ``fedrift.studies.outcomes``
+    verdicts: tuple[HypothesisVerdict, ...]  # verdicts of the hypotheses
+    stages: tuple[StageView, ...]  # the stages of the study
+    experiments: dict[str, dict[str, Any]]  # configuration of every run that has started, tuning trials included
+    finished: dict[str, dict[str, Any]]  # final results of every finished run
+    environments: dict[str, dict[str, Any]]  # environment of every run
+    on_progress: Callable[[str], None] = lambda message: None  # function that receives progress messages
 
     @property
     def study_config(self) -> dict[str, Any]:

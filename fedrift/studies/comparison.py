@@ -23,23 +23,14 @@ ConfigOverrides = dict[str, Any]  # configuration path -> value
 
 @dataclass(frozen=True)
 class ComparisonConfig:
-    """Settings of the conditions.
+    """Settings of the conditions."""
 
-    Attributes:
-        encoder: Encoder of the text clustering.
-        num_clusters: Number of clusters of the text and update clusterings; None estimates it.
-        ifca_clusters: J, IFCA's number of models.
-        ifca_restarts: Number of IFCA runs per seed.
-        random_repeats: Number of runs with random clusters per seed.
-        algorithm: The base experiment's algorithm as plain YAML.
-    """
-
-    encoder: str = "wordllama"
-    num_clusters: int | None = None
-    ifca_clusters: int = 4
-    ifca_restarts: int = 5
-    random_repeats: int = 1
-    algorithm: Mapping[str, Any] = field(default_factory=lambda: {"type": "FedAvg"})
+    encoder: str = "wordllama"  # encoder of the text clustering
+    num_clusters: int | None = None  # number of clusters of the text and update clusterings; None estimates it
+    ifca_clusters: int = 4  # J, IFCA's number of models
+    ifca_restarts: int = 5  # number of IFCA runs per seed
+    random_repeats: int = 1  # number of runs with random clusters per seed
+    algorithm: Mapping[str, Any] = field(default_factory=lambda: {"type": "FedAvg"})  # the base experiment's algorithm as plain YAML
 
     @property
     def text_clustering(self) -> ConfigOverrides:
@@ -156,18 +147,11 @@ COMPARISON_PROBES = ["updates", "fairness", "cost", "general", "syntax"]
 
 @dataclass(frozen=True)
 class ClusteringComparison:
-    """A comparison of conditions over paired seeds. As a study it can be resumed, and no run is repeated.
+    """A comparison of conditions over paired seeds. As a study it can be resumed, and no run is repeated."""
 
-    Attributes:
-        raw_config: The base experiment as plain YAML, without a clustering.
-        config: Settings of the conditions.
-        conditions: Names of the conditions.
-        seeds: The seeds.
-    """
-
-    raw_config: dict[str, Any]
-    config: ComparisonConfig
-    conditions: tuple[str, ...]
+    raw_config: dict[str, Any]  # the base experiment as plain YAML, without a clustering
+    config: ComparisonConfig  # settings of the conditions
+    conditions: tuple[str, ...]  # names of the conditions
     seeds: tuple[int, ...]
 
     @property

@@ -208,21 +208,13 @@ BEST_IFCA = "ifca best"  # the restart with the smallest training loss, at the c
 
 @dataclass(frozen=True, eq=False)
 class ComparisonResults:
-    """Results of all conditions of a comparison.
+    """Results of all conditions of a comparison."""
 
-    Attributes:
-        name: Name of the study.
-        rows: One row per run with the columns run, condition, number, seed, iid, diverged and those of ``COMPARISON_METRICS``.
-        decisions: The first decision of the text clustering in each seed.
-        diagnoses: Diagnoses of the failure detectors, by condition.
-        stopped_runs: Descriptions of runs that did not finish, with the reason.
-    """
-
-    name: str
-    rows: pd.DataFrame
-    decisions: tuple[dict[str, Any], ...]
-    diagnoses: dict[str, list[Diagnosis]]
-    stopped_runs: tuple[str, ...]
+    name: str  # name of the study
+    rows: pd.DataFrame  # one row per run with the columns run, condition, number, seed, iid, diverged and those of ``COMPARISON_METRICS``
+    decisions: tuple[dict[str, Any], ...]  # the first decision of the text clustering in each seed
+    diagnoses: dict[str, list[Diagnosis]]  # diagnoses of the failure detectors, by condition
+    stopped_runs: tuple[str, ...]  # descriptions of runs that did not finish, with the reason
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -446,17 +438,11 @@ GAIN_METRIC = "next"  # token skew is present only in training text, because hel
 
 @dataclass(frozen=True)
 class ClusteringMap:
-    """The map of where clustering helps: several partitions and severities.
+    """The map of where clustering helps: several partitions and severities."""
 
-    Attributes:
-        comparison: Provides the base experiment, the settings and the seeds.
-        partitions: Names of partitions, keys of ``PARTITIONS``.
-        severities: Severities of each partition.
-    """
-
-    comparison: ClusteringComparison
-    partitions: tuple[str, ...] = tuple(PARTITIONS)
-    severities: tuple[float, ...] = SEVERITIES
+    comparison: ClusteringComparison  # provides the base experiment, the settings and the seeds
+    partitions: tuple[str, ...] = tuple(PARTITIONS)  # names of partitions, keys of ``PARTITIONS``
+    severities: tuple[float, ...] = SEVERITIES  # severities of each partition
 
     def build_study(self) -> Study:
         """Return a study with two stages.

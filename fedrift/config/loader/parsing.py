@@ -77,14 +77,10 @@ class Parser:
     """Converts plain values to values of types, and collects the mistakes.
 
     After a mistake, a method returns None or an incomplete value.
-
-    Args:
-        registry: The classes that can be chosen by name.
-        errors: The mistakes so far, each with the path of its key.
     """
 
-    registry: Registry
-    errors: list[str] = field(default_factory=list)
+    registry: Registry  # the classes that can be chosen by name
+    errors: list[str] = field(default_factory=list)  # the mistakes so far, each with the path of its key
 
     def parse(self, kind: Any, raw: Any, key_path: str, default: Any = MISSING) -> Any:
         """Convert plain values to a value of a type: a class chosen by name, a dataclass, a union, a list, a mapping or a scalar.
