@@ -392,7 +392,7 @@ def compare_clustering(
     """
     from ..config.loader import apply_overrides, load_yaml
     from ..engine.cache import ResourceCache
-    from ..report.comparison import frame_to_records, map_report_parts, report_parts, results_to_json
+    from ..report.comparison import map_report_parts, report_parts, results_to_json
     from ..studies.comparison import build_comparison
     from ..studies.comparison_results import ClusteringMap, collect_results, summarize_map
 
@@ -416,7 +416,7 @@ def compare_clustering(
     if partition_map:
         gains, cluster_costs = summarize_map(manifest)
         parts = map_report_parts(gains, cluster_costs)
-        results = {"study": study.name, "command": command, "map": frame_to_records(gains), "cluster_size": frame_to_records(cluster_costs)}
+        results = {"study": study.name, "command": command, "map": gains, "cluster_size": cluster_costs}
     else:
         outcomes = collect_results(manifest)
         parts, results = report_parts(outcomes), results_to_json(outcomes, command)

@@ -328,15 +328,14 @@ def describe_contrast(row: Mapping[Any, Any], reference: str) -> str:
 
 
 def results_to_json(results: ComparisonResults, command: str = "") -> dict[str, Any]:
-    """Return all results as plain JSON: every run, every comparison, the clusterings and the diagnoses.
+    """Return all results for ``storage.jsonl.to_json``: every run, every comparison, the clusterings and the diagnoses.
 
     Args:
         results: The results.
         command: The command that produced them, or "" for none.
     """
     comparisons = {
-        reference: {metric: frame_to_records(results.contrasts(metric, reference)) for metric in CONTRASTED_METRICS}
-        for reference in CONTRAST_REFERENCES
+        reference: {metric: results.contrasts(metric, reference) for metric in CONTRASTED_METRICS} for reference in CONTRAST_REFERENCES
     }
     share = results.recovered_gain()
     return {
@@ -346,24 +345,13 @@ def results_to_json(results: ComparisonResults, command: str = "") -> dict[str, 
         "power_statement": results.power_statement(),
         "summary": summarize_results(results),
         "metrics": {key: list(description) for key, description in COMPARISON_METRICS.items()},
-        "conditions": frame_to_records(results.means()),
+        "conditions": results.means(),
         "contrasts": comparisons,
-        "recovered_gain": {bound: to_json_number(getattr(share, bound)) for bound in ("estimate", "low", "high")},
+        "recovered_gain": {bound: getattr(share, bound) for bound in ("estimate", "low", "high")},
         "clusters": [
             {key: value for key, value in decision.items() if key not in ("documents", "privacy")} for decision in results.decisions
         ],
-        "failures": frame_to_records(grade_table(results.diagnoses)),
+        "failures": grade_table(results.diagnoses),
         "stopped_runs": list(results.stopped_runs),
-        "runs": frame_to_records(results.rows),
+        "runs": results.rows,
     }
-
-
-def frame_to_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return a table as a list of dictionaries with plain JSON values."""
-    return [{str(key): to_json_number(value) for key, value in row.items()} for row in frame.to_dict("records")]
-
-
-def to_json_number(value: Any) -> Any:
-    """Return a value as a Python number with all digits; NaN becomes None."""
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and math.isnan(value) else value
