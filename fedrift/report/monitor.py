@@ -544,28 +544,26 @@ def is_running_elsewhere(folder: Path) -> bool:
         return False
 
 
-def open_monitor(root: Path, name: str = "", clock: Callable[[], float] = monotonic) -> Monitor:
+def open_monitor(root: Path, name: str = "") -> Monitor:
     """Return the monitor of a study or of a runs directory.
 
     Args:
         root: The runs directory.
         name: The name of a study, its YAML file, or a directory of runs; empty means all runs in ``root``. The study may have no runs yet.
-        clock: Function that returns the time in seconds.
 
     Raises:
         UserError: There is no such study.
     """
     if not name:
-        return Monitor(root, None, clock)
+        return Monitor(root, None)
     path = Path(name)
     if name not in list_studies(root) and path.suffix in (".yaml", ".yml") and path.is_file():
-        return Monitor(
-            root, StudyManifest(Path(root), str(load_yaml(path, kind="study", example="base: my.yaml").get("name", path.stem))), clock
-        )
+        study = load_yaml(path, kind="study", example="base: my.yaml")
+        return Monitor(root, StudyManifest(Path(root), str(study.get("name", path.stem))))
     if name not in list_studies(root) and path.is_dir() and not (path / "study.json").is_file():
-        return Monitor(path, None, clock)
+        return Monitor(path, None)
     manifest = find_study(root, name)
-    return Monitor(manifest.root, manifest, clock)
+    return Monitor(manifest.root, manifest)
 
 
 def mean_curve(curves: Iterable[dict[int, float]]) -> dict[int, float]:

@@ -47,13 +47,11 @@ class Condition:
         title: Description for tables.
         overrides: Function from the settings and the index of the repeat to the configuration overrides.
         num_repeats: Function from the settings to the number of runs per seed.
-        has_clusters: Whether clients share models in clusters that can be compared with the true domains.
     """
 
     title: str
     overrides: Callable[[ComparisonConfig, int], ConfigOverrides]
     num_repeats: Callable[[ComparisonConfig], int] = lambda config: 1
-    has_clusters: bool = True
 
 
 def with_base_server(config: ComparisonConfig, algorithm_type: str) -> ConfigOverrides:
@@ -68,7 +66,7 @@ def with_base_server(config: ComparisonConfig, algorithm_type: str) -> ConfigOve
 
 
 CONDITIONS: dict[str, Condition] = {
-    "unclustered": Condition("one model for all", lambda config, _: {}, has_clusters=False),
+    "unclustered": Condition("one model for all", lambda config, _: {}),
     "text": Condition("k-means on text embeddings", lambda config, _: {"clustering": config.text_clustering}),
     "random": Condition(
         "random clusters of the same sizes",
@@ -87,17 +85,15 @@ CONDITIONS: dict[str, Condition] = {
         lambda config, repeat: {"clustering": {"type": "IFCA", "num_clusters": config.ifca_clusters, "restart": repeat}},
         lambda config: config.ifca_restarts,
     ),
-    "local": Condition("local training only", lambda config, _: {"algorithm": {"type": "LocalOnly"}}, has_clusters=False),
+    "local": Condition("local training only", lambda config, _: {"algorithm": {"type": "LocalOnly"}}),
     "tuned": Condition(
-        "one model for all, then local steps",
-        lambda config, _: {"algorithm": with_base_server(config, "FedAvgFineTuning")},
-        has_clusters=False,
+        "one model for all, then local steps", lambda config, _: {"algorithm": with_base_server(config, "FedAvgFineTuning")}
     ),
     "text+tuned": Condition(
         "text clusters, then local steps",
         lambda config, _: {"clustering": config.text_clustering, "algorithm": with_base_server(config, "FedAvgFineTuning")},
     ),
-    "pooled": Condition("centralized training on all text", lambda config, _: {"algorithm": {"type": "Centralized"}}, has_clusters=False),
+    "pooled": Condition("centralized training on all text", lambda config, _: {"algorithm": {"type": "Centralized"}}),
     "cfl": Condition("CFL, recursive bipartition", lambda config, _: {"clustering": {"type": "CFL"}}),
     "soft": Condition(
         "soft mixtures of text clusters",
@@ -106,7 +102,7 @@ CONDITIONS: dict[str, Condition] = {
             "algorithm": {**config.algorithm, "aggregator": {"type": "FFALoRA"}},
         },
     ),
-    "iid": Condition("one model for all, IID baseline", lambda config, _: {"partition.severity": 0.0}, has_clusters=False),
+    "iid": Condition("one model for all, IID baseline", lambda config, _: {"partition.severity": 0.0}),
 }
 OPTIONAL_CONDITIONS = ("cfl", "soft")
 REQUIRED_CONDITIONS = ("unclustered", "iid")  # the references of the other conditions
