@@ -173,6 +173,9 @@ def list_counts(counts: dict[str, int]) -> str:
     return list_names([f"{name} ({count:,})" for name, count in counts.items()])
 
 
+# init
+
+
 def init(
     file: Annotated[Path, typer.Argument(help="The YAML file to write.", metavar="[EXPERIMENT.yaml]")] = Path("experiment.yaml"),
     data: Annotated[

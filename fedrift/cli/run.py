@@ -443,6 +443,9 @@ def print_profile(screen: Console, result: Profile) -> None:
         screen.print(f"- {hint}")
 
 
+# estimate
+
+
 def estimate(
     file: ExperimentFile,
     overrides: Overrides = None,

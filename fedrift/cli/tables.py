@@ -89,6 +89,9 @@ def format_duration(seconds: float) -> str:
     return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {seconds_left} s" if minutes else f"{seconds_left} s"
 
 
+# The tables of `fedrift compare`.
+
+
 def print_config_differences(console: Console, first_id: str, second_id: str, differences: Mapping[str, tuple[Any, Any]]) -> None:
     """Print the settings in which two runs differ."""
     title = "Settings that differ" if differences else "configuration: identical"

@@ -140,6 +140,9 @@ def is_experiment_file(name: str) -> bool:
     return Path(name).suffix.lower() in (".yaml", ".yml")
 
 
+# The columns of a table, before an experiment exists.
+
+
 class ColumnChoice(NamedTuple):
     """The columns that are proposed for a table."""
 

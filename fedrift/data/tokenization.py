@@ -344,6 +344,9 @@ def count_trained(tokens: TokenizedCorpus, rows: np.ndarray, block_length: int) 
     return counts
 
 
+# Instruction and chat data: the token ids of an example, and which of them count in the loss.
+
+
 def adds_bos(tokenizer: Any) -> bool:
     """Return whether a tokenizer begins each text with its beginning-of-sequence token, as those of Llama and Gemma do."""
     bos = tokenizer.bos_token_id

@@ -191,6 +191,9 @@ def clients_holding(evidence: RunEvidence, domains: Iterable[str]) -> tuple[int,
     return tuple(int(client) for client in np.flatnonzero(is_holder[:, columns].any(axis=1))) if columns else ()
 
 
+# Quantities of trajectories: curves, final gaps, fluctuations and noise.
+
+
 def read_curve(run: Trajectory | None, metric: str = "loss", domain: str = "") -> Curve:
     """Read a federation metric of a run.
 

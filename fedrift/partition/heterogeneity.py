@@ -396,6 +396,9 @@ def find_characteristic_words(counts: csr_array, vocabulary: tuple[str, ...]) ->
     return tuple(result)
 
 
+# Divergences between the distributions of the clients.
+
+
 def entropy(table: CountTable) -> np.ndarray:
     """Return the Shannon entropy of each row's distribution in bits, [N]; NaN for an empty row."""
     matrix: csr_array = sparse.csr_array(table).astype(np.float64)

@@ -491,6 +491,9 @@ def compute_dtype(context: RunContext) -> torch.dtype:
     return model.head.weight.dtype  # type: ignore[no-any-return]
 
 
+# Hints.
+
+
 def find_hints(
     phases: Sequence[Mapping[str, Any]], config: ExperimentConfig, padding: float, trials: Sequence[Mapping[str, Any]], share_of_peak: float
 ) -> list[str]:

@@ -240,6 +240,9 @@ def _read_tags(folder: Path) -> list[str]:
     return tags
 
 
+# Removing runs or parts of them.
+
+
 def count_bytes(path: Path) -> int:
     """Return the size of a file or of all files in a folder; 0 if it does not exist."""
     if path.is_file():

@@ -296,6 +296,9 @@ def _field_default(f: Field[Any]) -> Any:
     return f.default_factory() if f.default_factory is not MISSING else f.default
 
 
+# Numbers, texts and other values without parts: which of them a type allows, and how an error message describes the type.
+
+
 def check_scalar(kind: Any, raw: Any) -> Any:
     """Return a number, a text or another scalar in the type of its field, or ``MISSING`` if the type does not allow it."""
     if isinstance(raw, float) and raw.is_integer() and abs(raw) <= MAX_INT and plain_type(kind) is int:
@@ -397,6 +400,9 @@ def _describe_bounds(kind: Any, bounds: tuple[Any, ...]) -> str:
         low = (MIN_FLOAT, True)
     name, form = ("a whole number", "{:,}") if kind is int else ("a number", "{:,g}")
     return f"{name} {'from' if low[1] else 'above'} {form.format(low[0])} {'to' if high[1] else 'and below'} {form.format(high[0])}"
+
+
+# Back to plain values.
 
 
 def dump_value(value: Any, registry: Registry) -> Any:

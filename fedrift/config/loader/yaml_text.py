@@ -217,6 +217,9 @@ def display_key(key: Any) -> str:
     return key if isinstance(key, str) and len(key) <= 60 and key.isprintable() else quote_value(key)
 
 
+# The ready experiments and studies.
+
+
 def ready_folder(kind: Kind) -> Path:
     """Return the folder of the ready files: inside an installed package, and beside the package in a checkout."""
     package = Path(__file__).resolve().parents[2]
@@ -247,6 +250,9 @@ def find_ready(path: Path, kind: Kind) -> Path:
     if len(path.parts) != 1 or name not in list_ready(kind) or path.is_file():
         return path
     return ready_folder(kind) / f"{name}.yaml"
+
+
+# Changes by the path of a key.
 
 
 def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

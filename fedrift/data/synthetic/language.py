@@ -284,6 +284,9 @@ def generate_rows(config: SyntheticConfig) -> Rows:
     )
 
 
+# The lowest possible loss.
+
+
 class LossFloor(NamedTuple):
     """Expectations over documents: the lowest possible loss and the length."""
 
