@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
+from rich.cells import cell_len
 from rich.console import Console
-from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FIRST_GROUPS = ("loss", "perplexity", "final")  # shown first; the other groups follow in alphabetical order
 COLUMNS = ("", "A", "B", "B - A", "largest", "in round")
 MAX_WORD = 32  # columns of the terminal; a longer word continues on the next line
+CELL_BORDER = 2  # columns of the terminal between two cells
 
 
 def print_table(
@@ -44,42 +45,45 @@ def print_table(
         title: The title above the first table.
         num_key_columns: The number of first columns that every table repeats.
     """
-    remaining, is_first = list(range(num_key_columns, len(columns))), True
-    keys = list(range(num_key_columns))
-    while remaining or is_first:
+    keys, remaining = list(range(num_key_columns)), list(range(num_key_columns, len(columns)))
+    limits = [_width_limits(name, [row[index] for row in rows], name in numbers) for index, name in enumerate(columns)]
+    if title:
+        console.print(Text(title, style="table.title"))
+    while True:
         count = len(remaining)
-        while count > 1 and not _fits(console, _build(columns, rows, numbers, keys + remaining[:count])):
+        while count > 1 and sum(limits[index][0] + CELL_BORDER for index in keys + remaining[:count]) > console.width:
             count -= 1
-        table = _build(columns, rows, numbers, keys + remaining[:count])
-        table.title = title if is_first and title else None
+        shown, remaining = keys + remaining[:count], remaining[count:]
+        widths = _fit_widths([limits[index] for index in shown], [columns[index] not in numbers for index in shown], console.width)
+        table = Table(box=SIMPLE, collapse_padding=True, pad_edge=False)
+        for index, width in zip(shown, widths, strict=True):
+            is_number = columns[index] in numbers
+            header = columns[index].replace(" ", "\n") if is_number and cell_len(columns[index]) > width else columns[index]
+            table.add_column(Text(header), justify="right" if is_number else "left", no_wrap=is_number, overflow="fold", width=width)
+        for row in rows:
+            table.add_row(*(Text(row[index]) for index in shown))
         console.print(table)
-        remaining, is_first = remaining[count:], False
+        if not remaining:
+            return
 
 
-def _build(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[str], indices: Sequence[int]) -> Table:
-    table = Table(box=SIMPLE, collapse_padding=True, pad_edge=False, title_justify="left")
-    for index in indices:
-        name, cells, is_number = columns[index], [row[index] for row in rows], columns[index] in numbers
-        words = [word for text in ((name,) if is_number else (name, *cells)) for word in text.split()]
-        longest = max(map(len, words + cells if is_number else words), default=1)
-        table.add_column(
-            Text(name.replace(" ", "\n") if is_number and len(name) > max(map(len, cells), default=0) else name),
-            justify="right" if is_number else "left",
-            no_wrap=is_number,
-            overflow="fold",
-            min_width=longest if is_number else min(longest, MAX_WORD),
-        )
-    for row in rows:
-        table.add_row(*(Text(row[index]) for index in indices))
-    return table
+def _width_limits(name: str, cells: Sequence[str], is_number: bool) -> tuple[int, int]:
+    """Return the least width of a column, at which no word and no number is divided, and the width at which nothing wraps."""
+    words = [*name.split(), *(cells if is_number else (word for cell in cells for word in cell.split()))]
+    least = max(map(cell_len, words), default=1)
+    return (least, least) if is_number else (min(least, MAX_WORD), max(map(cell_len, (name, *cells))))
 
 
-def _fits(console: Console, table: Table) -> bool:
-    """Return whether no line of the table is longer than the terminal, which would cut it.
-
-    The lines are drawn for this. The minimum width that rich measures is too small, because rich shrinks columns below their own minimum.
-    """
-    return all(Segment.get_line_length(line) <= console.width for line in Segment.split_lines(console.render(table)))
+def _fit_widths(limits: Sequence[tuple[int, int]], is_text: Sequence[bool], width: int) -> list[int]:
+    """Return the width of each column of a table that is at most ``width`` wide; text is divided only if nothing else helps."""
+    widths = [least for least, _ in limits]
+    spare, wanted = width - sum(widths) - CELL_BORDER * len(limits), sum(full - least for least, full in limits)
+    if spare > 0 and wanted:
+        return [least + min(full - least, spare * (full - least) // wanted) for least, full in limits]
+    while spare < 0 and (widest := max((size for size, text in zip(widths, is_text, strict=True) if text), default=1)) > 1:
+        widths[next(index for index, size in enumerate(widths) if is_text[index] and size == widest)] -= 1
+        spare += 1
+    return widths
 
 
 def format_duration(seconds: float) -> str:
