@@ -173,9 +173,9 @@ def parse_encoder(name: str) -> Encoder | None:
 def print_partition(report: PartitionReport) -> None:
     """Print the measures, the documents per client, the pairwise divergence, and words and a sample text of each client."""
     from rich.console import Console
-    from rich.table import Table
 
     from ..report.partition_page import format_row, summarize
+    from .tables import print_table
 
     console, heterogeneity = Console(highlight=False), report.heterogeneity
     console.print(f"[bold]{report.title}[/]")
@@ -183,13 +183,12 @@ def print_partition(report: PartitionReport) -> None:
     if report.note:
         console.print(f"[dim]{report.note}[/]")
 
-    measures = Table(title="How different the clients are (chance: 20 IID re-splits)")
-    for name in ("measure", "value", "by chance", "z"):
-        measures.add_column(name, justify="left" if name == "measure" else "right")
+    rows = []
     for measurement in heterogeneity.measurements:
         title, _, *cells = format_row(measurement)
-        measures.add_row(title, *cells, style="bold" if measurement.is_beyond_chance else "")
-    console.print(measures)
+        rows.append((title, *cells, "differs" if measurement.is_beyond_chance else ""))
+    numbers = ("value", "by chance", "z")
+    print_table(console, ("measure", *numbers, ""), rows, numbers, "How different the clients are (chance: 20 IID re-splits)")
     if report.gradients:
         print_gradients(console, report)
     print_holdings(console, report)
@@ -244,17 +243,16 @@ def print_holdings(console: Console, report: PartitionReport) -> None:
 
 def print_texts(console: Console, report: PartitionReport) -> None:
     """Print the distinctive words of each client and the beginning of one of its documents."""
-    from rich.table import Table
-
     from ..report.partition_page import truncate_text
+    from .tables import print_table
 
-    texts = Table(title="Distinctive words of each client, and the beginning of one of its documents", show_lines=True)
-    for name in ("client", "words", "text"):
-        texts.add_column(name, overflow="fold")
-    for k in range(min(report.heterogeneity.num_clients, MAX_CLIENTS)):
-        texts.add_row(
+    rows = [
+        (
             str(k),
             ", ".join(word for word, _ in report.distinctive_words[k][:6]),
             truncate_text(report.samples[k][0].text, 160) if report.samples[k] else "",
         )
-    console.print(texts)
+        for k in range(min(report.heterogeneity.num_clients, MAX_CLIENTS))
+    ]
+    title = "Distinctive words of each client, and the beginning of one of its documents"
+    print_table(console, ("client", "words", "text"), rows, title=title)
