@@ -71,7 +71,7 @@ def _width_limits(name: str, cells: Sequence[str], is_number: bool) -> tuple[int
     """Return the least width of a column, at which no word and no number is divided, and the width at which nothing wraps."""
     words = [*name.split(), *(cells if is_number else (word for cell in cells for word in cell.split()))]
     least = max(map(cell_len, words), default=1)
-    return (least, least) if is_number else (min(least, MAX_WORD), max(map(cell_len, (name, *cells))))
+    return least if is_number else min(least, MAX_WORD), max(map(cell_len, (name, *cells)))
 
 
 def _fit_widths(limits: Sequence[tuple[int, int]], is_text: Sequence[bool], width: int) -> list[int]:
