@@ -60,10 +60,9 @@ def main() -> None:
     experiment = parse_config(EXPERIMENT)
     with TemporaryDirectory() as folder:
         run_context = build_run(experiment, ResourceCache(Runtime(runs_dir=Path(folder), data_dir=args.data, device="cpu", threads=1)))
+        suite = run_context.evaluation.probe_suite
         history = MetricHistory()
-        history.add_records(
-            to_records(run_context.probe_suite.evaluate_initial(run_context.initial_state, history)[0], 0, [], run_context.simulator.size)
-        )
+        history.add_records(to_records(suite.evaluate_initial(run_context.initial_state, history)[0], 0, [], run_context.simulator.size))
         start, round_seconds = perf_counter(), []
         for result in run_rounds(
             run_context.initial_state,
@@ -75,7 +74,7 @@ def main() -> None:
         ):
             round_seconds.append(perf_counter() - start)
             last_result, start = result, perf_counter()
-        rows = [measure_probe(probe, last_result, history, args.repeats, run_context.losses) for probe in run_context.probe_suite.probes]
+        rows = [measure_probe(probe, last_result, history, args.repeats, run_context.evaluation.losses) for probe in suite.probes]
     tokens = float(last_result.update.tokens.sum())
     round_s = statistics.median(round_seconds)
     results = {
@@ -84,8 +83,8 @@ def main() -> None:
         "torch": torch.__version__,
         "threads": 1,
         "round": {"seconds": round_s, "tokens": tokens},
-        "expensive_interval": run_context.probe_suite.expensive_interval,
-        "max_overhead": run_context.probe_suite.max_overhead,
+        "expensive_interval": suite.expensive_interval,
+        "max_overhead": suite.max_overhead,
         "probes": rows,
         "warnings": run_context.warnings,
     }
@@ -93,7 +92,7 @@ def main() -> None:
     args.out.write_text(json.dumps(results, indent=1) + "\n")
     print(
         f"one round of training: {round_s:.2f} s, {tokens:,.0f} tokens; with expensive probes every "
-        f"{run_context.probe_suite.expensive_interval} rounds, all probes stay within {run_context.probe_suite.max_overhead:.0%}\n"
+        f"{suite.expensive_interval} rounds, all probes stay within {100 * suite.max_overhead:.0f} %\n"
     )
     print(f"{'probe':<12} {'when':>5} {'forward tokens':>15} {'seconds':>9} {'range':>17} {'of a round':>11}")
     for row in rows:

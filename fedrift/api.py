@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config.loader import apply_overrides, load_yaml
-from .config.ready import find_ready
+from .config.loader.yaml_text import find_ready
 from .config.runtime import Runtime
 from .config.schema import ExperimentConfig, parse_config
 from .core.errors import UserError, closest_match

@@ -275,7 +275,7 @@ def partitions_page() -> str:
 
 def probes_page() -> str:
     """Return the page of probe groups, from the docstrings of their factories, and of their modules where these have one group."""
-    from fedrift.probes import registry
+    from fedrift import probes as registry
 
     pairs: dict[str, list[Callable[..., Any]]] = {}
     source = inspect.getsource(registry)

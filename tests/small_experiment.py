@@ -1,15 +1,21 @@
-"""A small experiment for tests of whole runs: a tiny model with its own tokenizer, and a corpus of three topics."""
+"""A small experiment for tests of whole runs: a tiny model with its own tokenizer, and a corpus of three topics.
+
+Besides it, what tests of runs share: a command whose output is read, and the end of a run after some rounds.
+"""
 
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from fedrift.cli.app import main
 from fedrift.config.runtime import Runtime
 from fedrift.config.schema import ExperimentConfig, parse_config
 from fedrift.engine.cache import ResourceCache
@@ -23,6 +29,15 @@ WORDS = {
     "tech": "the new chip runs software faster while engineers test code on every device".split(),
     "food": "cook the onion with butter then add salt and serve warm bread with soup".split(),
 }
+
+SHORT = (  # overrides for a run of a second
+    "training.num_rounds=1",
+    "training.local_steps=1",
+    "evaluation.blocks_per_domain=1",
+    "evaluation.blocks_per_client=0",
+    "evaluation.final_blocks_per_domain=0",
+    "evaluation.probes=[]",
+)
 
 
 def documents(per_topic: int = 60, seed: int = 0) -> list[tuple[str, str]]:
@@ -100,3 +115,25 @@ def read_state(run: Run) -> dict[str, Tensor]:
 
 def make_cache(folder: Path, **options) -> ResourceCache:
     return ResourceCache(Runtime(runs_dir=folder / "runs", cache_dir=folder / "cache", device="cpu", **options))
+
+
+def run_command(capsys, monkeypatch, *words: str) -> tuple[int, str, str]:
+    """Run a command; return its exit code, standard output and standard error."""
+    monkeypatch.setattr(sys, "argv", ["fedrift", *words])
+    monkeypatch.setenv("COLUMNS", "250")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    return ended.value.code or 0, out, err
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at(round: int):
+    def watch(progress):
+        if progress.round == round:
+            raise Killed
+
+    return watch

@@ -11,7 +11,7 @@ import pytest
 
 from fedrift.callbacks import LmEval
 from fedrift.core.errors import UserError
-from fedrift.engine.lm_eval import model_arguments, model_folders
+from fedrift.engine.callbacks import model_arguments, model_folders
 from fedrift.engine.run import run_experiment
 from fedrift.models.presets import pocket_folder
 from fedrift.storage import Run

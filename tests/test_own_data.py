@@ -127,21 +127,21 @@ def test_training_loss_and_weights_use_answers_only(tmp_path, chats):
 def test_answers_only_are_measured_and_all_tokens_on_request(tmp_path, chats):
     resources = small_experiment.make_cache(tmp_path)
     contexts = {key: build_run(chat_experiment(tmp_path, f"dataset.train_on={key}"), resources) for key in ("answer", "all")}
-    masks = {key: context.losses.held_out.blocks for key, context in contexts.items()}
+    masks = {key: context.evaluation.losses.held_out.blocks for key, context in contexts.items()}
     assert (masks["answer"].tokens == masks["all"].tokens).all()
     assert masks["answer"].mask.sum() < masks["all"].mask.sum() < masks["all"].is_token.sum()
     assert (masks["answer"].is_token == masks["all"].is_token).all()
     run = run_experiment(chat_experiment(tmp_path, "evaluation.probes=[language]"), resources)
     state = contexts["answer"].initial_state
-    start = contexts["answer"].losses.evaluate_state(state)["loss", ""]
+    start = contexts["answer"].evaluation.losses.evaluate_state(state)["loss", ""]
     assert run.trajectory().curve("loss", "")[0] == pytest.approx(float(start))
-    assert float(start) != pytest.approx(float(contexts["all"].losses.evaluate_state(state)["loss", ""]))
+    assert float(start) != pytest.approx(float(contexts["all"].evaluation.losses.evaluate_state(state)["loss", ""]))
     assert any("no chat template" in event["message"] for event in run.events())
 
 
 def test_bytes_are_those_of_the_predicted_tokens(tmp_path, chats):
     context = build_run(chat_experiment(tmp_path), resources := small_experiment.make_cache(tmp_path))
-    held_out = context.losses.held_out
+    held_out = context.evaluation.losses.held_out
     tokenizer = resources.get_language_model(str(tmp_path / "model-llama"), chat_experiment(tmp_path).trainable).tokenizer
     count = size = 0
     for ids, mask in zip(held_out.blocks.tokens[held_out.domain_ids == 0], held_out.blocks.mask[held_out.domain_ids == 0], strict=True):
@@ -208,8 +208,8 @@ def test_random_weights_depend_on_the_seed_and_the_data_do_not(tmp_path):
     assert all(torch.equal(leaf, again[name]) for name, leaf in contexts[1].model.network.state_dict().items())
     for first, second in zip(contexts[0].simulator.batches.blocks, contexts[1].simulator.batches.blocks, strict=True):
         assert (first.tokens == second.tokens).all()
-    assert (contexts[0].losses.held_out.blocks.tokens == contexts[2].losses.held_out.blocks.tokens).all()
-    losses = [float(context.losses.evaluate_state(context.initial_state)["loss", ""]) for context in contexts]
+    assert (contexts[0].evaluation.losses.held_out.blocks.tokens == contexts[2].evaluation.losses.held_out.blocks.tokens).all()
+    losses = [float(context.evaluation.losses.evaluate_state(context.initial_state)["loss", ""]) for context in contexts]
     assert len(set(losses)) == 3
     assert any("random weights" in warning for warning in contexts[1].warnings) and "random weights" in random.name
 

@@ -24,8 +24,8 @@ def test_rewriting_clients_are_evaluated_on_held_out_text_that_they_rewrite(tmp_
     asked = experiment(tmp_path, f"partition={{type: StopwordDrop, num_clients: 3, homogeneous: {homogeneous}}}", "training.num_rounds=1")
     there = make_cache(tmp_path)
     done, iid = (build_run(resolve_fingerprints(e, there), there) for e in (asked, iid_baseline(asked)))
-    losses, corpus = done.losses, there.get_corpus(asked.dataset, asked.model)
-    assert (losses.held_out.blocks.tokens == iid.losses.held_out.blocks.tokens).all() and iid.losses.rewritten is None
+    losses, corpus = done.evaluation.losses, there.get_corpus(asked.dataset, asked.model)
+    assert (losses.held_out.blocks.tokens == iid.evaluation.losses.held_out.blocks.tokens).all() and iid.evaluation.losses.rewritten is None
     tokenizer = there.get_language_model(asked.model, asked.trainable).tokenizer
     ways = rewrite_groups(
         partition_documents(asked, corpus.with_sizes(there.get_tokens(corpus, asked.model, asked.trainable).lengths))
@@ -62,9 +62,9 @@ def test_clients_and_centralized_training_use_the_rewritten_text(tmp_path, algor
     texts = [sorted(rewrite_corpus(corpus.take(rows), way).text) for rows, way in zip(partition.rows, partition.rewrites, strict=True)]
     read = [sorted(tokenizer.decode(one.tokens[one.mask]).split("<end>")[:-1]) for one in setting.simulator.batches.blocks]
     assert read == (texts if algorithm == "FedAvg" else [sorted(text for own in texts for text in own)])
-    mix = setting.losses.all_text.client_domain_tokens
+    mix = setting.evaluation.losses.all_text.client_domain_tokens
     assert (mix[:, 3:].sum(axis=1) > 0).tolist() == ([False, True, False] if algorithm == "FedAvg" else [True])
-    assert mix.sum() == setting.losses.held_out.client_domain_tokens.sum() == sum(map(sum, setting.partition_table["tokens"]))
+    assert mix.sum() == setting.evaluation.losses.held_out.client_domain_tokens.sum() == sum(map(sum, setting.partition_table["tokens"]))
 
 
 def held_out(mix, domain=(0, 0, 1), length=(4, 4, 4)) -> HeldOut:

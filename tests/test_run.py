@@ -29,7 +29,7 @@ from fedrift.engine.run import run_experiment
 from fedrift.storage import list_runs
 from fedrift.storage.checkpoint import Checkpoint
 from tests.pairs import PAIRS, TUNES, algorithm
-from tests.small_experiment import corpus_file, documents, experiment, make_cache, read_state
+from tests.small_experiment import Killed, corpus_file, documents, experiment, killed_at, make_cache, read_state
 
 
 def records_and_state(run) -> tuple[bytes, dict]:
@@ -42,18 +42,6 @@ def assert_equal(one, two) -> None:
     assert records == others
     assert state.keys() == other.keys()
     assert all(torch.equal(state[name], other[name]) for name in state)
-
-
-class Killed(Exception):
-    pass
-
-
-def killed_at(round: int):
-    def watch(progress):
-        if progress.round == round:
-            raise Killed
-
-    return watch
 
 
 def test_a_run_stores_its_experiment_its_records_and_its_state(tmp_path):
@@ -320,7 +308,7 @@ def test_zero_shot_is_the_pretrained_model_in_every_round(tmp_path):
 def test_severity_changes_the_partition_and_not_the_test_documents(tmp_path):
     there = make_cache(tmp_path)
     skewed, iid = (build_run(resolve_fingerprints(e, there), there) for e in (experiment(tmp_path), iid_baseline(experiment(tmp_path))))
-    assert (skewed.losses.held_out.blocks.tokens == iid.losses.held_out.blocks.tokens).all()
+    assert (skewed.evaluation.losses.held_out.blocks.tokens == iid.evaluation.losses.held_out.blocks.tokens).all()
     assert sum(map(sum, skewed.partition_table["tokens"])) == sum(map(sum, iid.partition_table["tokens"]))
     assert [sum(cell > 0 for cell in row) for row in skewed.partition_table["tokens"]] == [1, 1, 1]
 
@@ -351,7 +339,7 @@ def test_transformers_loads_a_stored_network_with_equal_loss(tmp_path, tune, kin
     asked, there = experiment(tmp_path, f"trainable={tune}", kind=kind), make_cache(tmp_path)
     run = run_experiment(asked, there)
     theirs = AutoModelForCausalLM.from_pretrained(run.folder / "model")
-    held = build_run(resolve_fingerprints(asked, there), there).losses.held_out.blocks
+    held = build_run(resolve_fingerprints(asked, there), there).evaluation.losses.held_out.blocks
     tokens, keep = torch.from_numpy(held.tokens), torch.from_numpy(held.mask)
     expected = run.trajectory().curve("loss.macro")[-1]
     per_domain = [
@@ -434,7 +422,7 @@ def test_the_merged_base_is_in_the_stored_model(tmp_path, kind):
     asked, there = experiment(tmp_path, "algorithm.aggregator=FedEx", kind=kind), make_cache(tmp_path)
     run = run_experiment(asked, there)
     theirs = AutoModelForCausalLM.from_pretrained(run.folder / "model")
-    held = build_run(resolve_fingerprints(asked, there), there).losses.held_out.blocks
+    held = build_run(resolve_fingerprints(asked, there), there).evaluation.losses.held_out.blocks
     tokens, keep = torch.from_numpy(held.tokens), torch.from_numpy(held.mask)
     losses = [
         theirs(input_ids=tokens[rows], labels=tokens[rows].masked_fill(~keep[rows], -100)).loss.item()

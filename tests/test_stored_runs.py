@@ -12,32 +12,12 @@ import pytest
 import yaml
 
 import fedrift.engine.run
-from fedrift.cli.app import main
 from fedrift.config.schema import edit_config
 from fedrift.core.errors import UserError
 from fedrift.engine.cache import ResourceCache, resolve_fingerprints
 from fedrift.engine.run import archive_stored_run, check_stored_run, describe_finished_run, run_experiment
 from fedrift.storage import list_runs, list_unreadable
-from tests.small_experiment import experiment, make_cache
-
-SHORT = (
-    "training.num_rounds=1",
-    "training.local_steps=1",
-    "evaluation.blocks_per_domain=1",
-    "evaluation.blocks_per_client=0",
-    "evaluation.final_blocks_per_domain=0",
-    "evaluation.probes=[]",
-)
-
-
-def run_command(capsys, monkeypatch, *words: str) -> tuple[int, str, str]:
-    """Run a command; return its exit code, standard output and standard error."""
-    monkeypatch.setattr(sys, "argv", ["fedrift", *words])
-    monkeypatch.setenv("COLUMNS", "250")
-    with pytest.raises(SystemExit) as ended:
-        main()
-    out, err = capsys.readouterr()
-    return ended.value.code or 0, out, err
+from tests.small_experiment import SHORT, experiment, make_cache, run_command
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedrift import load_config
-from fedrift.config.ready import find_ready, list_ready, ready_folder
+from fedrift.config.loader.yaml_text import find_ready, list_ready, ready_folder
 from fedrift.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -372,7 +372,7 @@ def render_section(calibration: Calibration) -> str:
     """Return the section of one collection."""
     thresholds, current = calibration["thresholds"], describe_thresholds()
     rows = [
-        f"| {alarm['failure']} | {alarm['called']} of {alarm['runs']} | {alarm['low']:.1%} to {alarm['high']:.1%} | "
+        f"| {alarm['failure']} | {alarm['called']} of {alarm['runs']} | {100 * alarm['low']:.1f} % to {100 * alarm['high']:.1f} % | "
         f"{alarm['confirmed']} of {alarm['groups']} | {format_value(alarm['highest'], '.2f')} |"
         for alarm in calibration["false_alarms"]
     ]
@@ -418,7 +418,7 @@ def render_section(calibration: Calibration) -> str:
 
 def format_value(value: float | None, format_spec: str) -> str:
     """Format a number; missing and non-finite values become a dash."""
-    return "–" if value is None or not math.isfinite(value) else format(value, format_spec)
+    return "–" if value is None or not math.isfinite(value) else format(value, format_spec).replace("%", " %")
 
 
 def load_calibrations(folder: Path) -> list[Calibration]:

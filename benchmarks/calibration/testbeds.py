@@ -91,7 +91,7 @@ def run_request(request: RunRequest, resources: ResourceCache) -> tuple[Trajecto
     position = RunPosition(training.num_rounds)
     pool: ClientPool = SignFlippedPool(simulator) if request.has_flipped_signs else simulator
     with collapse_last_block(model, request.collapse_strength, position) if request.collapse_strength else nullcontext():
-        records = to_records(run_context.probe_suite.evaluate_initial(state, history)[0], 0, [], simulator.size)
+        records = to_records(run_context.evaluation.probe_suite.evaluate_initial(state, history)[0], 0, [], simulator.size)
         history.add_records(records)
         for result in run_rounds(
             state,

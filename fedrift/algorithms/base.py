@@ -302,5 +302,3 @@ LOCAL_HOOKS = (
     "update_client_state",
 )
 """The hooks that change the local steps of a client."""
-
-__all__ = ["LOCAL_HOOKS", "Algorithm", "RoundMetrics"]

@@ -279,6 +279,3 @@ class FedSGD(FedAvg):
             f"FedSGD takes one step per round with the learning rate of the server ({self.server_optimizer.lr:g}); the client "
             "optimizer, its learning rate and gradient clipping are not used",
         ]
-
-
-__all__ = ["FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedNova", "FedProx", "FedSGD", "FedYogi", "mean_over_clients", "path_length"]

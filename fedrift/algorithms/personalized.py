@@ -316,6 +316,3 @@ class MOON(FedAvg):
                 "weights under it change, so the stored model would be a different one; use Mean or FFALoRA"
             )
         return reasons
-
-
-__all__ = ["MOON", "Ditto", "FedAvgFineTuning", "PFedMe", "split_per_client"]

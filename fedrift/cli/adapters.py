@@ -65,7 +65,7 @@ def aggregate_adapters(
 
 
 def parse_weights(text: str) -> list[float] | None:
-    """The numbers of a list such as ``120,80``; None if there are none."""
+    """Return the numbers of a list such as ``120,80``; None if there are none."""
     if not text.strip():
         return None
     try:
@@ -75,20 +75,18 @@ def parse_weights(text: str) -> list[float] | None:
 
 
 def print_result(result: AggregatedAdapter) -> None:
-    """The error per module and over all, and where the adapter is."""
-    from rich.box import SIMPLE
+    """Print the error per module and over all, and where the adapter is."""
     from rich.console import Console
-    from rich.table import Table
 
-    screen, table = Console(highlight=False), Table(box=SIMPLE)
-    table.add_column("module", overflow="fold")
-    table.add_column("aggregation error", justify="right")
-    for module, error in result.error_by_module.items():
-        table.add_row(module.removeprefix("base_model.model."), f"{error:.2%}")
-    table.add_row("all modules", f"{result.error:.2%}", style="bold")
-    screen.print(table)
-    own = "is exact" if result.is_exact else f"differs from the mean of the clients' updates by {result.remaining_error:.2%}"
+    from .tables import print_table
+
+    screen, columns = Console(highlight=False), ("module", "aggregation error")
+    errors = {**result.error_by_module, "all modules": result.error}
+    rows = [(module.removeprefix("base_model.model."), f"{100 * error:.2f} %") for module, error in errors.items()]
+    print_table(screen, columns, rows, columns[1:])
+    own = "is exact" if result.is_exact else f"differs from the mean of the clients' updates by {100 * result.remaining_error:.2f} %"
     screen.print(
-        f"Separate means of A and B lose {result.error:.2%}. The adapter by {result.method}, of rank {result.rank}, {own}.", soft_wrap=True
+        f"Separate means of A and B lose {100 * result.error:.2f} %. The adapter by {result.method}, of rank {result.rank}, {own}.",
+        soft_wrap=True,
     )
     screen.print(f"Written to {result.folder}" if result.folder else "Nothing was written: name a folder with --output.", soft_wrap=True)

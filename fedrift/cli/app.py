@@ -18,7 +18,7 @@ from typer.models import ArgumentInfo
 
 from .. import __version__
 from ..core.errors import UserError
-from . import adapters, conformance, dataset, demo, deploy, diagnose, estimate, init, inspect, manage, partition, run, study
+from . import adapters, conformance, dataset, demo, deploy, diagnose, inspect, manage, partition, run, study
 from .options import VERBOSE
 
 PATH_ERRNOS = {getattr(errno, name) for name in "EACCES EPERM EROFS ENOENT ENOTDIR EISDIR EEXIST ENAMETOOLONG".split()}  # of a path
@@ -96,9 +96,9 @@ def global_options(
 for name, command in (
     (None, run.run),
     (None, demo.demo),
-    (None, init.init),
+    (None, dataset.init),
     (None, run.validate),
-    (None, estimate.estimate),
+    (None, run.estimate),
     ("list", inspect.list_command),
     (None, inspect.show),
     (None, manage.tag),

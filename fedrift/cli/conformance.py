@@ -93,47 +93,27 @@ def load_targets(path: str) -> list[Any]:
 
 def print_scoreboard(verdicts: list[Verdict]) -> None:
     """Print the scoreboard: one line per implementation and problem."""
+    from rich.console import Console
+
+    from .tables import print_table
+
     labels = {True: "right", False: "WRONG", None: "not tested"}
-    print_verdict_table(
-        "implementation",
-        "algorithm",
-        "problem",
-        "verdict",
-        "expected",
-        "found",
-        "message",
-        rows=[
-            (f"{v.subject} {v.version}", v.algorithm, v.problem, labels[v.holds], f"{v.expected:.6g}", f"{v.observed:.6g}", v.message)
-            for v in verdicts
-        ],
-    )
+    rows = [
+        (f"{v.subject} {v.version}", v.algorithm, v.problem, labels[v.holds], f"{v.expected:.6g}", f"{v.observed:.6g}", v.message)
+        for v in verdicts
+    ]
+    columns = ("implementation", "algorithm", "problem", "verdict", "expected", "found", "message")
+    print_table(Console(highlight=False), columns, rows, num_key_columns=3)
     tested = [v for v in verdicts if v.holds is not None]
     typer.echo(f"{sum(bool(v.holds) for v in tested)} of {len(tested)} verdicts are right.")
 
 
 def print_outcomes(outcomes: list[Expectation]) -> None:
     """Print the reproduced results beside the published ones."""
-    from ..conformance.judge import holds_text
-
-    print_verdict_table(
-        "test",
-        "description",
-        "expected",
-        "found",
-        "",
-        rows=[(o.test, o.description, o.expected, o.observed, holds_text(o)) for o in outcomes],
-    )
-
-
-def print_verdict_table(*columns: str, rows: list[tuple[str, ...]]) -> None:
-    """Print rows as a table whose long cells wrap."""
-    from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(box=SIMPLE)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console(highlight=False).print(table)
+    from ..conformance.judge import holds_text
+    from .tables import print_table
+
+    rows = [(o.test, o.description, o.expected, o.observed, holds_text(o)) for o in outcomes]
+    print_table(Console(highlight=False), ("test", "description", "expected", "found", ""), rows)

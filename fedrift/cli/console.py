@@ -19,9 +19,9 @@ from rich.text import Text
 from ..diagnosis import judge_run
 from ..diagnosis.verdict import to_perplexity
 from ..report import RunView
-from ..report.format import grade_with_label
+from ..report.format import DASH, format_number, format_signed, format_strength, format_worst_domain, grade_with_label
 from ..storage import Run
-from .tables import format_duration
+from .tables import format_duration, print_table
 
 if TYPE_CHECKING:
     from ..engine.callbacks import Progress as RunProgress
@@ -96,8 +96,6 @@ def run_view(run: Run, iid_baseline: Run | None = None) -> RunView:
 
 def run_title(run: Run) -> str:
     """Return a short title: algorithm, partition and severity, and for a fork also its origin and round."""
-    from ..report.format import format_strength
-
     config = run.config
     strength = format_strength(config["partition"]).removeprefix("severity ")
     fork = f" · fork of {config['fork']['run'][:6]} at round {config['fork']['from_round']}" if "fork" in config else ""
@@ -142,27 +140,27 @@ def print_verdicts(pairs: list[tuple[Run, Run]]) -> None:
     """
     console, sentences = Console(highlight=False), []
     is_wide = console.width >= WIDE_TERMINAL
-    table = Table(title="Mean of the last 5 evaluations; gap to IID baseline in nats per token", box=SIMPLE, collapse_padding=True)
-    for name in ("algorithm", "perplexity", "loss", "gap", "worst domain", *(["variability"] if is_wide else []), "diagnosis", "run"):
-        is_number = name in ("perplexity", "loss", "gap", "variability")
-        table.add_column(name, justify="right" if is_number else "left", no_wrap=name not in ("algorithm", "worst domain"), overflow="fold")
+    numbers = ("perplexity", "loss", "gap", *(["variability"] if is_wide else []))
+    columns, rows = ("algorithm", *numbers[:3], "worst domain", *numbers[3:], "diagnosis", "run"), []
     for run, baseline in pairs:
         verdict, name = judge_run(run.trajectory(), baseline.trajectory()), run.config["algorithm"]["type"]
-        ratio = "" if math.isnan(verdict.domain_variability_ratio) else f"{verdict.domain_variability_ratio:.1f}x"
-        table.add_row(
-            name,
-            to_perplexity(verdict.final_loss),
-            format_number(verdict.final_loss),
-            format_number(verdict.gap_to_iid, "+.3f"),
-            f"{verdict.worst_domain} {format_number(verdict.worst_domain_gap, '+.3f')}",
-            *([ratio] if is_wide else []),
-            grade_with_label(verdict)[1],
-            run.id[:6],
+        ratio = DASH if math.isnan(verdict.domain_variability_ratio) else f"{verdict.domain_variability_ratio:.1f}x"
+        rows.append(
+            (
+                name,
+                to_perplexity(verdict.final_loss),
+                format_number(verdict.final_loss),
+                format_signed(verdict.gap_to_iid),
+                format_worst_domain(verdict),
+                *([ratio] if is_wide else []),
+                grade_with_label(verdict)[1],
+                run.id[:6],
+            )
         )
         sentences.append(
             f"[bold]{name}[/]: {verdict.sentence}" + "".join(f"\nWarning: {escape(warning)}." for warning in run_warnings(run))
         )
-    console.print(table)
+    print_table(console, columns, rows, numbers, "Mean of the last 5 evaluations; gap to IID baseline in nats per token")
     for sentence in sentences:
         console.print(sentence + "\n")
 
@@ -170,11 +168,6 @@ def print_verdicts(pairs: list[tuple[Run, Run]]) -> None:
 def run_warnings(run: Run) -> list[str]:
     """Return the warnings that a run recorded at its start, without duplicates."""
     return list(dict.fromkeys(event["message"].rstrip(".") for event in run.events() if event["kind"] == "warning"))
-
-
-def format_number(value: float, number_format: str = ".3f") -> str:
-    """Format a number, by default with three decimals; NaN becomes an empty string."""
-    return "" if math.isnan(value) else format(value, number_format)
 
 
 # Progress bar of a study.
@@ -198,7 +191,7 @@ class StudyProgressBar:
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),
             TextColumn("remaining"),
             TimeRemainingColumn(elapsed_when_finished=False),
@@ -287,7 +280,7 @@ def render_header(snapshot: Snapshot) -> RenderableType:
         progress = Table.grid(padding=(0, 1))
         progress.add_row(
             ProgressBar(total=snapshot.rounds_total, completed=snapshot.rounds_done, width=30),
-            f"{snapshot.rounds_done / snapshot.rounds_total:.0%} of {snapshot.rounds_total} rounds; {states}{remaining}",
+            f"{100 * snapshot.rounds_done / snapshot.rounds_total:.0f} % of {snapshot.rounds_total} rounds; {states}{remaining}",
         )
         parts.append(progress)
     if snapshot.note:
@@ -329,7 +322,7 @@ def render_grid(snapshot: Snapshot, curve: CurveFn, max_rows: int) -> Renderable
             str(reached[1]) if reached[0] == reached[1] else f"{reached[0]}-{reached[1]}",
             sparkline(curves[row.key], low, high),
             format_number(mean_known(run.loss for run in row.runs)),
-            format_number(mean_known(run.gap for run in row.runs), "+.3f"),
+            format_signed(mean_known(run.gap for run in row.runs)),
         )
     hidden = [row for row in snapshot.groups if row not in shown]
     if not hidden:

@@ -66,7 +66,7 @@ def demo(
 def make_conditions() -> dict[str, ExperimentConfig]:
     """Return the experiments of the demo by the name of their condition, the two controls first."""
     from ..api import load_config
-    from ..config.ready import find_ready
+    from ..config.loader.yaml_text import find_ready
 
     def make(*overrides: str) -> ExperimentConfig:
         return load_config(find_ready(Path("demo"), "experiments"), overrides)
@@ -124,29 +124,28 @@ def describe_share(share: float) -> str:
 
 def print_outcomes(outcomes: dict[str, Outcome]) -> None:
     """Print one row per condition: the perplexity in each round as a curve, its worst and final value, and the final value on own text."""
-    from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
 
     from .console import sparkline
+    from .tables import print_table
 
     highest = max(loss for outcome in outcomes.values() for loss in outcome.curve if math.isfinite(loss))
     lowest = min(loss for outcome in outcomes.values() for loss in outcome.curve if math.isfinite(loss))
-    table = Table(title="Perplexity of held-out text; curves from the untrained model, one scale", box=SIMPLE, collapse_padding=True)
-    for name in ("condition", "curve", "worst", "final", "gap closed", "own text"):
-        table.add_column(name, justify="left" if name in ("condition", "curve") else "right", no_wrap=True)
-    for name, outcome in outcomes.items():
-        share = math.nan if name in (IID, CONTROL, BROKEN) else closed_share(outcome, outcomes)
-        table.add_row(
+    console, numbers = Console(highlight=False), ("worst", "final", "gap closed", "own text")
+    rows = [
+        (
             name,
             sparkline(outcome.curve, lowest, highest),
             f"{perplexity(max(outcome.curve[1:])):.0f}",
             f"{outcome.final_perplexity:.1f}",
-            describe_share(share),
+            describe_share(math.nan if name in (IID, CONTROL, BROKEN) else closed_share(outcome, outcomes)),
             "" if name == IID else f"{perplexity(outcome.own_loss):.1f}",
         )
-    table.caption = "styles mixed: the homogeneous control; gap closed: the part of the gap between FedAvg and this control"
-    Console(highlight=False).print(table)
+        for name, outcome in outcomes.items()
+    ]
+    title = "Perplexity of held-out text; curves from the untrained model, one scale"
+    print_table(console, ("condition", "curve", *numbers), rows, numbers, title)
+    console.print("styles mixed: the homogeneous control; gap closed: the part of the gap between FedAvg and this control")
 
 
 def draw_outcomes(outcomes: dict[str, Outcome], path: Path) -> Path:

@@ -131,11 +131,10 @@ def threshold_version() -> dict[str, str]:
 
 def print_diagnoses(group: RunGroup, name: str, diagnoses: list[Diagnosis]) -> None:
     """Print the findings, then the failures that were not detected, then those that were not measured."""
-    from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
 
     from ..diagnosis.across_seeds import format_effect
+    from .tables import print_table
 
     console = Console(highlight=False)
     seeds = ", ".join(str(run.config["seed"]) for run in group.runs)
@@ -145,20 +144,18 @@ def print_diagnoses(group: RunGroup, name: str, diagnoses: list[Diagnosis]) -> N
     )
     findings = [diagnosis for diagnosis in diagnoses if diagnosis.grade in ("suspected", "confirmed")]
     if findings:
-        table = Table(box=SIMPLE)
-        for column in ("failure", "grade", "since", "clients", "where", "strength"):
-            table.add_column(column, justify="right" if column in ("since", "strength") else "left")
-        for diagnosis in findings:
-            since = "" if diagnosis.first_round is None else str(diagnosis.first_round)
-            table.add_row(
+        rows = [
+            (
                 diagnosis.failure,
                 diagnosis.grade,
-                since,
+                "" if diagnosis.first_round is None else str(diagnosis.first_round),
                 abbreviate(diagnosis.clients),
                 abbreviate(diagnosis.locations),
                 f"{diagnosis.strength:.1f}x",
             )
-        console.print(table)
+            for diagnosis in findings
+        ]
+        print_table(console, ("failure", "grade", "since", "clients", "where", "strength"), rows, ("since", "strength"))
         console.print("strength: statistic divided by its threshold\n")
         for diagnosis in findings:
             console.print(f"[bold]{diagnosis.failure}[/]: {diagnosis.sentence}\n")
@@ -402,18 +399,17 @@ def build_break_test(
 
 def print_boundaries(param: str, first_seed: int, boundaries_by_condition: dict[str, list[float]], ratio: Any) -> None:
     """Print the boundary of each seed and condition, and the ratio IID / skewed if there is one."""
-    from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(box=SIMPLE)
-    for column in ("seed", *boundaries_by_condition):
-        table.add_column(column, justify="right")
-    for offset, boundaries in enumerate(zip(*boundaries_by_condition.values(), strict=True)):
-        table.add_row(str(first_seed + offset), *("not found" if math.isnan(value) else f"{value:.4g}" for value in boundaries))
-    console = Console(highlight=False)
+    from .tables import print_table
+
+    console, columns = Console(highlight=False), ("seed", *boundaries_by_condition)
+    rows = [
+        (str(first_seed + offset), *("not found" if math.isnan(value) else f"{value:.4g}" for value in boundaries))
+        for offset, boundaries in enumerate(zip(*boundaries_by_condition.values(), strict=True))
+    ]
     console.print(f"Values of {param} at which a run breaks:")
-    console.print(table)
+    print_table(console, columns, rows, columns)
     if ratio is None:
         return
     if math.isnan(ratio.estimate):
@@ -421,5 +417,5 @@ def print_boundaries(param: str, first_seed: int, boundaries_by_condition: dict[
     else:
         console.print(
             f"The boundary of the IID runs is {ratio.estimate:.3f} times that of the skewed runs "
-            f"({ratio.confidence_level:.0%} interval {ratio.low:.3f} to {ratio.high:.3f})."
+            f"({100 * ratio.confidence_level:.0f} % interval {ratio.low:.3f} to {ratio.high:.3f})."
         )

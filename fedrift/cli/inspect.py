@@ -61,12 +61,13 @@ def show(name: RunName, runs_dir: RunsDir = DEFAULT_RUNS_DIR, as_json: Json = Fa
     The command writes no files.
     """
     from rich.console import Console
-    from rich.table import Table
 
+    from ..report.format import format_number
     from ..storage import find_run
     from ..storage.index import read_labels
-    from .console import format_number, print_summary
+    from .console import print_summary
     from .run_list import find_stored_baseline
+    from .tables import print_table
 
     run = find_run(runs_dir, name)
     trajectory = run.trajectory()
@@ -90,13 +91,10 @@ def show(name: RunName, runs_dir: RunsDir = DEFAULT_RUNS_DIR, as_json: Json = Fa
         typer.echo(f"note: {labels['note']}")
     domains = trajectory.domains_of("loss") if trajectory.has_curve("loss") else ()
     if domains:
-        table = Table(title="loss in nats per token")
-        for column in ("domain", "round 0", "lowest", "last"):
-            table.add_column(column, justify="left" if column == "domain" else "right")
-        for domain in ("", *domains):
-            loss = trajectory.curve("loss", domain)[trajectory.observed_mask("loss", domain)]
-            table.add_row(domain or "all", format_number(loss[0]), format_number(loss.min()), format_number(loss[-1]))
-        Console().print(table)
+        losses = {domain or "all": trajectory.curve("loss", domain)[trajectory.observed_mask("loss", domain)] for domain in ("", *domains)}
+        rows = [(name, *map(format_number, (loss[0], loss.min(), loss[-1]))) for name, loss in losses.items()]
+        numbers = ("round 0", "lowest", "last")
+        print_table(Console(highlight=False), ("domain", *numbers), rows, numbers, "loss in nats per token")
     for event in run.events():
         typer.echo(f"round {event['round']}: {event['kind']}: {event['message']}")
     if run.status == "failed":
@@ -189,33 +187,30 @@ def models(as_json: Json = False) -> None:
     The column `files` shows whether the files are on this machine or where they are downloaded from. The column `memory` is an
     estimate for training adapters with 512 tokens per forward pass and float32 weights; `docs/models.md` gives the formula.
     """
+    from rich.console import Console
+
     from ..core.errors import default_cache_dir
     from ..models.presets import PRESETS, is_available
+    from .tables import print_table
 
     presets = [(preset, is_available(preset, default_cache_dir())) for preset in PRESETS.values()]
     if as_json:
         print_json([{**vars(preset), "is_local": is_local, "training_memory": preset.training_memory()} for preset, is_local in presets])
         return
     sources = {"pip": "package index", "hub": "model hub"}
-    print_table(
-        "name",
-        "files",
-        "parameters",
-        "memory",
-        "license",
-        "description",
-        rows=[
-            (
-                preset.name,
-                "on this machine" if is_local else sources[preset.origin],
-                f"{preset.num_parameters / 1e6:,.1f} M",
-                f"{preset.training_memory() / 1e9:.1f} GB",
-                preset.license_id,
-                preset.description,
-            )
-            for preset, is_local in presets
-        ],
-    )
+    rows = [
+        (
+            preset.name,
+            "on this machine" if is_local else sources[preset.origin],
+            f"{preset.num_parameters / 1e6:,.1f} M",
+            f"{preset.training_memory() / 1e9:.1f} GB",
+            preset.license_id,
+            preset.description,
+        )
+        for preset, is_local in presets
+    ]
+    columns = ("name", "files", "parameters", "memory", "license", "description")
+    print_table(Console(highlight=False), columns, rows, ("parameters", "memory"))
 
 
 def datasets(data_dir: DataDir = None, as_json: Json = False) -> None:
@@ -225,22 +220,20 @@ def datasets(data_dir: DataDir = None, as_json: Json = False) -> None:
 
     The command writes no files.
     """
+    from rich.console import Console
+
     from ..data import list_datasets
+    from .tables import print_table
 
     listings = list_datasets(data_dir)
     if as_json:
         print_json([listing._asdict() for listing in listings])
         return
-    print_table(
-        "name",
-        "documents",
-        "origin",
-        "description",
-        rows=[
-            (listing.name, f"{listing.num_documents:,}" if listing.num_documents else "", listing.origin, listing.description)
-            for listing in listings
-        ],
-    )
+    rows = [
+        (listing.name, f"{listing.num_documents:,}" if listing.num_documents else "", listing.origin, listing.description)
+        for listing in listings
+    ]
+    print_table(Console(highlight=False), ("name", "documents", "origin", "description"), rows, ("documents",))
 
 
 def doctor() -> None:
@@ -283,22 +276,6 @@ def doctor() -> None:
     )
     if not loss.isfinite().all():
         raise typer.Exit(1)
-
-
-def print_table(*columns: str, rows: list[tuple[str, ...]]) -> None:
-    """Print rows as a table; the columns that contain numbers are right-aligned."""
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=SIMPLE)
-    for column in columns:
-        table.add_column(
-            column, justify="right" if column in ("parameters", "memory", "documents") else "left", no_wrap=column in ("name", "memory")
-        )
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
 
 
 # export and import

@@ -71,7 +71,7 @@ def delete(
     """
     from ..core.errors import UserError
     from ..storage import Run, find_runs
-    from ..storage.cleanup import count_bytes, delete_run
+    from ..storage.index import count_bytes, delete_run
     from .console import run_title
 
     readable, unreadable = find_runs(runs_dir, names)
@@ -120,12 +120,13 @@ def drop_state(names: RunNames, runs_dir: RunsDir = DEFAULT_RUNS_DIR) -> None:
     Records, models, findings and reports stay as they are. The run can no longer be forked, and `fedrift run` still finds it
     finished. The command prints the freed bytes. It refuses a run that is not finished, because such a run needs its state.
     """
-    from ..storage import cleanup, find_run
+    from ..storage.index import drop_state as drop_run_state
+    from ..storage.index import find_run
 
     runs = [find_run(runs_dir, name) for name in names]
     total = 0
     for run in runs:
-        sizes = cleanup.drop_state(run)
+        sizes = drop_run_state(run)
         total += sum(sizes.values())
         parts = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
         typer.echo(f"run {run.id[:6]}: {sum(sizes.values()):,} bytes freed{f' ({parts})' if parts else ''}")

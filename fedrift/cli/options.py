@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..config.ready import Kind, find_ready, list_ready
+from ..config.loader.yaml_text import Kind, find_ready, list_ready
 from ..core.errors import UserError, closest_match, quote_value
 
 if TYPE_CHECKING:

@@ -125,29 +125,29 @@ def tables(
     if a difference is larger than allowed.
     """
     from rich.console import Console
-    from rich.table import Table
 
     from ..partition.reference_tables import reproduce_tables
+    from .tables import print_table
 
     rows = reproduce_tables(seed, draws)
     if as_json:
         print_json([{**asdict(row), "agrees": row.is_within_tolerance} for row in rows])
     else:
-        table = Table(title="Measured divergence of synthetic partitions and its expected value")
-        for name in ("table", "setting", "quantity", "expected", "found", "allowed", ""):
-            table.add_column(name, justify="right" if name in ("expected", "found", "allowed") else "left")
-        for row in rows:
-            table.add_row(
+        console, numbers = Console(highlight=False), ("expected", "found", "allowed")
+        cells = [
+            (
                 row.table,
                 row.setting,
                 row.quantity,
                 f"{row.expected:.4g}",
                 f"{row.measured:.4f}",
                 f"± {row.tolerance:.4f}",
-                "" if row.is_within_tolerance else "[red]differs[/]",
+                "" if row.is_within_tolerance else "differs",
             )
-        console = Console(highlight=False)
-        console.print(table)
+            for row in rows
+        ]
+        title = "Measured divergence of synthetic partitions and its expected value"
+        print_table(console, ("table", "setting", "quantity", *numbers, ""), cells, numbers, title)
         console.print(f"{sum(row.is_within_tolerance for row in rows)} of {len(rows)} agree within sampling error")
     if not all(row.is_within_tolerance for row in rows):
         raise typer.Exit(1)
@@ -173,9 +173,9 @@ def parse_encoder(name: str) -> Encoder | None:
 def print_partition(report: PartitionReport) -> None:
     """Print the measures, the documents per client, the pairwise divergence, and words and a sample text of each client."""
     from rich.console import Console
-    from rich.table import Table
 
     from ..report.partition_page import format_row, summarize
+    from .tables import print_table
 
     console, heterogeneity = Console(highlight=False), report.heterogeneity
     console.print(f"[bold]{report.title}[/]")
@@ -183,13 +183,12 @@ def print_partition(report: PartitionReport) -> None:
     if report.note:
         console.print(f"[dim]{report.note}[/]")
 
-    measures = Table(title="How different the clients are (chance: 20 IID re-splits)")
-    for name in ("measure", "value", "by chance", "z"):
-        measures.add_column(name, justify="left" if name == "measure" else "right")
+    rows = []
     for measurement in heterogeneity.measurements:
         title, _, *cells = format_row(measurement)
-        measures.add_row(title, *cells, style="bold" if measurement.is_beyond_chance else "")
-    console.print(measures)
+        rows.append((title, *cells, "differs" if measurement.is_beyond_chance else ""))
+    numbers = ("value", "by chance", "z")
+    print_table(console, ("measure", *numbers, ""), rows, numbers, "How different the clients are (chance: 20 IID re-splits)")
     if report.gradients:
         print_gradients(console, report)
     print_holdings(console, report)
@@ -200,66 +199,60 @@ def print_partition(report: PartitionReport) -> None:
 
 def print_gradients(console: Console, report: PartitionReport) -> None:
     """Print the gradient dissimilarity of the clients."""
-    from rich.table import Table
-
     from ..report.format import format_compact
     from ..report.partition_page import METRIC_TITLES
+    from .tables import print_table
 
-    gradient_table = Table(title="Gradient dissimilarity at the initial weights (chance: 5 IID partitions)")
-    for name in ("measure", "weights", "value", "IID"):
-        gradient_table.add_column(name, justify="left" if name == "measure" else "right")
-    for stat in report.gradients:
-        gradient_table.add_row(
+    rows = [
+        (
             METRIC_TITLES[stat.name][0],
             stat.weights,
             format_compact(stat.value),
             f"{format_compact(stat.iid_mean)} ± {format_compact(stat.deviation)}",
         )
-    console.print(gradient_table)
+        for stat in report.gradients
+    ]
+    title = "Gradient dissimilarity at the initial weights (chance: 5 IID partitions)"
+    print_table(console, ("measure", "weights", "value", "IID"), rows, ("weights", "value", "IID"), title)
 
 
 def print_holdings(console: Console, report: PartitionReport) -> None:
     """Print the documents per client and domain, and the divergence of every two clients if there are few."""
-    from rich.table import Table
+    from .tables import print_table
 
     heterogeneity = report.heterogeneity
     clients = range(min(heterogeneity.num_clients, MAX_CLIENTS))
-    holdings = Table(title=f"{report.unit.capitalize()} by client and domain")
     domains = range(len(heterogeneity.domains)) if len(heterogeneity.domains) <= 8 else []
-    for name in ("client", "documents", report.unit, *(heterogeneity.domains[d] for d in domains)):
-        holdings.add_column(name, justify="right", overflow="fold")
-    for k in clients:
-        holdings.add_row(
+    columns = ("client", "documents", report.unit, *(heterogeneity.domains[d] for d in domains))
+    rows = [
+        (
             str(k),
             f"{heterogeneity.documents[k]:,}",
             f"{heterogeneity.budgets[k]:,.0f}",
             *(f"{heterogeneity.tokens_by_domain[k, d]:,.0f}" for d in domains),
         )
-    console.print(holdings)
+        for k in clients
+    ]
+    print_table(console, columns, rows, columns, f"{report.unit.capitalize()} by client and domain")
 
     if 1 < heterogeneity.num_clients <= 12:
-        pairwise = Table(title="Jensen-Shannon divergence of the words of two clients, in bits")
-        pairwise.add_column("")
-        for k in clients:
-            pairwise.add_column(str(k), justify="right")
-        for k in clients:
-            pairwise.add_row(str(k), *("" if k == j else f"{heterogeneity.word_jsd[k, j]:.2f}" for j in clients))
-        console.print(pairwise)
+        names = [str(k) for k in clients]
+        rows = [(str(k), *("" if k == j else f"{heterogeneity.word_jsd[k, j]:.2f}" for j in clients)) for k in clients]
+        print_table(console, ("", *names), rows, names, "Jensen-Shannon divergence of the words of two clients, in bits")
 
 
 def print_texts(console: Console, report: PartitionReport) -> None:
     """Print the distinctive words of each client and the beginning of one of its documents."""
-    from rich.table import Table
-
     from ..report.partition_page import truncate_text
+    from .tables import print_table
 
-    texts = Table(title="Distinctive words of each client, and the beginning of one of its documents", show_lines=True)
-    for name in ("client", "words", "text"):
-        texts.add_column(name, overflow="fold")
-    for k in range(min(report.heterogeneity.num_clients, MAX_CLIENTS)):
-        texts.add_row(
+    rows = [
+        (
             str(k),
             ", ".join(word for word, _ in report.distinctive_words[k][:6]),
             truncate_text(report.samples[k][0].text, 160) if report.samples[k] else "",
         )
-    console.print(texts)
+        for k in range(min(report.heterogeneity.num_clients, MAX_CLIENTS))
+    ]
+    title = "Distinctive words of each client, and the beginning of one of its documents"
+    print_table(console, ("client", "words", "text"), rows, title=title)

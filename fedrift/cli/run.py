@@ -1,9 +1,10 @@
-"""The commands ``run``, ``validate``, ``fork`` and ``profile``, which work on single experiments."""
+"""The commands ``run``, ``validate``, ``estimate``, ``fork`` and ``profile``, which work on single experiments."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from ..storage import Run
     from ..storage.loggers import Loggers
 
+Measure = Annotated[bool, typer.Option("--measure", help="Also run three rounds in a temporary folder, to estimate the time.")]
 LogTo = Annotated[
     list[str] | None,
     typer.Option("--log-to", help="Also log the metrics to tensorboard, mlflow, wandb or trackio. The option may be repeated."),
@@ -268,7 +270,7 @@ def print_fork(fork_report: ForkReport) -> None:
     """Print the differences by round, their summary, and the findings in the fork and in its origin."""
     from rich.console import Console
 
-    from .console import format_number
+    from ..report.format import format_number, format_signed
     from .tables import print_table
 
     console = Console(highlight=False)
@@ -282,8 +284,8 @@ def print_fork(fork_report: ForkReport) -> None:
             format_number(row.distance),
             format_number(row.origin),
             format_number(row.fork),
-            format_number(row.difference, "+.3f"),
-            *(format_number(row.domains[domain], "+.3f") for domain in shown),
+            format_signed(row.difference),
+            *(format_signed(row.domains[domain]) for domain in shown),
         )
         for row in fork_report.rounds
     ]
@@ -394,11 +396,13 @@ def show_status(status: Any, message: str) -> None:
 
 def print_profile(screen: Console, result: Profile) -> None:
     """Print the measurements of a profile and the hints that follow from them."""
+    from .tables import print_table
+
     machine, compute, passes = result.machine, result.compute, result.passes
     screen.print(f"[bold]{result.experiment}[/]  on {machine['device']}, {machine['threads']} thread(s), {machine['dtype']}")
     screen.print(
         f"{compute['tokens_per_second']:,.0f} training tokens per second; {compute['flops_per_token'] / 1e6:,.1f} "
-        f"MFLOP per token, {compute['gflops']:,.1f} GFLOP/s, {compute['share_of_peak']:.0%} of the speed of a large matrix "
+        f"MFLOP per token, {compute['gflops']:,.1f} GFLOP/s, {100 * compute['share_of_peak']:.0f} % of the speed of a large matrix "
         f"product on this machine ({machine['gemm_peak_gflops']:,.0f} GFLOP/s)"
     )
     if machine["device"] == "cpu" and machine["busy_threads"] < MIN_BUSY_SHARE * machine["threads"]:
@@ -407,33 +411,25 @@ def print_profile(screen: Console, result: Profile) -> None:
             "the measured times are too long and the share of the peak is too low.[/]"
         )
     rows = [
-        (phase["name"], f"{phase['seconds']:.3f}", f"{phase['times']:,} x", f"{phase['total']:,.1f}", f"{phase['share']:.1%}")
+        (phase["name"], f"{phase['seconds']:.3f}", f"{phase['times']:,} x", f"{phase['total']:,.1f}", f"{100 * phase['share']:.1f} %")
         for per in ("run", "round")
         for phase in result.phases
         if phase["per"] == per and phase["share"] >= MIN_SHARE_SHOWN
     ]
     minor = [phase for phase in result.phases if phase["share"] < MIN_SHARE_SHOWN]
-    rows.append(
-        (f"{len(minor)} smaller", "", "", f"{sum(phase['total'] for phase in minor):,.1f}", f"{sum(phase['share'] for phase in minor):.1%}")
-    )
-    print_profile_table(screen, "Whole run", ("", "seconds each", "times", "seconds", "share"), rows)
+    total, share = (sum(phase[key] for phase in minor) for key in ("total", "share"))
+    rows.append((f"{len(minor)} smaller", "", "", f"{total:,.1f}", f"{100 * share:.1f} %"))
+    columns = ("", "seconds each", "times", "seconds", "share")
+    print_table(screen, columns, rows, columns[1:], "Whole run")
     training = result.training
     scope = f" (the first {training['steps']} steps)" if training["steps"] else ""
-    print_profile_table(
-        screen,
-        f"Inside training{scope}",
-        ("", "seconds", "share"),
-        [(kind, f"{seconds:.3f}", f"{training['shares'][kind]:.1%}") for kind, seconds in training["seconds"].items()],
-    )
+    kinds = [(kind, f"{seconds:.3f}", f"{100 * training['shares'][kind]:.1f} %") for kind, seconds in training["seconds"].items()]
+    print_table(screen, ("", "seconds", "share"), kinds, ("seconds", "share"), f"Inside training{scope}")
     screen.print(f"[dim]The profiler increased the time by a factor of {training['profiler_slowdown']:.2f}.[/]")
     memory = result.memory["bytes"]
     total = sum(value for value in memory.values() if value == value)
-    print_profile_table(
-        screen,
-        "Memory",
-        ("", "MB", "share"),
-        [(name, f"{size / 1e6:,.1f}", f"{size / total:.1%}") for name, size in memory.items() if size],
-    )
+    sizes = [(name, f"{size / 1e6:,.1f}", f"{100 * size / total:.1f} %") for name, size in memory.items() if size]
+    print_table(screen, ("", "MB", "share"), sizes, ("MB", "share"), "Memory")
     screen.print(
         f"peak resident memory {result.memory['resident_peak'] / 1e6:,.0f} MB"
         + (f", peak device memory {result.memory['device_peak'] / 1e6:,.0f} MB" if result.memory["device_peak"] else "")
@@ -447,14 +443,63 @@ def print_profile(screen: Console, result: Profile) -> None:
         screen.print(f"- {hint}")
 
 
-def print_profile_table(screen: Console, title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print one table of a profile."""
-    from rich.box import SIMPLE
-    from rich.table import Table
+# estimate
 
-    table = Table(title=title, title_justify="left", box=SIMPLE)
-    for column in columns:
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    screen.print(table)
+
+def estimate(
+    file: ExperimentFile,
+    overrides: Overrides = None,
+    measure: Measure = False,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    clients_per_pass: ClientsPerPass = None,
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Estimate the memory and disk space of a run before it starts; with `--measure` also its time.
+
+    `fedrift estimate my.yaml --measure`
+
+    `fedrift estimate my.yaml model=smollm2-135m training.batch_size=8`
+
+    The command loads the model, but not the data, unless `--measure` is given. Sizes of weights and states are exact. The size of
+    the activations is the estimate from which a run chooses how many clients train in one pass. `fedrift profile` measures a round
+    in detail. The command stores no run.
+    """
+    from rich.console import Console
+
+    from ..api import load_config
+    from ..engine.cache import ResourceCache
+    from ..engine.estimate import estimate_run
+    from .tables import format_duration, print_table
+
+    experiment = load_config(file, overrides or ())
+    cache = ResourceCache(make_runtime(DEFAULT_RUNS_DIR, data_dir, device, threads, clients_per_pass, dtype))
+    result, seconds = estimate_run(experiment, cache), float("nan")
+    if measure:
+        from ..studies.plan import measure_speed
+
+        with Console(stderr=True).status("measuring the speed of three rounds"):
+            seconds = measure_speed(experiment, cache).estimate_seconds(experiment)
+    if as_json:
+        print_json({**asdict(result), "memory": result.memory, "seconds": seconds})
+        return
+    console = Console(highlight=False, markup=False)
+    updates = f"one round of stored updates (--save-updates; {experiment.training.num_rounds} rounds)"
+    rows = [
+        ("base weights, shared by all clients", result.weights),
+        ("server state", result.server_state),
+        (f"states of {experiment.partition.num_clients} clients", result.client_states),
+        (f"parameters, gradients, moments of {result.clients_per_pass} clients, updates of a cohort", result.cohort),
+        (f"activations of a forward pass with {result.clients_per_pass} clients", result.activations),
+        ("memory in total, without data, evaluation and libraries", result.memory),
+        ("checkpoint on disk", result.checkpoint),
+        (updates, result.updates_per_round),
+    ]
+    console.print(f"{experiment.name}: {result.trained_params:,} trained parameters, {result.tokens:,} training tokens")
+    print_table(console, ("", "MB"), [(name, f"{size / 1e6:,.1f}") for name, size in rows], numbers=("MB",))
+    if measure:
+        console.print(f"time: about {format_duration(seconds)}, estimated from three rounds on this machine as it is now")
+    else:
+        console.print("time: not measured; --measure runs three rounds")

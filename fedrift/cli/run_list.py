@@ -34,23 +34,14 @@ NUMBERS = ("perplexity", "loss", "gap", "severity", "clients", "seed", "rounds")
 
 @dataclass
 class ListedRun:
-    """One row of the list. Losses are in nats per token.
-
-    Attributes:
-        run: The run.
-        config: Its stored experiment.
-        last_round: The last recorded round.
-        final_loss: Mean loss of the last evaluations; NaN without any.
-        gap_to_iid: Final loss minus that of the IID baseline in the same rounds; NaN if no baseline is stored.
-        labels: Its tags and its note.
-    """
+    """One row of the list. Losses are in nats per token."""
 
     run: Run
-    config: dict[str, Any]
-    last_round: int
-    final_loss: float
-    gap_to_iid: float = float("nan")
-    labels: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any]  # its stored experiment
+    last_round: int  # the last recorded round
+    final_loss: float  # mean loss of the last evaluations; NaN without any
+    gap_to_iid: float = float("nan")  # final loss minus that of the IID baseline in the same rounds; NaN if no baseline is stored
+    labels: dict[str, Any] = field(default_factory=dict)  # its tags and its note
 
 
 def find_iid_baselines(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -80,7 +71,7 @@ def find_stored_baseline(run: Run) -> Run | None:
 
 def read_listed_run(run: Run) -> tuple[ListedRun, Trajectory]:
     """Read one run; raise an error if its files are damaged."""
-    from ..diagnosis.curves import final_loss
+    from ..diagnosis.finding import final_loss
     from ..storage.index import read_labels
 
     trajectory = run.trajectory()
@@ -90,7 +81,7 @@ def read_listed_run(run: Run) -> tuple[ListedRun, Trajectory]:
 
 def add_gaps(listed: Iterable[tuple[ListedRun, Trajectory]]) -> list[ListedRun]:
     """Fill in the gap of every run whose IID baseline is among the runs."""
-    from ..diagnosis.curves import final_gap
+    from ..diagnosis.finding import final_gap
 
     by_id = {row.run.id: (row, trajectory) for row, trajectory in listed}
     baselines = find_iid_baselines({run_id: row.config for run_id, (row, _) in by_id.items()})
@@ -103,7 +94,7 @@ def add_gaps(listed: Iterable[tuple[ListedRun, Trajectory]]) -> list[ListedRun]:
 def print_list(console: Console, listed: Sequence[ListedRun]) -> None:
     """Print the runs: first the settings that all runs share, then a table with losses and the settings that differ."""
     from ..diagnosis.verdict import to_perplexity
-    from .console import format_number
+    from ..report.format import format_number, format_signed
     from .tables import print_table
 
     settings = [flatten(row.config) for row in listed]
@@ -116,8 +107,8 @@ def print_list(console: Console, listed: Sequence[ListedRun]) -> None:
         "status": [row.run.status for row in listed],
         "rounds": [f"{row.last_round}/{row.config['training']['num_rounds']}" for row in listed],
         "perplexity": [to_perplexity(row.final_loss) for row in listed],
-        "loss": [format_number(row.final_loss) for row in listed],
-        "gap": [format_number(row.gap_to_iid, "+.3f") for row in listed],
+        "loss": [format_number(row.final_loss, missing="") for row in listed],
+        "gap": [format_signed(row.gap_to_iid, missing="") for row in listed],
         **{name: column for name, column in columns.items() if name not in shared},
         "settings": [describe_settings(row.config, values, settings) for row, values in zip(listed, settings, strict=True)],
         "tags": [", ".join(row.labels.get("tags", ())) for row in listed],

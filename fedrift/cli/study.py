@@ -129,14 +129,12 @@ def study(
 
 def preview_study(study: Study, cache: ResourceCache, measure_speed: bool, as_json: bool) -> None:
     """Print the runs of a study, confounded effects and the estimated cost, without running it."""
-    from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
 
     from ..engine.build import config_warnings
     from ..studies.plan import build_manifest_content, estimate_cost
     from ..studies.run import preview_study
-    from .tables import format_duration
+    from .tables import format_duration, print_table
 
     plan, ids_final = preview_study(study, cache)
     manifest, cost = build_manifest_content(study, plan, ids_final), estimate_cost(plan.configs.values(), cache, measure_speed)
@@ -155,23 +153,21 @@ def preview_study(study: Study, cache: ResourceCache, measure_speed: bool, as_js
         )
         return
     console = Console(highlight=False)
-    table = Table(box=SIMPLE)
-    for name in ("stage", "role", "condition", "seeds", "ids"):
-        table.add_column(name, no_wrap=name in ("stage", "role"), overflow="fold")
     rows: dict[tuple[str, str, str], list[Any]] = {}
     for entry in plan.entries:
         settings = f" [{', '.join(f'{k}={v}' for k, v in entry.settings.items())}]" if entry.settings else ""
         rows.setdefault((entry.stage, entry.role, entry.condition + settings), []).append(entry)
-    for (stage, role, condition), entries in rows.items():
+    cells = []
+    for key, entries in rows.items():
         ids = list(dict.fromkeys(entry.run[:6] for entry in entries))
         seeds = ", ".join(map(str, dict.fromkeys(entry.seed for entry in entries)))
-        table.add_row(stage, role, condition.replace("[", r"\["), seeds, " ".join(ids[:6]) + (" ..." if len(ids) > 6 else ""))
-    console.print(table)
+        cells.append((*key, seeds, " ".join(ids[:6]) + (f" and {len(ids) - 6} more" if len(ids) > 6 else "")))
+    print_table(console, ("stage", "role", "condition", "seeds", "ids"), cells)
     for stage, design in manifest["designs"].items():
         note = "; these main effects are confounded with part of an interaction:" if design["aliases"] else ""
         console.print(f"{stage}: {design['cells']} cells{note}")
         for alias in design["aliases"]:
-            console.print(f"  {alias['factor']}: {alias['share']:.0%} confounded with {' x '.join(alias['pair'])}")
+            console.print(f"  {alias['factor']}: {100 * alias['share']:.0f} % confounded with {' x '.join(alias['pair'])}")
     if not ids_final:
         console.print("tuning is not done: the ids of tuned runs will change when it chooses their settings")
     print_choices(manifest["tuning_results"])
@@ -295,8 +291,7 @@ def compare(
 
     from ..storage import find_run
     from ..studies.outcomes import compare_configs, compare_metrics
-    from .compare_tables import print_config_differences, print_metric_differences
-    from .tables import print_table
+    from .tables import print_config_differences, print_metric_differences, print_table
 
     a, b = find_run(runs_dir, first), find_run(runs_dir, second)
     config_differences, metric_differences, similarity = compare_configs(a, b), compare_metrics(a, b), {}
@@ -332,8 +327,8 @@ def compare(
 
 if TYPE_CHECKING:
     from ..engine.cache import ResourceCache
+    from ..report.comparison import ReportPart
     from ..studies import Study, StudyManifest
-    from ..studies.comparison_report import ReportPart
 
 Seeds = Annotated[int, typer.Option("--seeds", min=1, max=1000, help="The number of paired seeds, starting at --seed-offset.")]
 SeedOffset = Annotated[int, typer.Option("--seed-offset", min=0, max=2**53 - 1001, help="The first seed.")]
@@ -385,11 +380,11 @@ def compare_clustering(
     `fedrift compare-clustering experiments/clustering.yaml --map --seeds 3` repeats the comparison for topic, style, token and
     quantity skew at several severities.
 
-    Conditions: `vanilla` (FedAvg with one global model), `text` (k-means on text embeddings), `random` (random clusters of the same
+    Conditions: `unclustered` (FedAvg with one global model), `text` (k-means on text embeddings), `random` (random clusters of the same
     sizes), `oracle` (the true domains), `update` (clusters of the first updates), `ifca` (IFCA), `local` (each client trains alone),
-    `tuned` and `text+tuned` (personalization: each client fine-tunes the final model of `vanilla` or `text` on its own data), `pooled`
+    `tuned` and `text+tuned` (personalization: each client fine-tunes the final model of `unclustered` or `text` on its own data), `pooled`
     (centralized training on the data of all clients) and `iid` (the IID baseline). `cfl` (clustered federated learning) and `soft`
-    (soft clustering) are optional. Each condition is compared with `random` and `vanilla` by paired tests over seeds. With five
+    (soft clustering) are optional. Each condition is compared with `random` and `unclustered` by paired tests over seeds. With five
     seeds or fewer, no test can reach p < 0.05.
 
     The command prints tables and writes them to `--output`. Its runs are stored in the runs directory as a study. To resume an interrupted
@@ -397,8 +392,8 @@ def compare_clustering(
     """
     from ..config.loader import apply_overrides, load_yaml
     from ..engine.cache import ResourceCache
+    from ..report.comparison import map_report_parts, report_parts, results_to_json
     from ..studies.comparison import build_comparison
-    from ..studies.comparison_report import frame_to_records, map_report_parts, report_parts, results_to_json
     from ..studies.comparison_results import ClusteringMap, collect_results, summarize_map
 
     cache = ResourceCache(make_runtime(runs_dir, data_dir, device, threads, dtype=dtype))
@@ -421,7 +416,7 @@ def compare_clustering(
     if partition_map:
         gains, cluster_costs = summarize_map(manifest)
         parts = map_report_parts(gains, cluster_costs)
-        results = {"study": study.name, "command": command, "map": frame_to_records(gains), "cluster_size": frame_to_records(cluster_costs)}
+        results = {"study": study.name, "command": command, "map": gains, "cluster_size": cluster_costs}
     else:
         outcomes = collect_results(manifest)
         parts, results = report_parts(outcomes), results_to_json(outcomes, command)
@@ -466,8 +461,8 @@ def print_comparison(report_parts: list[ReportPart], results: dict[str, Any], co
     """Print the tables of a clustering comparison, or its JSON, and write them to a file if requested."""
     from rich.console import Console
 
+    from ..report.comparison import render_html, render_markdown
     from ..storage.jsonl import to_json
-    from ..studies.comparison_report import render_html, render_markdown
     from .tables import print_table
 
     if output is not None:
@@ -492,8 +487,10 @@ def print_comparison(report_parts: list[ReportPart], results: dict[str, Any], co
 
 
 def is_short_number(cell: str) -> bool:
-    """Return whether a cell of a table is empty or a number with its unit, which must not wrap."""
-    return not cell or (len(cell) <= MAX_NUMBER_WIDTH and cell.lstrip("+-−<")[:1].isdigit())
+    """Return whether a cell of a table has no value or a number with its unit, which must not wrap."""
+    from ..report.format import DASH
+
+    return cell in ("", DASH) or cell.startswith("n/a") or (len(cell) <= MAX_NUMBER_WIDTH and cell.lstrip("+-−<")[:1].isdigit())
 
 
 def parse_conditions(text: str) -> list[str]:

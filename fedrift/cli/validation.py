@@ -111,10 +111,6 @@ def is_quick_to_read(name: str) -> bool:
 def check_documents(config: ExperimentConfig, corpus: Corpus) -> list[str]:
     """Check that the documents can be partitioned, and that the loss of every client can be measured.
 
-    Args:
-        config: The experiment.
-        corpus: Its dataset.
-
     Returns:
         What was not checked, as phrases.
 

@@ -309,16 +309,3 @@ def apply_hysteresis(distances: np.ndarray, current: np.ndarray, ratio: float) -
     rows = np.arange(len(distances))
     best = distances.argmin(axis=1)
     return np.where(distances[rows, best] < ratio * distances[rows, current], best, current)
-
-
-__all__ = [
-    "Assignment",
-    "ClientInfo",
-    "NoClustering",
-    "apply_hysteresis",
-    "assign_new_clients",
-    "assign_to_one_cluster",
-    "match_clusters",
-    "select_models",
-    "transfer_state",
-]

@@ -378,6 +378,3 @@ class IFCA(NoClustering):
             f"IFCA sends {self.num_clusters} models to each client instead of one, and the client evaluates all of them on "
             f"{self.num_batches} batches before it trains. The count of trained tokens includes neither cost."
         ]
-
-
-__all__ = ["CFL", "IFCA", "UpdateClustering", "agglomerate", "cosine_similarity", "inner_products"]

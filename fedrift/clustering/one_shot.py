@@ -349,6 +349,3 @@ def mix_models(state: FederatedState) -> FederatedState:
         cluster_ids=torch.arange(len(state.cluster_ids)),
         client_means=mix(state.client_means),
     )
-
-
-__all__ = ["MixingClientPool", "OracleClustering", "RandomClustering", "SoftClustering", "TextClustering", "mix_models", "mixture_weights"]

@@ -23,17 +23,11 @@ from .base import ClientInfo
 
 @dataclass(frozen=True, eq=False)
 class ClientEmbeddings:
-    """Document embeddings of N clients and the privacy noise on their means. The server receives only ``means``.
+    """Document embeddings of N clients and the privacy noise on their means. The server receives only ``means``."""
 
-    Attributes:
-        document_embeddings: Unit-length embeddings of each client's documents, N arrays of shape [D, E].
-        noise_std: Standard deviation of the noise on each client's mean, [N]; 0 means no noise.
-        noise: The noise, [N, E].
-    """
-
-    document_embeddings: tuple[np.ndarray, ...]
-    noise_std: np.ndarray
-    noise: np.ndarray
+    document_embeddings: tuple[np.ndarray, ...]  # unit-length embeddings of each client's documents, N arrays of shape [D, E]
+    noise_std: np.ndarray  # standard deviation of the noise on each client's mean, [N]; 0 means no noise
+    noise: np.ndarray  # the noise, [N, E]
 
     @property
     def means(self) -> np.ndarray:
@@ -178,23 +172,14 @@ SIGNIFICANCE_LEVEL, MIN_CLUSTER_SIZE, MAX_CLUSTERS, MIN_SILHOUETTE, MIN_STABILIT
 
 @dataclass(frozen=True, eq=False)
 class ClusteringResult:
-    """Clusters of clients and the evidence for them. Missing numbers are NaN.
+    """Clusters of clients and the evidence for them. Missing numbers are NaN."""
 
-    Attributes:
-        cluster_ids: Cluster of each client, [N].
-        centroids: Centroids, [k, E].
-        p_value: p value of the permutation test.
-        silhouettes: Silhouette of each candidate k.
-        stability: Mean pairwise adjusted Rand index over bootstraps.
-        estimated_k: Number of clusters that the rules above give, even if another number was requested.
-    """
-
-    cluster_ids: np.ndarray
-    centroids: np.ndarray
-    p_value: float = float("nan")
-    silhouettes: dict[int, float] = field(default_factory=dict)
-    stability: float = float("nan")
-    estimated_k: int = 1
+    cluster_ids: np.ndarray  # cluster of each client, [N]
+    centroids: np.ndarray  # centroids, [k, E]
+    p_value: float = float("nan")  # p value of the permutation test
+    silhouettes: dict[int, float] = field(default_factory=dict)  # silhouette of each candidate k
+    stability: float = float("nan")  # mean pairwise adjusted Rand index over bootstraps
+    estimated_k: int = 1  # number of clusters that the rules above give, even if another number was requested
 
     @property
     def k(self) -> int:
@@ -401,23 +386,3 @@ def mean_adjusted_rand_index(labels: np.ndarray) -> float:
     maximum = (counts[:, None] + counts[None]) / 2
     index = np.where(maximum == expected, 1.0, (joint - expected) / np.where(maximum == expected, 1.0, maximum - expected))
     return float(index[np.triu_indices(len(labels), 1)].mean())
-
-
-__all__ = [
-    "ClientEmbeddings",
-    "ClusteringResult",
-    "add_privacy_noise",
-    "best_silhouette_k",
-    "bootstrap_stability",
-    "cluster_clients",
-    "compute_clusters",
-    "document_identification_rate",
-    "embed_clients",
-    "gaussian_noise_std",
-    "kmeans",
-    "mean_adjusted_rand_index",
-    "mean_embeddings",
-    "pairwise_distances",
-    "permutation_test",
-    "privacy_statement",
-]

@@ -427,21 +427,3 @@ def iid_baseline(config: ExperimentConfig) -> ExperimentConfig:
         changes["partition__alpha"] = None
     iid: ExperimentConfig = edit_config(config, changes)
     return iid
-
-
-__all__ = [
-    "ADDED_KEYS",
-    "METADATA_KEYS",
-    "REGISTRY",
-    "SCHEMA_VERSION",
-    "EvaluationConfig",
-    "ExperimentConfig",
-    "ForkConfig",
-    "TrainingConfig",
-    "compute_id",
-    "diff_stored_configs",
-    "edit_config",
-    "iid_baseline",
-    "parse_config",
-    "parse_stored_config",
-]

@@ -15,21 +15,13 @@ from .reference import REFERENCES
 
 @dataclass(frozen=True)
 class Expectation:
-    """Hold an expectation from a paper and the observed result.
+    """Hold an expectation from a paper and the observed result."""
 
-    Attributes:
-        test: Name of the test, such as ``AT-2``.
-        description: The quantity that is measured.
-        expected: The expected value or range, as text.
-        observed: The observed value, as text.
-        holds: Whether the observed value meets the expectation.
-    """
-
-    test: str
-    description: str
-    expected: str
-    observed: str
-    holds: bool
+    test: str  # name of the test, such as ``AT-2``
+    description: str  # the quantity that is measured
+    expected: str  # the expected value or range, as text
+    observed: str  # the observed value, as text
+    holds: bool  # whether the observed value meets the expectation
 
 
 def expect_near(test: str, description: str, expected: float, observed: float, tolerance: float = 1e-6) -> Expectation:

@@ -188,17 +188,11 @@ INPUTS, CLASSES, DEVICES = 60, 10, 30
 
 @dataclass(frozen=True)
 class SyntheticFederation:
-    """Describe a federation of 30 devices.
+    """Describe a federation of 30 devices."""
 
-    Attributes:
-        alpha: The heterogeneity alpha, which is also beta; None means IID.
-        seed: Seed of the data.
-        max_examples: Each device keeps at most its first ``max_examples`` examples.
-    """
-
-    alpha: float | None
-    seed: int
-    max_examples: int = 200
+    alpha: float | None  # the heterogeneity alpha, which is also beta; None means IID
+    seed: int  # seed of the data
+    max_examples: int = 200  # each device keeps at most its first ``max_examples`` examples
 
 
 def make_devices(federation: SyntheticFederation) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -230,23 +224,14 @@ def make_devices(federation: SyntheticFederation) -> list[tuple[np.ndarray, np.n
 
 @dataclass(frozen=True, eq=False)
 class SyntheticBatches:
-    """Provide the batches of the devices of several federations, padded to equal length.
+    """Provide the batches of the devices of several federations, padded to equal length."""
 
-    Attributes:
-        x: Training inputs, [N, n, 60].
-        y: Training labels, [N, n].
-        num_examples: Number of training examples of each device, [N].
-        test: Pooled test inputs and labels of each federation.
-        seeds: Seed of each device's federation, [N].
-        batch_size: Examples per batch.
-    """
-
-    x: Tensor
-    y: Tensor
-    num_examples: Tensor
-    test: list[tuple[Tensor, Tensor]]
-    seeds: tuple[int, ...]
-    batch_size: int = 10
+    x: Tensor  # training inputs, [N, n, 60]
+    y: Tensor  # training labels, [N, n]
+    num_examples: Tensor  # number of training examples of each device, [N]
+    test: list[tuple[Tensor, Tensor]]  # pooled test inputs and labels of each federation
+    seeds: tuple[int, ...]  # seed of each device's federation, [N]
+    batch_size: int = 10  # examples per batch
 
     def num_epochs(self, round: int, client: int) -> int:
         """Return the number of local epochs of a client in a round."""
@@ -287,13 +272,9 @@ class SyntheticBatches:
 
 @dataclass(frozen=True, eq=False)
 class StragglingBatches(SyntheticBatches):
-    """Let nine of ten devices of a round finish only 1 to 19 of 20 epochs.
+    """Let nine of ten devices of a round finish only 1 to 19 of 20 epochs."""
 
-    Attributes:
-        use_partial_work: Whether the partial work of these devices is used; otherwise they are dropped.
-    """
-
-    use_partial_work: bool = True
+    use_partial_work: bool = True  # whether the partial work of these devices is used; otherwise they are dropped
 
     def num_epochs(self, round: int, client: int) -> int:
         """Return the number of local epochs that a client finishes in a round; 0 drops it."""
@@ -377,17 +358,11 @@ UNUSED_SEEDS = range(20, 40)  # the seeds of AT-1 iv, which no earlier experimen
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """Hold the curves of M federations, each [rounds, M].
+    """Hold the curves of M federations, each [rounds, M]."""
 
-    Attributes:
-        loss: Training loss.
-        accuracy: Test accuracy.
-        dissimilarity: Gradient dissimilarity.
-    """
-
-    loss: np.ndarray
-    accuracy: np.ndarray
-    dissimilarity: np.ndarray
+    loss: np.ndarray  # training loss
+    accuracy: np.ndarray  # test accuracy
+    dissimilarity: np.ndarray  # gradient dissimilarity
 
     def upward_moves(self, start: int = 10) -> np.ndarray:
         """Return the sum of the upward moves of the loss after round ``start``, [M]."""
@@ -559,6 +534,3 @@ RESULT_SETS: dict[str, Callable[[MessageCallback], Iterable[Expectation]]] = {
     "published": published_results,
     "native": lambda on_message: native_size_results(on_message=on_message),
 }
-
-
-__all__ = ["RESULT_SETS", "published_results"]

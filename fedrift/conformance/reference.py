@@ -435,6 +435,3 @@ ADAPTER_RULES: dict[str, Callable[[Problem], list[float]]] = {
 
 
 REFERENCES = {**SHARED_MODEL_RULES, **PERSONAL_RULES, **ADAPTER_RULES}
-
-
-__all__ = ["ADAPTER_RULES", "PERSONAL_RULES", "REFERENCES", "SHARED_MODEL_RULES", "local_training", "participants", "weighted_mean"]

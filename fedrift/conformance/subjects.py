@@ -190,6 +190,3 @@ def load_subjects(path: str) -> list[Subject]:
         if subject.algorithm not in REFERENCES:
             raise unknown_name_error("reference algorithm", subject.algorithm, REFERENCES)
     return subjects
-
-
-__all__ = ["FEDRIFT_SUBJECTS", "FedriftSubject", "load_subjects"]

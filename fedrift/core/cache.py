@@ -52,6 +52,3 @@ class BoundedCache:
                 while self._total > self.max_size:
                     self._total -= self._items.popitem(last=False)[1][1]
         return value
-
-
-__all__ = ["BoundedCache"]

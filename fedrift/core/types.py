@@ -228,5 +228,3 @@ the client, regardless of its steps, which is n_k of McMahan et al. (2017, arXiv
 
 StragglerPolicy = Literal["partial", "drop"]
 """What happens with the finished steps of a straggler: they are used (``partial``) or discarded (``drop``)."""
-
-__all__ = ["ClientStateStore"]

@@ -256,6 +256,3 @@ def label_by_cluster(corpus: Corpus, vectors: np.ndarray, num_clusters: int, rng
     by_size = np.argsort(-np.bincount(clusters, minlength=num_clusters), kind="stable")
     names = tuple(f"cluster{i:0{len(str(num_clusters - 1))}d}" for i in range(num_clusters))
     return replace(corpus, label=np.argsort(by_size)[clusters].astype(np.int64), domains=names)
-
-
-__all__ = ["encode_hashing", "encode_minilm"]

@@ -109,12 +109,7 @@ def diagnose(cases: Sequence[RunEvidence], own_detectors: Sequence[Detector] = (
 
 
 def combine_seeds(seed_findings: Sequence[Finding], thresholds: Thresholds = THRESHOLDS) -> Diagnosis:
-    """Combine the findings of one failure mode over seeds.
-
-    Args:
-        seed_findings: One finding per seed.
-        thresholds: Thresholds of all detectors.
-    """
+    """Combine the findings of one failure mode over seeds."""
     common, first = thresholds["common"], seed_findings[0]
     measured = [finding for finding in seed_findings if finding.grade != "not measured"]
     if not measured:

@@ -17,9 +17,8 @@ from typing import Any
 from ..core.records import Trajectory, final_round_indices
 from ..storage import Run
 from ..storage.index import UnreadableRun, is_iid, to_iid_baseline, try_read_each
-from .curves import read_curve
 from .failures import find_dead_model
-from .finding import THRESHOLDS, RunEvidence, RunInfo
+from .finding import THRESHOLDS, RunEvidence, RunInfo, read_curve
 
 NON_CONFIG_KEYS = ("id", "partition_table")  # stored with the configuration, but not part of it
 COMPARED_EVALUATION_KEYS = (
@@ -32,16 +31,10 @@ REFERENCE_ALGORITHMS = ("Centralized", "LocalOnly", "FedSGD")  # names of algori
 
 @dataclass(frozen=True, eq=False)
 class RunGroup:
-    """Runs of one experiment with different seeds, and the evidence for each run.
+    """Runs of one experiment with different seeds, and the evidence for each run."""
 
-    Attributes:
-        runs: The runs, in order of their seeds.
-        baselines: The IID baseline of each run, or None.
-        cases: The evidence for each run.
-    """
-
-    runs: tuple[Run, ...]
-    baselines: tuple[Run | None, ...]
+    runs: tuple[Run, ...]  # the runs, in order of their seeds
+    baselines: tuple[Run | None, ...]  # the IID baseline of each run, or None
     cases: tuple[RunEvidence, ...]
 
 

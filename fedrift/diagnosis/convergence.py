@@ -19,9 +19,18 @@ import numpy as np
 
 from ..core.lazy_imports import stats
 from ..core.records import Trajectory, final_round_indices
-from .curves import domain_variability, final_gap, read_curve
 from .failures import find_training_divergence
-from .finding import Finding, RunEvidence, clients_holding, make_not_measured, make_series, single_run_grade
+from .finding import (
+    Finding,
+    RunEvidence,
+    clients_holding,
+    domain_variability,
+    final_gap,
+    make_not_measured,
+    make_series,
+    read_curve,
+    single_run_grade,
+)
 
 EPSILON = 1e-12
 

@@ -17,8 +17,17 @@ import numpy as np
 
 from ..core.lazy_imports import stats
 from ..core.records import Trajectory
-from .curves import align_curves, client_table, final_gap, read_curve
-from .finding import Finding, RunEvidence, make_not_measured, make_series, single_run_grade
+from .finding import (
+    Finding,
+    RunEvidence,
+    align_curves,
+    client_table,
+    final_gap,
+    make_not_measured,
+    make_series,
+    read_curve,
+    single_run_grade,
+)
 
 MAX_DIVERSITY = 1e6  # upper limit of R, which is unbounded as the mean update approaches zero
 

@@ -19,8 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from ..core.records import Record, RecordColumns, Trajectory, final_round_indices
-from .curves import client_table, read_curve
-from .finding import THRESHOLDS, Finding, RunEvidence, make_not_measured, make_series, single_run_grade
+from .finding import THRESHOLDS, Finding, RunEvidence, client_table, make_not_measured, make_series, read_curve, single_run_grade
 
 DEAD_MODEL = "dead model"
 
@@ -64,10 +63,6 @@ def has_dead_model_records(run: Trajectory) -> bool:
 
 def find_dead_model(run: Trajectory | None, thresholds: Mapping[str, Mapping[str, float]]) -> tuple[str, int | None]:
     """Find out whether and since when a model is dead.
-
-    Args:
-        run: The run, or None.
-        thresholds: Thresholds of all detectors.
 
     Returns:
         The reason in plain English and the first round; ("", None) if no sign was found.
@@ -198,10 +193,6 @@ def divergence(evidence: RunEvidence) -> list[Finding]:
 def find_divergence(run: Trajectory | None, thresholds: Mapping[str, Mapping[str, float]]) -> tuple[str, int | None]:
     """Find out whether and since when a run diverged, including a final loss above the untrained model's.
 
-    Args:
-        run: The run, or None.
-        thresholds: Thresholds of all detectors.
-
     Returns:
         The reason in plain English and the first round; ("", None) if it did not.
     """
@@ -235,10 +226,6 @@ def excess_over_initial_loss(run: Trajectory | None, thresholds: Mapping[str, Ma
 
 def find_training_divergence(run: Trajectory | None, thresholds: Mapping[str, Mapping[str, float]]) -> tuple[str, int | None]:
     """Find out whether and since when a run diverged, not including a final loss above the untrained model's.
-
-    Args:
-        run: The run, or None.
-        thresholds: Thresholds of all detectors.
 
     Returns:
         The reason in plain English and the first round; ("", None) if it did not.

@@ -14,9 +14,20 @@ import numpy as np
 
 from ..core.lazy_imports import stats
 from ..core.records import Trajectory
-from .curves import align_curves, client_table, find_last_layer, noise_interval, read_curve
 from .failures import find_training_divergence
-from .finding import Finding, RunEvidence, domain_holders, make_not_measured, make_series, single_run_grade
+from .finding import (
+    Finding,
+    RunEvidence,
+    align_curves,
+    client_table,
+    domain_holders,
+    find_last_layer,
+    make_not_measured,
+    make_series,
+    noise_interval,
+    read_curve,
+    single_run_grade,
+)
 
 
 def forgetting_general_text(evidence: RunEvidence) -> list[Finding]:

@@ -12,9 +12,19 @@ import math
 import numpy as np
 
 from ..core.records import Trajectory, final_round_indices, perplexity_change_percent
-from .curves import align_curves, client_table, final_gap, noise_interval
 from .failures import find_dead_model, find_training_divergence
-from .finding import Finding, RunEvidence, clients_holding, make_not_measured, make_series, single_run_grade
+from .finding import (
+    Finding,
+    RunEvidence,
+    align_curves,
+    client_table,
+    clients_holding,
+    final_gap,
+    make_not_measured,
+    make_series,
+    noise_interval,
+    single_run_grade,
+)
 
 
 def loss_gap(evidence: RunEvidence) -> list[Finding]:
@@ -176,10 +186,6 @@ def unfairness(evidence: RunEvidence) -> list[Finding]:
 
 def final_client_losses(run: Trajectory | None, evidence: RunEvidence) -> np.ndarray:
     """Return the clients' final losses.
-
-    Args:
-        run: The run, or None.
-        evidence: The evidence, for its thresholds.
 
     Returns:
         Losses of the large final evaluation or, if there is none, the means of the last evaluations, ``[N]``; empty without losses.

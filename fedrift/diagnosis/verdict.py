@@ -13,10 +13,9 @@ import numpy as np
 
 from ..core.records import Trajectory, perplexity_change_percent
 from .across_seeds import FACTUAL_FAILURES
-from .curves import domain_variability, final_gap, final_loss, final_losses, read_curve
 from .detectors import run_detectors
 from .failures import find_training_divergence
-from .finding import THRESHOLDS, RunEvidence
+from .finding import THRESHOLDS, RunEvidence, domain_variability, final_gap, final_loss, final_losses, read_curve
 
 MIN_EVALUATIONS = int(THRESHOLDS["common"]["shortest"])
 NUM_LAST_EVALUATIONS = int(THRESHOLDS["common"]["last"])
@@ -35,7 +34,7 @@ class Verdict:
         perplexity_gap_percent: The same gap as a percentage of perplexity.
         worst_domain: Domain with the largest gap; without a baseline, the domain with the highest loss.
         worst_domain_gap: Gap of the worst domain.
-        domain_variability: Fluctuation of the domain losses in the second half of the run, see ``curves.domain_variability``.
+        domain_variability: Fluctuation of the domain losses in the second half of the run, see ``finding.domain_variability``.
         domain_variability_ratio: The fluctuation divided by the IID baseline's.
         has_diverged: Whether the run diverged or the model is dead. A final loss above the untrained model's is only a reason.
         num_evaluations: Number of evaluations of the loss.

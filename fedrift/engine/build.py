@@ -23,9 +23,9 @@ from ..core.random import numpy_stream, torch_stream
 from ..core.tree import Tree
 from ..core.types import FederatedState
 from ..data import TEST, TRAIN, VALIDATION, Blocks, Corpus, TokenizedCorpus, pack_blocks, tokenize_corpus
-from ..data.chat_tokens import template_notes
 from ..data.dataset import load_general_corpus
 from ..data.encoders import embed_texts
+from ..data.tokenization import template_notes
 from ..models.arithmetic import ARITHMETICS, Arithmetic, ArithmeticChoice, choose_arithmetic, compare_step
 from ..models.export import check_peft_compatible
 from ..models.introspection import HiddenStateEncoder
@@ -53,7 +53,6 @@ from ..probes import (
     training_metrics,
     update_geometry,
 )
-from ..probes.federation import ClusterAgreement
 from ..probes.held_out import count_predicted_tokens
 from ..probes.losses import PretrainedLossCache
 from ..probes.updates import gradient_dissimilarity, mean_gradient
@@ -74,7 +73,6 @@ class Evaluation:
     probe_suite: ProbeSuite  # all probes, including the losses
     losses: HeldOutLosses
     final_losses: HeldOutLosses | None  # the larger evaluation after the last round; None: there is none
-    warnings: list[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +131,7 @@ def build_evaluation(
     initial_params: Tree,
     expensive_interval: int | None = None,
     has_client_state: bool = True,
-) -> Evaluation:
+) -> tuple[Evaluation, list[str]]:
     """Create the held-out text, the losses and the probes of a run.
 
     Args:
@@ -145,12 +143,15 @@ def build_evaluation(
         expensive_interval: The interval of expensive probes that an earlier start of the run chose. None: choose it now.
         has_client_state: Whether the client states are available on this machine, which personalized models need.
 
+    Returns:
+        The evaluation, and the warnings about what it cannot measure.
+
     Raises:
         UserError: There is no held-out text, or none for the domains of some client.
     """
     losses = build_losses(config, resources, data, model, initial_params, has_client_state)
     suite, warnings = build_probe_suite(config, resources, data, model, initial_params, losses, expensive_interval)
-    return Evaluation(suite, losses.each_round, losses.final, warnings + losses.warnings)
+    return Evaluation(suite, losses.each_round, losses.final), warnings + losses.warnings
 
 
 def build_losses(
@@ -360,20 +361,19 @@ def load_general_text(config: ExperimentConfig, resources: ResourceCache, corpus
 
 @dataclass(frozen=True, eq=False)
 class RunContext:
-    """Everything that the rounds of one run need."""
+    """Everything that the rounds of one run need: what trains, what is measured, and what is stored with the results."""
 
     simulator: ClientSimulator
     model: StackedModel
+    clustering: ClusteringRuntime
     initial_state: FederatedState  # before the first round
     cohort_size: int
-    probe_suite: ProbeSuite
-    losses: HeldOutLosses
-    final_losses: HeldOutLosses | None  # the larger evaluation after the last round; None: there is none
+
+    evaluation: Evaluation
+
     partition_table: dict[str, Any]  # names of the domains, and training tokens of each client in each domain
     warnings: list[str]
     resume_options: dict[str, Any]  # choices that must not change when an interrupted run continues
-    clustering: ClusteringRuntime
-    cluster_probe: ClusterAgreement | None  # measures the clustering; None without clustering
     arithmetic: ArithmeticChoice | None = None  # what ``--dtype fastest`` stands for; None without this option
 
 
@@ -419,7 +419,7 @@ def build_run(
     trial = {} if arithmetic is None or arithmetic.speedup is None else {"bf16_speedup": arithmetic.speedup}
     earlier_options = {name: value for name, value in (resume_options or {}).items() if name not in NUMERIC_DEFAULTS}
     options = {"clients_per_pass": pass_size, **trial, **earlier_options, **run_resources.numeric_options}
-    evaluation = build_evaluation(config, run_resources, data, model, params, options.get("expensive_interval"), has_client_state)
+    evaluation, notes = build_evaluation(config, run_resources, data, model, params, options.get("expensive_interval"), has_client_state)
     if any(probe.schedule == "expensive" for probe in evaluation.probe_suite.probes if isinstance(probe, ScheduledProbe)):
         options["expensive_interval"] = evaluation.probe_suite.expensive_interval
     held_out = evaluation.losses.held_out
@@ -428,16 +428,13 @@ def build_run(
     return RunContext(
         simulator,
         model,
+        clustering,
         clustering.init_state(params),
         data.cohort_size,
-        evaluation.probe_suite,
-        evaluation.losses,
-        evaluation.final_losses,
+        evaluation,
         {"domains": list(held_out.domains), "tokens": held_out.client_domain_tokens.astype(int).tolist()},
-        config_warnings(config) + model.warnings + evaluation.warnings + text.notes,
+        config_warnings(config) + model.warnings + notes + text.notes,
         options,
-        clustering,
-        ClusterAgreement(info.main_domains) if config.clustering != NoClustering() else None,
         arithmetic,
     )
 

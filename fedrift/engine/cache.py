@@ -12,7 +12,7 @@ from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.loader.dumping import hash_source
+from ..config.loader.parsing import hash_source
 from ..config.runtime import Dtype, Runtime
 from ..config.schema import PROBE_GROUPS, ExperimentConfig
 from ..core.cache import BoundedCache

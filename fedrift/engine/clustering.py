@@ -15,6 +15,8 @@ from ..core.errors import UserError
 from ..core.random import numpy_stream
 from ..core.tree import Tree
 from ..core.types import FederatedState, RoundResult
+from ..probes import MetricValues
+from ..probes.federation import ClusterAgreement
 from ..simulation.simulator import ClientPool
 from .loop import init_state, sample_cohort
 
@@ -146,9 +148,10 @@ class ClusteringRuntime:
         """Return the state with the models that clients use; if clients mix models, these are N mixtures."""
         return mix_models(state) if "membership" in state.clustering_state else state
 
+    def measure_agreement(self, state: FederatedState) -> MetricValues:
+        """Return the agreement of the clusters with the clients' main domains; nothing without clustering."""
+        return {} if self.strategy == NoClustering() else ClusterAgreement(self.client_info.main_domains).evaluate_state(state)
+
     def probe_view(self, result: RoundResult) -> RoundResult:
         """Return the round's result with the models that clients use, for the probes."""
         return replace(result, before=self.with_client_models(result.before), after=self.with_client_models(result.after))
-
-
-__all__ = ["ClusteringRuntime", "sample_stratified", "stratum_sizes"]

@@ -352,6 +352,3 @@ def convert_state(state: FederatedState, old_algorithm: FedAvg, new_algorithm: F
             merged_base=server.merged_base or new_algorithm.aggregator.init_merged_base(params),
         ),
     )
-
-
-__all__ = ["ForkedClientPool", "ForkedRun", "convert_state", "is_server_side_change", "list_changes", "load_run_config", "mask_excluded"]

@@ -51,9 +51,8 @@ def measure_similarity(first_run: Run, second_run: Run, resources: ResourceCache
             )
     config = resolve_fingerprints(replace(configs[0], evaluation=replace(configs[0].evaluation, probes=("hidden",))), resources)
     context = build_run(config, resources)
-    probe = next(
-        (entry.probe for entry in context.probe_suite.probes if isinstance(entry, ScheduledProbe) and entry.name == "hidden"), None
-    )
+    probes = context.evaluation.probe_suite.probes
+    probe = next((entry.probe for entry in probes if isinstance(entry, ScheduledProbe) and entry.name == "hidden"), None)
     if not isinstance(probe, HiddenStates):
         raise UserError(
             "there is too little held-out text to compare hidden states; increase dataset.test_fraction or evaluation.blocks_per_domain"

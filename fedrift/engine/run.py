@@ -272,8 +272,8 @@ def _start_run(run: Run, context: RunContext, checkpoint: Checkpoint, history: M
         run.log_event(0, "warning", warning)
     if context.arithmetic:
         run.log_event(0, "arithmetic", context.arithmetic.describe())
-    values, probe_seconds = context.probe_suite.evaluate_initial(context.clustering.with_client_models(state), history)
-    values |= context.cluster_probe.evaluate_state(state) if context.cluster_probe else {}
+    values, probe_seconds = context.evaluation.probe_suite.evaluate_initial(context.clustering.with_client_models(state), history)
+    values |= context.clustering.measure_agreement(state)
     records = to_records(values, 0, [], context.simulator.size)
     run.append_records(records)
     record_clustering(run, context, checkpoint.assignments)
@@ -316,8 +316,8 @@ def evaluate_round(result: RoundResult, context: RunContext, history: MetricHist
     """
     from ..probes import to_records
 
-    values, probe_seconds = context.probe_suite(context.clustering.probe_view(result), history)
-    values |= context.cluster_probe(result) if context.cluster_probe else {}
+    values, probe_seconds = context.evaluation.probe_suite(context.clustering.probe_view(result), history)
+    values |= context.clustering.measure_agreement(result.after)
     records = to_records(values, result.after.round, result.cohort.tolist(), context.simulator.size)
     history.add_records(records)
     return records, probe_seconds
@@ -367,9 +367,9 @@ def finish_run(
     records = run.records()
     # The records exist already if the run was interrupted after the final evaluation.
     final_records = [record for record in records if record.metric.startswith("final.")]
-    if context.final_losses and not final_records:
+    if (losses := context.evaluation.final_losses) and not final_records:
         evaluated_state = context.clustering.with_client_models(state)
-        values = context.final_losses.evaluate_final(evaluated_state) | evaluate_personalized(context.final_losses, evaluated_state)
+        values = losses.evaluate_final(evaluated_state) | evaluate_personalized(losses, evaluated_state)
         final_records = to_records(values, state.round, [], context.simulator.size)
         run.append_records(final_records)
         records += final_records
@@ -388,8 +388,8 @@ def finish_run(
     timings = run.timings()
     seconds = {phase: sum(row.get(phase, 0.0) for row in timings) for phase in ("train", "evaluate", "store", "final")}
     tokens = sum(record.value for record in records if record.metric == "train.tokens" and not math.isnan(record.value))
-    overhead = overhead_summary(timings, context.probe_suite)
-    warning = overhead_warning(overhead, seconds["train"], context.probe_suite)
+    overhead = overhead_summary(timings, context.evaluation.probe_suite)
+    warning = overhead_warning(overhead, seconds["train"], context.evaluation.probe_suite)
     if warning and seconds["train"] > MIN_TRAINING_SECONDS:
         run.log_event(state.round, "probes over budget", warning)
     run.mark_finished(

@@ -42,7 +42,7 @@ from ..models.presets import fingerprint_model
 from ..simulation import ClientSimulator
 from ..storage.tensors import load_tensors, save_tensors
 from .config import ARITHMETIC_OPTIONS, arithmetic_options, read_dtype, read_experiment_config, read_threads
-from .wire import PROTOCOL_VERSION, MessageRejected, pack_message, read_int, read_metadata, read_plain_arrays, read_trees, to_plain_arrays
+from .wire import MessageRejected, pack_message, read_int, read_metadata, read_plain_arrays, read_trees, to_plain_arrays
 
 
 class StateLost(Exception):
@@ -324,27 +324,16 @@ def make_client(context: Context) -> FlowerClient:
 
 @dataclass(frozen=True)
 class NodeOptions:
-    """The options of a node as text, from its node configuration or the run configuration. "" selects the default.
+    """The options of a node as text, from its node configuration or the run configuration. "" selects the default."""
 
-    Attributes:
-        data: The folder of the client's own documents; by default the client has its part of the experiment's dataset.
-        state_dir: The folder for the client's state; by default fedrift's cache folder.
-        device: The device, as for ``--device``.
-        dtype: The data type of the frozen base weights, as for ``--dtype``.
-        threads: The number of CPU threads.
-        data_dir: The folder of local datasets, as for ``--data-dir``.
-        cwd: The working directory to change to.
-        arithmetic: Pairs of a numeric option and its value.
-    """
-
-    data: str = ""
-    state_dir: str = ""
-    device: str = ""
-    dtype: str = ""
-    threads: str = ""
-    data_dir: str = ""
-    cwd: str = ""
-    arithmetic: tuple[tuple[str, str], ...] = ()
+    data: str = ""  # the folder of the client's own documents; by default the client has its part of the experiment's dataset
+    state_dir: str = ""  # the folder for the client's state; by default fedrift's cache folder
+    device: str = ""  # the device, as for ``--device``
+    dtype: str = ""  # the data type of the frozen base weights, as for ``--dtype``
+    threads: str = ""  # the number of CPU threads
+    data_dir: str = ""  # the folder of local datasets, as for ``--data-dir``
+    cwd: str = ""  # the working directory to change to
+    arithmetic: tuple[tuple[str, str], ...] = ()  # pairs of a numeric option and its value
 
 
 @lru_cache(maxsize=1)
@@ -433,16 +422,3 @@ def prepare_own_documents(
 
 
 app = make_client_app(make_client)
-
-
-__all__ = [
-    "PROTOCOL_VERSION",
-    "ClientFactory",
-    "FlowerClient",
-    "app",
-    "load_client",
-    "make_client",
-    "make_client_app",
-    "single_client_simulator",
-    "train_round",
-]

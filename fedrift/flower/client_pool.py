@@ -83,19 +83,12 @@ class LocatedClients(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class NodeRegistry:
-    """The clients of the known nodes, or the reasons why a node is not usable.
+    """The clients of the known nodes, or the reasons why a node is not usable."""
 
-    Attributes:
-        known_nodes: Maps a node to its client, or to the reason why it is not usable.
-        join_timeout_s: The number of seconds to wait, once, for missing clients.
-        clients_with_own_documents: Clients with their own documents that no note has mentioned yet.
-        finished_waits: Not empty after the first wait for missing clients.
-    """
-
-    known_nodes: dict[int, int | str] = field(default_factory=dict)
-    join_timeout_s: float = 0.0
-    clients_with_own_documents: set[int] = field(default_factory=set)
-    finished_waits: list[bool] = field(default_factory=list)
+    known_nodes: dict[int, int | str] = field(default_factory=dict)  # maps a node to its client, or to the reason why it is not usable
+    join_timeout_s: float = 0.0  # the number of seconds to wait, once, for missing clients
+    clients_with_own_documents: set[int] = field(default_factory=set)  # clients with their own documents that no note has mentioned yet
+    finished_waits: list[bool] = field(default_factory=list)  # not empty after the first wait for missing clients
 
     def locate(self, pool: FlowerClientPool, clients: Iterable[int]) -> LocatedClients:
         """Find the nodes of some clients; new nodes are asked which client they run."""
@@ -503,6 +496,3 @@ def reply_num_bytes(reply: Message) -> int:
 def concat_rows(trees: list[Tree]) -> Tree:
     """Concatenate C trees [1, ...] to one tree [C, ...]."""
     return Tree({name: torch.cat([tree[name] for tree in trees]) for name in trees[0]})
-
-
-__all__ = ["FlowerClientPool", "LocatedClients", "NodeRegistry"]

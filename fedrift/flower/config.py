@@ -101,15 +101,3 @@ def read_experiment_config(config: Mapping[str, Any]) -> ExperimentConfig:
     if not isinstance(content, dict):
         raise UserError(f"experiment must be the experiment as JSON, as `fedrift deploy` writes it, got {quote_value(text)}")
     return parse_config(content)
-
-
-__all__ = [
-    "ARITHMETIC_OPTIONS",
-    "FlowerConfig",
-    "arithmetic_options",
-    "read_bool",
-    "read_dtype",
-    "read_experiment_config",
-    "read_flower_config",
-    "read_threads",
-]

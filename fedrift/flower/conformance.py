@@ -182,6 +182,3 @@ class FixedGrid:
 
     def get_node_ids(self) -> list[int]:
         return [client + 2 for client in self.cohort]
-
-
-__all__ = ["StrategySubject", "is_strategy", "make_subject"]

@@ -395,6 +395,3 @@ def select_arrays(content: RecordDict, key: str) -> ArrayRecord:
 def to_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
     """Arrays by name, as tensors."""
     return {name: torch.from_numpy(array.numpy()) for name, array in arrays.items()}
-
-
-__all__ = ["Diagnosed"]

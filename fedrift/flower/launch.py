@@ -114,7 +114,7 @@ def to_toml(value: str | int | float | bool) -> str:
 
 
 def superlink_command(
-    host: str, port: int, tls: TlsFiles | None = None, *, authenticate: bool = False, simulation: bool = False, database: Path | None = None
+    host: str, port: int, tls: TlsFiles | None = None, *, authenticate: bool = False, simulation: bool = False
 ) -> Command:
     """Return the command that starts the SuperLink on the server machine.
 
@@ -124,7 +124,6 @@ def superlink_command(
         tls: The certificates; None means no encryption.
         authenticate: Whether only registered nodes may join.
         simulation: Whether the SuperLink runs Flower's simulation.
-        database: The file of the SuperLink's database; None keeps it in memory.
     """
     security = (
         ("--ssl-ca-certfile", str(tls.ca_certificate), "--ssl-certfile", str(tls.server_certificate), "--ssl-keyfile", str(tls.server_key))
@@ -143,22 +142,11 @@ def superlink_command(
             "--disable-runtime-dependency-installation",
             *(("--enable-supernode-auth",) if authenticate else ()),
             *(("--simulation",) if simulation else ()),
-            *(("--database", str(database)) if database else ()),
         ),
     )
 
 
-def supernode_command(
-    client: int,
-    address: str,
-    port: int,
-    tls: TlsFiles | None = None,
-    *,
-    data: str = "",
-    state_dir: str = "",
-    key: str = "",
-    extra_config: Mapping[str, str] | None = None,
-) -> Command:
+def supernode_command(client: int, address: str, port: int, tls: TlsFiles | None = None, *, data: str = "", key: str = "") -> Command:
     """Return the command that starts the SuperNode of a client on its machine.
 
     Args:
@@ -167,12 +155,9 @@ def supernode_command(
         port: The port of the SuperNode on its own machine.
         tls: The certificates; None means no encryption.
         data: The folder of the client's own documents; "" if it has none.
-        state_dir: The folder for the client's state; "" selects fedrift's cache folder.
         key: The path of the client's private key; "" if nodes are not authenticated.
-        extra_config: Further entries of the node configuration.
     """
-    folders = {name: to_toml(value) for name, value in (("data", data), ("state_dir", state_dir)) if value}
-    node_config = {"client": str(client), **folders, **(extra_config or {})}
+    node_config = {"client": str(client), **({"data": to_toml(data)} if data else {})}
     security = ("--root-certificates", str(tls.ca_certificate)) if tls else ("--insecure",)
     return Command(
         f"client {client}",
@@ -253,15 +238,10 @@ ENVIRONMENT_MARK = "FEDRIFT_FEDERATION"  # an environment variable that marks ev
 
 @dataclass(frozen=True, eq=False)
 class ProcessGroup:
-    """The processes of a federation on this machine.
+    """The processes of a federation on this machine."""
 
-    Attributes:
-        folder: The folder for Flower's files and one log per process.
-        children: The running processes by name.
-    """
-
-    folder: Path
-    children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    folder: Path  # the folder for Flower's files and one log per process
+    children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)  # the running processes by name
 
     @property
     def environment(self) -> dict[str, str]:
@@ -468,17 +448,11 @@ def deploy(
 
 @dataclass(frozen=True)
 class Nodes:
-    """What the SuperNodes of a federation need besides the experiment.
+    """What the SuperNodes of a federation need besides the experiment."""
 
-    Attributes:
-        data: Maps a client to the folder of its own documents.
-        tls: The certificates; None means no encryption.
-        keys: The folder of the nodes' keys, if only registered nodes may join.
-    """
-
-    data: Mapping[int, str]
-    tls: TlsFiles | None = None
-    keys: Path | None = None
+    data: Mapping[int, str]  # maps a client to the folder of its own documents
+    tls: TlsFiles | None = None  # the certificates; None means no encryption
+    keys: Path | None = None  # the folder of the nodes' keys, if only registered nodes may join
 
 
 def run_federation(
@@ -578,27 +552,3 @@ def monitor_run(run: Run, num_rounds: int, on_progress: ProgressCallback, group:
                 reason = run.read_json("failed")["message"] if has_reason else group.log_tail("superlink", 25)
                 raise UserError(f"the run ended with status {status} before it was complete: {reason}")
     on_progress(Progress(run.id, num_rounds, num_rounds, last_value(run.records(), "loss")))
-
-
-__all__ = [
-    "CONNECTION_NAME",
-    "ENVIRONMENT",
-    "Command",
-    "ProcessGroup",
-    "TlsFiles",
-    "check_keys",
-    "deploy",
-    "find_free_port",
-    "load_certificates",
-    "private_key_path",
-    "process_group",
-    "register_command",
-    "run_federation",
-    "simulate",
-    "submit_command",
-    "superlink_command",
-    "supernode_command",
-    "wait_for_port",
-    "write_app",
-    "write_connection",
-]

@@ -86,6 +86,3 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment when Flower starts the ServerApp."""
     run_server(grid, context.run_config)
-
-
-__all__ = ["FlowerConfig", "app", "make_client_pool", "run_server"]

@@ -105,15 +105,10 @@ DEVICE_TOLERANCE = {"float32": (1e-3, 1e-4), "bfloat16": (3e-2, 3e-2), "float16"
 
 @dataclass(frozen=True)
 class DeviceCheck:
-    """The difference between a device and the CPU in one training step.
+    """The difference between a device and the CPU in one training step."""
 
-    Attributes:
-        loss_error: |loss - reference| / |reference|.
-        gradient_error: 1 - cosine of the two gradients.
-    """
-
-    loss_error: float
-    gradient_error: float
+    loss_error: float  # |loss - reference| / |reference|
+    gradient_error: float  # 1 - cosine of the two gradients
 
     def check(self, dtype: str, device: str) -> None:
         """Check that rounding explains the difference.

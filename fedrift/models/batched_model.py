@@ -30,25 +30,15 @@ class Cancelled(BaseException):
 
 @dataclass(eq=False)
 class GradRequest:
-    """A request of one run for losses and gradients.
+    """A request of one run for losses and gradients."""
 
-    Attributes:
-        model: The model of the run.
-        params: The parameters of A clients, [A, ...].
-        batch: Their batch; each value is [A, ...].
-        requested: The names of the parameters whose gradients are requested.
-        loss: The answer: losses [A].
-        grad: The answer: gradients [A, ...].
-        error: The error that replaces the answer.
-    """
-
-    model: StackedModel
-    params: Tree
-    batch: dict[str, Tensor]
-    requested: tuple[str, ...]
-    loss: Tensor | None = None
-    grad: Tree | None = None
-    error: Exception | None = None
+    model: StackedModel  # the model of the run
+    params: Tree  # the parameters of A clients, [A, ...]
+    batch: dict[str, Tensor]  # their batch; each value is [A, ...]
+    requested: tuple[str, ...]  # the names of the parameters whose gradients are requested
+    loss: Tensor | None = None  # the answer: losses [A]
+    grad: Tree | None = None  # the answer: gradients [A, ...]
+    error: Exception | None = None  # the error that replaces the answer
 
     @property
     def batch_key(self) -> tuple[Hashable, ...]:
@@ -213,6 +203,3 @@ class BatchedModel(StackedModel):
         if not torch.is_grad_enabled() or not any(leaf.requires_grad for leaf in params.values()):
             return super().__call__(params, batch)
         return CoordinatedLoss.apply(self, tuple(params), dict(batch), *params.values())  # type: ignore[no-any-return]
-
-
-__all__ = ["BatchCoordinator", "BatchedModel"]

@@ -39,19 +39,12 @@ from .stacked_layers import ActiveParams, PerClientLora, PerClientNorm
 
 @dataclass(eq=False)
 class FusedLinear:
-    """Frozen linear maps of one input, some with adapters; their weights become views of one joint matrix.
+    """Frozen linear maps of one input, some with adapters; their weights become views of one joint matrix."""
 
-    Attributes:
-        modules: The maps.
-        weight: The joint matrix, [O, I].
-        bias: The joint bias, [O], or None.
-        output_ends: The end of each map's outputs within O.
-    """
-
-    modules: Sequence[nn.Module]
-    weight: Tensor = field(init=False)
-    bias: Tensor | None = field(init=False)
-    output_ends: list[int] = field(init=False)
+    modules: Sequence[nn.Module]  # the maps
+    weight: Tensor = field(init=False)  # the joint matrix, [O, I]
+    bias: Tensor | None = field(init=False)  # the joint bias, [O], or None
+    output_ends: list[int] = field(init=False)  # the end of each map's outputs within O
 
     @staticmethod
     def try_fuse(modules: Sequence[nn.Module]) -> FusedLinear | None:
@@ -103,19 +96,12 @@ class FusedLinear:
 
 @dataclass(frozen=True, eq=False)
 class PassPlan:
-    """One pass through fused maps; ``ctx`` stores what the backward pass needs.
+    """One pass through fused maps; ``ctx`` stores what the backward pass needs."""
 
-    Attributes:
-        weight: The joint matrix, [O, I].
-        bias: The joint bias, [O], or None.
-        spans: The output ranges of the maps with adapters.
-        scale: The factor of the adapters.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-    spans: list[tuple[int, int]]
-    scale: float
+    weight: Tensor  # the joint matrix, [O, I]
+    bias: Tensor | None  # the joint bias, [O], or None
+    spans: list[tuple[int, int]]  # the output ranges of the maps with adapters
+    scale: float  # the factor of the adapters
 
     def forward(self, ctx: Any, x: Tensor, factors: Sequence[Tensor]) -> Tensor:
         """Compute the outputs of all maps.

@@ -24,15 +24,10 @@ MIN_ROWS_BFLOAT16 = 512  # the same in bfloat16, where the products are faster a
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """The transform that an architecture applies to h W^T + b: a factor, then an optional soft cap.
+    """The transform that an architecture applies to h W^T + b: a factor, then an optional soft cap."""
 
-    Attributes:
-        scale: The factor.
-        cap: The bound of the soft cap cap tanh(x / cap), or None.
-    """
-
-    scale: float = 1.0
-    cap: float | None = None
+    scale: float = 1.0  # the factor
+    cap: float | None = None  # the bound of the soft cap cap tanh(x / cap), or None
 
     def __call__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Compute logits [P, V] in at least float32.

@@ -131,18 +131,12 @@ class HiddenStateEncoder:
     arXiv:1909.00512). Therefore the mean over all texts and their first principal direction are removed (Mu & Viswanath,
     "All-but-the-Top", ICLR 2018, arXiv:1702.01417). Both are computed from the texts of all clients, which a deployment would have
     to sum securely. With few topics, the first direction may separate topics, so that removing it can lose groups.
-
-    Args:
-        name: The name of the model, which is part of the cache key.
-        network: The language model.
-        tokenizer: Its tokenizer.
-        context_length: Its longest input, in tokens.
     """
 
-    name: str
-    network: Any
+    name: str  # the name of the model, which is part of the cache key
+    network: Any  # the language model
     tokenizer: Any
-    context_length: int
+    context_length: int  # its longest input, in tokens
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Embed texts without their common component, [D, H]."""
@@ -178,6 +172,3 @@ def remove_common_component(vectors: np.ndarray) -> np.ndarray:
         return np.asarray(centered)
     _, axes = np.linalg.eigh(centered.T @ centered)
     return np.asarray(centered - np.outer(centered @ axes[:, -1], axes[:, -1]))
-
-
-__all__ = ["HiddenStateEncoder", "remove_common_component"]

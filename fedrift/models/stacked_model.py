@@ -520,14 +520,10 @@ class NucleusSampler:
     """Sample from the smallest set of tokens whose total probability is at least ``top_p``.
 
     Holtzman, Buys, Du, Forbes & Choi, "The Curious Case of Neural Text Degeneration", ICLR 2020, arXiv:1904.09751.
-
-    Args:
-        generator: The random generator, on the CPU for models on any device.
-        top_p: The probability.
     """
 
-    generator: torch.Generator
-    top_p: float = 0.9
+    generator: torch.Generator  # the random generator, on the CPU for models on any device
+    top_p: float = 0.9  # the probability
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Sample the next token of each sequence, [B, V] -> [B, 1]."""
@@ -586,6 +582,3 @@ def mean_hidden_states(hidden_fn: Callable[[Tree, Tensor], Tensor], params: Tree
     states, mask = hidden_fn(params, batch["tokens"]), batch["loss_mask"]
     share = mask / mask.sum(2, keepdim=True).clamp_min(1)  # [C, B, T]
     return (states * share.unsqueeze(3).to(states)).sum(2), mask.any(2)
-
-
-__all__ = ["mean_hidden_states"]

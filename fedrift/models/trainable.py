@@ -243,7 +243,8 @@ class Lora:
             ]
         if self.target_modules == ("all",):
             messages += [
-                f"trainable.target_modules: [all] adapts linear maps only, so {name} ({share:.1%} of the model's weights) gets no adapter"
+                f"trainable.target_modules: [all] adapts linear maps only, so {name} ({100 * share:.1f} % of the model's weights) "
+                "gets no adapter"
                 for name, count in unknown.items()
                 if (share := count / size) >= 0.001
             ]
@@ -271,8 +272,28 @@ class Lora:
         return PerClientLora(module, path, active_params, self.scale)
 
 
+class ModuleWeights:
+    """The part that trainables share whose parameters are the weights of modules."""
+
+    quantization: ClassVar[Quantization] = "none"
+
+    def warnings(self, network: nn.Module) -> list[str]:
+        """Return no warnings."""
+        return []
+
+    def init_params(self, modules: dict[str, nn.Module], seed: int) -> Tree:
+        """Return the weights of the modules, [1, ...]."""
+        return copy_weights(modules)
+
+    def wrap(self, module: nn.Module, path: str, active_params: ActiveParams) -> nn.Module:
+        """Return the module with one set of weights per client."""
+        from .stacked_layers import PerClientModule
+
+        return PerClientModule.wrap(module, path, active_params)
+
+
 @dataclass(frozen=True)
-class LastBlocks:
+class LastBlocks(ModuleWeights):
     """All weights of the last ``num_blocks`` transformer blocks; lower blocks are frozen and store nothing for the backward pass.
 
     Args:
@@ -283,7 +304,6 @@ class LastBlocks:
         LastBlocks(num_blocks=2)
     """
 
-    quantization: ClassVar[Quantization] = "none"
     num_blocks: Annotated[int, Interval(ge=1, le=10_000)] = 1
 
     def select_modules(self, network: nn.Module) -> dict[str, nn.Module]:
@@ -304,23 +324,9 @@ class LastBlocks:
             )
         return modules
 
-    def warnings(self, network: nn.Module) -> list[str]:
-        """Return no warnings."""
-        return []
-
-    def init_params(self, modules: dict[str, nn.Module], seed: int) -> Tree:
-        """Return the weights of the modules, [1, ...]."""
-        return copy_weights(modules)
-
-    def wrap(self, module: nn.Module, path: str, active_params: ActiveParams) -> nn.Module:
-        """Return the module with one set of weights per client."""
-        from .stacked_layers import PerClientModule
-
-        return PerClientModule.wrap(module, path, active_params)
-
 
 @dataclass(frozen=True)
-class All:
+class All(ModuleWeights):
     """All weights of the network; tied weights are trained once.
 
     Example:
@@ -328,25 +334,9 @@ class All:
         All()
     """
 
-    quantization: ClassVar[Quantization] = "none"
-
     def select_modules(self, network: nn.Module) -> dict[str, nn.Module]:
         """Return all modules with weights, by path."""
         return weight_modules(network)
-
-    def warnings(self, network: nn.Module) -> list[str]:
-        """Return no warnings."""
-        return []
-
-    def init_params(self, modules: dict[str, nn.Module], seed: int) -> Tree:
-        """Return the weights of the modules, [1, ...]."""
-        return copy_weights(modules)
-
-    def wrap(self, module: nn.Module, path: str, active_params: ActiveParams) -> nn.Module:
-        """Return the module with one set of weights per client."""
-        from .stacked_layers import PerClientModule
-
-        return PerClientModule.wrap(module, path, active_params)
 
 
 def default_targets(linear: dict[str, nn.Module], model_type: str) -> dict[str, nn.Module]:

@@ -357,6 +357,3 @@ def is_iid_baseline(partitioner: Partitioner, corpus: Corpus, partition: Partiti
         for rewrite, rows in zip(rewrites, partition.rows, strict=True)
         for text in (corpus.text[row] for row in rows)
     )
-
-
-__all__ = ["partition_corpus", "partition_notes"]

@@ -26,7 +26,7 @@ from .base import (
     rewritten_texts,
     tokens_by_label,
 )
-from .divergence import generalized_jsd, normalized_jsd
+from .heterogeneity import generalized_jsd, normalized_jsd
 from .margins import assign_documents, fit_margins, split_by_budget, tokens_per_group, uniform_table
 from .size_skew import sample_budget_shares
 from .topic_skew import TopicMix, alpha_from_severity, sample_dirichlet, topic_ownership

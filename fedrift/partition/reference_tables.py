@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.random import numpy_stream
 from ..data.corpus import Corpus
-from .divergence import generalized_jsd, normalized_jsd
+from .heterogeneity import generalized_jsd, normalized_jsd
 from .topic_skew import TopicMix, sample_dirichlet
 
 EXPECTED_MIX = {0.25: 0.0599, 0.5: 0.2256, 0.75: 0.5033, 0.9: 0.7484, 1.0: 1.0}

@@ -132,16 +132,11 @@ class StyleRewrite:
     """The rewrite of a text into a style.
 
     A site is rewritten if its random number is below ``rate``.
-
-    Attributes:
-        style: Name of the style.
-        rate: Share of the sites to rewrite, in [0, 1].
-        key: Secret of the hash that gives each site its number.
     """
 
-    style: Literal["formal", "slang", "short"]
-    rate: float
-    key: bytes
+    style: Literal["formal", "slang", "short"]  # name of the style
+    rate: float  # share of the sites to rewrite, in [0, 1]
+    key: bytes  # secret of the hash that gives each site its number
 
     def __call__(self, text: str, document: str) -> str:
         rules = STYLES[self.style]

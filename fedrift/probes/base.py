@@ -314,17 +314,16 @@ def overhead_warning(summary: Mapping[str, Any], train_seconds: float, suite: Pr
         return ""
     total, slowest = sum(seconds.values()), next(iter(seconds))
     sentence = (
-        f"the probes took {share:.0%} of the run's time, which exceeds the budget of {suite.max_overhead:.0%}; the slowest probe, "
-        f"{slowest}, took {seconds[slowest] / total:.0%} of the probe time"
+        f"the probes took {100 * share:.0f} % of the run's time, which exceeds the budget of {100 * suite.max_overhead:.0f} %; "
+        f"the slowest probe, {slowest}, took {100 * seconds[slowest] / total:.0f} % of the probe time"
     )
     expensive = {entry.name for entry in suite.probes if isinstance(entry, ScheduledProbe) and entry.schedule == "expensive"}
     expensive_seconds = sum(value for name, value in seconds.items() if name in expensive)
     for interval in CANDIDATE_INTERVALS:
         reduced = total - expensive_seconds * (1 - suite.expensive_interval / interval)
         if interval > suite.expensive_interval and expensive_seconds and reduced / (reduced + train_seconds) <= suite.max_overhead:
-            return (
-                f"{sentence}; evaluation.expensive_interval={interval} would reduce the share to {reduced / (reduced + train_seconds):.0%}"
-            )
+            share = 100 * reduced / (reduced + train_seconds)
+            return f"{sentence}; evaluation.expensive_interval={interval} would reduce the share to {share:.0f} %"
     if slowest == "losses":
         return f"{sentence}; a larger evaluation.interval or fewer evaluation.blocks_per_domain would reduce the share"
     return f"{sentence}; remove {slowest} from evaluation.probes or raise evaluation.max_overhead"

@@ -99,10 +99,6 @@ def select_passages(held_out: HeldOut, num_positions: int) -> Passages:
     """Select the fewest blocks that contain a number of evaluated positions.
 
     The blocks cycle through the domains. If there are too few positions, all blocks are selected.
-
-    Args:
-        held_out: Held-out text.
-        num_positions: Number of positions to evaluate.
     """
     rank = np.zeros(len(held_out.domain_ids), dtype=int)
     for domain in np.unique(held_out.domain_ids):

@@ -80,14 +80,10 @@ class ProductGeometry:
 
     The last three are means over all clients of the model that serves each client. They are missing if the aggregator merges changes
     under the adapters (FedEx, FLoRA), because the products do not include merged changes. Without adapters there are no metrics.
-
-    Attributes:
-        scale: Scale of the adapters, s = lora_alpha / r.
-        initial_params: ``[1, ...]``, the initial parameters w_0.
     """
 
-    scale: float
-    initial_params: Tree = field(default_factory=Tree)
+    scale: float  # scale of the adapters, s = lora_alpha / r
+    initial_params: Tree = field(default_factory=Tree)  # ``[1, ...]``, the initial parameters w_0
 
     def __call__(self, result: RoundResult) -> MetricValues:
         """Compute the metrics of a round; empty without adapters or if no client trained."""

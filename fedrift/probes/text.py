@@ -47,20 +47,13 @@ class Continuations:
 
     Prompts are the first tokens of every complete held-out text block, and references are the tokens that follow. Generation does not stop
     at end-of-text tokens. Each domain is continued by the model that serves the clients with most of its training tokens.
-
-    Attributes:
-        model: A ``models.stacked_model.StackedModel``.
-        tokenizer: A fast tokenizer of transformers.
-        held_out: Held-out text.
-        tokens_per_pass: Maximum number of tokens per forward pass.
-        seed: Seed of the sampled continuations, the same for all conditions of a study.
     """
 
-    model: Any
-    tokenizer: Any
-    held_out: HeldOut
-    tokens_per_pass: int = 8192
-    seed: int = 0
+    model: Any  # a ``models.stacked_model.StackedModel``
+    tokenizer: Any  # a fast tokenizer of transformers
+    held_out: HeldOut  # held-out text
+    tokens_per_pass: int = 8192  # maximum number of tokens per forward pass
+    seed: int = 0  # seed of the sampled continuations, the same for all conditions of a study
 
     def __call__(self, result: RoundResult) -> MetricValues:
         """Generate and score continuations by the models after the round."""

@@ -1,10 +1,14 @@
-"""Profiler of an experiment: measured rounds, and replays of one round under torch's profiler and counters."""
+"""Profiler of an experiment: measured rounds, replays of one round under torch's profiler and counters, and hints that save time.
+
+Each hint follows from the measurements of the profile; no hint is a guess.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from math import ceil
 from pathlib import Path
 from statistics import mean, median
 from tempfile import TemporaryDirectory
@@ -29,9 +33,11 @@ from ..simulation.batches import CPU_BYTES_PER_PASS, CPU_TOKENS_PER_PASS, MEMORY
 from ..simulation.simulator import ClientAlgorithm, ClientPool
 from ..storage import Run
 from ..storage.checkpoint import Checkpoint
-from .hints import find_hints
 from .operations import count_flops, measure_memory, peak_bytes, time_by_kind, with_recorded_ranges
 
+MAX_HINTS = 3  # largest number of hints
+MIN_SAVING = 0.03  # smallest share of a run's time that a hint must save
+MAX_EVALUATION_SHARE = 0.15  # largest share of a run's time for evaluation or loading that gives no hint
 TIME_BUDGET_S = 10.0  # for all trials together
 
 
@@ -61,7 +67,7 @@ def explain_pass_size(context: RunContext, runtime: Runtime, batch_size: int, le
             f"{CPU_BYTES_PER_PASS / 1e9:g} GB of activations are not faster on a CPU"
         )
     return (
-        f"a client's activations take about {client_bytes / 1e6:,.0f} MB, and activations may use {MEMORY_FRACTION:.0%} of the "
+        f"a client's activations take about {client_bytes / 1e6:,.0f} MB, and activations may use {100 * MEMORY_FRACTION:.0f} % of the "
         f"{free_memory_bytes(device) / 1e9:,.1f} GB of free memory"
     )
 
@@ -315,14 +321,7 @@ def summarize_compute(result: RoundResult, training_s: float, operations: dict[s
 
 
 def summarize_passes(config: ExperimentConfig, context: RunContext, runtime: Runtime, result: RoundResult) -> dict[str, Any]:
-    """Return ``Profile.passes``, with the measured speeds of other numbers of clients per pass.
-
-    Args:
-        config: The experiment.
-        context: The prepared run.
-        runtime: The runtime options.
-        result: A round.
-    """
+    """Return ``Profile.passes``, with the measured speeds of other numbers of clients per pass."""
     batch = next(first_batches(context, result), None)
     training, passes_per_step = config.training, 2 if config.algorithm.local_regularizer() else 1
     return {
@@ -352,7 +351,7 @@ def profile_rounds(
     history, state, clustering, checkpoint = MetricHistory(), context.initial_state, context.clustering, Checkpoint(run)
     last_round = min(config.training.num_rounds, 1 + num_rounds)
     metrics, _ = time_phase(
-        "round 0: evaluation", lambda: context.probe_suite.evaluate_initial(clustering.with_client_models(state), history)
+        "round 0: evaluation", lambda: context.evaluation.probe_suite.evaluate_initial(clustering.with_client_models(state), history)
     )
     run.write_json("experiment", {**config.to_stored_dict(), "id": config.id, "partition_table": context.partition_table})
     run.append_records(to_records(metrics, 0, [], context.simulator.size))
@@ -389,7 +388,7 @@ def profile_rounds(
         for name, seconds in probe_times.items():
             probe_s.setdefault(name, []).append(seconds)
     time_phase.on_message("probes that were not due in these rounds")
-    for probe in context.probe_suite.probes:
+    for probe in context.evaluation.probe_suite.probes:
         if isinstance(probe, ScheduledProbe) and probe.name not in probe_s:
             start = perf_counter()
             probe.probe(clustering.probe_view(result))
@@ -414,10 +413,10 @@ def summarize_phases(
     phases += [(name, "round", seconds, num_rounds) for name, seconds in round_s.items()]
     for name, seconds in probe_s.items():
         schedules = [
-            probe.schedule for probe in context.probe_suite.probes if isinstance(probe, ScheduledProbe) and probe.name == name
+            probe.schedule for probe in context.evaluation.probe_suite.probes if isinstance(probe, ScheduledProbe) and probe.name == name
         ] or [1]
         times = sum(
-            any(is_due(schedule, round, num_rounds, context.probe_suite.expensive_interval) for schedule in schedules)
+            any(is_due(schedule, round, num_rounds, context.evaluation.probe_suite.expensive_interval) for schedule in schedules)
             for round in range(1, num_rounds + 1)
         )
         phases.append((f"probe {name}", "round", seconds, times))
@@ -490,3 +489,151 @@ def compute_dtype(context: RunContext) -> torch.dtype:
     """Return the data type of the model's output layer."""
     model = context.model
     return model.head.weight.dtype  # type: ignore[no-any-return]
+
+
+# Hints.
+
+
+def find_hints(
+    phases: Sequence[Mapping[str, Any]], config: ExperimentConfig, padding: float, trials: Sequence[Mapping[str, Any]], share_of_peak: float
+) -> list[str]:
+    """Return the hints that save the most time, the largest saving first.
+
+    Args:
+        phases: Phases of a whole run with their names, seconds per occurrence, numbers of occurrences and total seconds.
+        config: The experiment.
+        padding: Share of trained positions that are padding, in [0, 1].
+        trials: Measured speeds of passes of several sizes (``time_pass_sizes``).
+        share_of_peak: Training speed relative to the speed of a large matrix product.
+
+    Returns:
+        Sentences; if no hint saves enough, one sentence that says so.
+    """
+    total_s = sum(phase["total"] for phase in phases)
+    training_s = next((phase["total"] for phase in phases if phase["name"] == "training"), 0.0)
+    hints = [
+        *evaluation_hints(phases, config, total_s),
+        *one_time_hints(phases, config, total_s),
+        *pass_size_hints(trials, config, training_s, share_of_peak),
+    ]
+    if padding * training_s > MIN_SAVING * total_s:
+        hints.append(
+            (
+                padding * training_s,
+                f"{100 * padding:.0f} % of the trained positions are padding. A training.max_seq_length below "
+                f"{config.training.max_seq_length} would reduce this share.",
+            )
+        )
+    best = sorted((hint for hint in hints if hint[0] >= MIN_SAVING * total_s), key=lambda hint: -hint[0])
+    return [text for _, text in best[:MAX_HINTS]] or [
+        f"No phase stands out: training takes {100 * training_s / total_s:.0f} % of a run and "
+        f"reaches {100 * share_of_peak:.0f} % of the machine's peak."
+    ]
+
+
+def evaluation_hints(phases: Sequence[Mapping[str, Any]], config: ExperimentConfig, total_s: float) -> list[tuple[float, str]]:
+    """Return hints to evaluate less often, as pairs of saved seconds and sentence.
+
+    Args:
+        phases: Phases of a whole run, as in ``find_hints``.
+        config: The experiment.
+        total_s: Duration of the run in seconds.
+    """
+    hints = []
+    for phase in phases:
+        share = phase["total"] / total_s
+        if not phase["name"].startswith("probe ") or share < MAX_EVALUATION_SHARE:
+            continue
+        name, rounds = phase["name"].removeprefix("probe "), config.training.num_rounds
+        if name != "losses":
+            hints.append(
+                (
+                    phase["total"],
+                    f"The probe {name} takes {100 * share:.0f} % of a run ({phase['seconds']:.2f} s each of "
+                    f"{phase['times']} times). Remove it from evaluation.probes, or run it less often with "
+                    "evaluation.expensive_interval.",
+                )
+            )
+            continue
+        for interval in (2, 5, 10, 20):
+            new_total = ceil(rounds / interval) * phase["seconds"]
+            new_share = new_total / (total_s - phase["total"] + new_total)
+            if interval > config.evaluation.interval and interval <= rounds and (new_share < MAX_EVALUATION_SHARE or 2 * interval > rounds):
+                hints.append(
+                    (
+                        phase["total"] - new_total,
+                        f"Evaluation of the losses takes {100 * share:.0f} % of a run. "
+                        f"With evaluation.interval={interval} it would take {100 * new_share:.0f} %.",
+                    )
+                )
+                break
+    return hints
+
+
+def one_time_hints(phases: Sequence[Mapping[str, Any]], config: ExperimentConfig, total_s: float) -> list[tuple[float, str]]:
+    """Return hints on phases that occur once per run, as pairs of saved seconds and sentence.
+
+    Args:
+        phases: Phases of a whole run, as in ``find_hints``.
+        config: The experiment.
+        total_s: Duration of the run in seconds.
+    """
+    hints = []
+    total = {phase["name"]: phase["total"] for phase in phases}
+    final, blocks = total.get("final evaluation and saving", 0.0), config.evaluation.final_blocks_per_domain
+    if final > MAX_EVALUATION_SHARE * total_s and blocks > 1:
+        hints.append(
+            (
+                final / 2,
+                f"The final evaluation takes {100 * final / total_s:.0f} % of a run. "
+                f"With evaluation.final_blocks_per_domain={blocks // 2} instead of {blocks} it would take "
+                f"{100 * final / 2 / (total_s - final / 2):.0f} %.",
+            )
+        )
+    loading = sum(seconds for name, seconds in total.items() if name.startswith("load "))
+    if loading > MAX_EVALUATION_SHARE * total_s:
+        hints.append(
+            (
+                loading,
+                f"Loading takes {100 * loading / total_s:.0f} % of a run of {config.training.num_rounds} rounds. "
+                "`--iid-baseline` and studies load only once for all their runs.",
+            )
+        )
+    return hints
+
+
+def pass_size_hints(
+    trials: Sequence[Mapping[str, Any]], config: ExperimentConfig, training_s: float, share_of_peak: float
+) -> list[tuple[float, str]]:
+    """Return hints on passes of other sizes that were faster in a trial, as pairs of saved seconds and sentence.
+
+    Args:
+        trials: Measured speeds of passes of several sizes (``time_pass_sizes``).
+        config: The experiment.
+        training_s: Duration of the run's training in seconds.
+        share_of_peak: Training speed relative to the speed of a large matrix product.
+    """
+    chosen = next((trial for trial in trials if trial["chosen"]), None)
+    if chosen is None:
+        return []
+    hints = []
+    for trial in trials:
+        gain = trial["tokens_per_second"] / chosen["tokens_per_second"]
+        saved = training_s * (1 - 1 / gain)
+        if trial["batch"] == config.training.batch_size and not trial["chosen"]:
+            hints.append(
+                (
+                    saved,
+                    f"--clients-per-pass {trial['clients']} gave {gain:.2f}x the tokens per second of the current "
+                    f"{chosen['clients']} clients per pass.",
+                )
+            )
+        elif trial["batch"] != config.training.batch_size:
+            hints.append(
+                (
+                    saved,
+                    f"Training reaches {100 * share_of_peak:.0f} % of the machine's peak because its matrix products are small. "
+                    f"training.batch_size={trial['batch']} gave {gain:.2f}x the tokens per second, but it changes the experiment.",
+                )
+            )
+    return hints

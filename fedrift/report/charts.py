@@ -171,23 +171,14 @@ def parameter_chart(
 
 @dataclass(frozen=True)
 class HeatmapStyle:
-    """How a heat map looks.
+    """How a heat map looks."""
 
-    Attributes:
-        scheme: ``SEQUENTIAL``, or ``DIVERGING`` with its middle at 0.
-        value_range: Lowest and highest value of the color scale; None fits the data.
-        number_format: D3 format of the numbers in cells.
-        show_numbers: Whether cells show their numbers.
-        step: Height of a row in pixels.
-        label_angle: Angle of the column labels in degrees.
-    """
-
-    scheme: str = SEQUENTIAL
-    value_range: tuple[float, float] | None = None
-    number_format: str = ".3~g"
-    show_numbers: bool = True
-    step: int = 24
-    label_angle: int = 0
+    scheme: str = SEQUENTIAL  # ``SEQUENTIAL``, or ``DIVERGING`` with its middle at 0
+    value_range: tuple[float, float] | None = None  # lowest and highest value of the color scale; None fits the data
+    number_format: str = ".3~g"  # D3 format of the numbers in cells
+    show_numbers: bool = True  # whether cells show their numbers
+    step: int = 24  # height of a row in pixels
+    label_angle: int = 0  # angle of the column labels in degrees
 
     def color_range(self, values: Sequence[float]) -> tuple[float, float]:
         """Return the lowest and the highest value of the color scale for some values."""

@@ -56,21 +56,15 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """Hold the formatted cells of a table.
-
-    Attributes:
-        numeric_columns: Indices of the columns that are right-aligned.
-        conditions: Index of the condition of each row, for the page's filters; -1 means that the row is always shown.
-        is_long: Whether the table may span several pages; the HTML page folds it.
-    """
+    """Hold the formatted cells of a table."""
 
     key: str
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    numeric_columns: frozenset[int] = frozenset()
-    conditions: tuple[int, ...] = ()
-    is_long: bool = False
+    numeric_columns: frozenset[int] = frozenset()  # indices of the columns that are right-aligned
+    conditions: tuple[int, ...] = ()  # index of the condition of each row, for the page's filters; -1 means that the row is always shown
+    is_long: bool = False  # whether the table may span several pages; the HTML page folds it
     note: str = ""
 
 
@@ -114,25 +108,19 @@ class Filter:
 
 @dataclass(frozen=True)
 class Document:
-    """Hold the report of a study.
-
-    Attributes:
-        progress: How many runs are finished, in words.
-        conditions: Level of every filter for each condition.
-        source: The study's own YAML.
-    """
+    """Hold the report of a study."""
 
     name: str
     question: str
-    progress: str
+    progress: str  # how many runs are finished, in words
     abstract: tuple[str, ...]
     claims: tuple[Claim, ...]
     sections: tuple[Section, ...]
     missing: tuple[MissingSection, ...]
     filters: tuple[Filter, ...]
-    conditions: tuple[Mapping[str, str], ...]
+    conditions: tuple[Mapping[str, str], ...]  # level of every filter for each condition
     version: str
-    source: str
+    source: str  # the study's own YAML
 
     @property
     def figures(self) -> list[Figure]:

@@ -98,22 +98,15 @@ def line_chart(
     )
 
 
-def before_after_chart(rows: Sequence[Row], *, value_range: float | None = None, width: Width = "container", height: int = 160) -> Chart:
+def before_after_chart(rows: Sequence[Row], *, value_range: float | None = None, width: Width = "container") -> Chart:
     """Draw one client's loss before and after averaging. ``value_range`` is the length of the value axis."""
     color = alt.Color("stage:N", scale=categorical_scale(STAGE_COLORS), legend=None)
     return _line_layers(
-        rows,
-        color,
-        alt.StrokeDash(),
-        [alt.Tooltip("stage:N", title="which")],
-        loss=True,
-        value_range=value_range,
-        width=width,
-        height=height,
+        rows, color, alt.StrokeDash(), [alt.Tooltip("stage:N", title="which")], loss=True, value_range=value_range, width=width, height=160
     )
 
 
-def client_band_chart(rows: Sequence[Row], *, width: Width = "container", height: int = 240) -> Chart:
+def client_band_chart(rows: Sequence[Row], *, width: Width = "container") -> Chart:
     """Draw the losses of all clients before and after averaging: the median, and the band from the lowest to the highest."""
     ceiling = loss_ceiling([{**row, "value": row["high"]} for row in rows])
     scale = alt.Scale(zero=False, clamp=True, domainMax=ceiling if ceiling else alt.Undefined)
@@ -131,7 +124,7 @@ def client_band_chart(rows: Sequence[Row], *, width: Width = "container", height
     y = alt.Y("value:Q", title=None, scale=scale)
     line = base.mark_line(strokeWidth=2).encode(y=y)
     hover_points = base.mark_point(filled=True, size=150, opacity=0).encode(y=y, tooltip=tooltips)
-    return alt.layer(band, line, hover_points).properties(width=width, height=height)
+    return alt.layer(band, line, hover_points).properties(width=width, height=240)
 
 
 def partition_heatmap(domains: Sequence[str], tokens: Sequence[Sequence[float]], *, width: Width = "container") -> Chart:
@@ -296,12 +289,11 @@ def _value_scale(rows: Sequence[Row], loss: bool, value_range: float | None) -> 
 MAX_LABELED_CLIENTS = 12  # with more clients, cells are too small for numbers
 
 
-def divergence_matrix(pairwise: np.ndarray, *, width: Width = "container") -> Chart:
+def divergence_matrix(pairwise: np.ndarray) -> Chart:
     """Draw the divergence between the word distributions of every pair of clients.
 
     Args:
         pairwise: Divergences in bits, [N, N].
-        width: Width in pixels, or ``"container"``.
     """
     count = len(pairwise)
     rows = [
@@ -328,17 +320,16 @@ def divergence_matrix(pairwise: np.ndarray, *, width: Width = "container") -> Ch
                 text=alt.Text("bits:Q", format=".2f"), color=conditional_color(f"datum.bits > {0.6 * largest}", "black", "white")
             )
         )
-    return alt.layer(*layers).properties(width=width, height=max(step * count, 60))
+    return alt.layer(*layers).properties(width="container", height=max(step * count, 60))
 
 
-def distinctive_words_chart(words: Sequence[tuple[str, float]], max_z: float, chance_z: float, *, width: Width = "container") -> Chart:
+def distinctive_words_chart(words: Sequence[tuple[str, float]], max_z: float, chance_z: float) -> Chart:
     """Draw one client's most distinctive words as bars of their z-scores.
 
     Args:
         words: Words with their z-scores, highest first.
         max_z: End of the axis, which all clients share.
         chance_z: The z-score that a random partition reaches; bars up to it are gray.
-        width: Width in pixels, or ``"container"``.
     """
     rows = [{"word": word, "z": round(z, 2)} for word, z in words]
     color = conditional_color(f"datum.z > {chance_z}", OKABE_ITO[0], "#9aa5b0")
@@ -352,16 +343,15 @@ def distinctive_words_chart(words: Sequence[tuple[str, float]], max_z: float, ch
             tooltip=[alt.Tooltip("word:N"), alt.Tooltip("z:Q", format=".1f")],
         )
     )
-    return alt.layer(bars).properties(width=width, height=17 * max(len(rows), 1))
+    return alt.layer(bars).properties(width="container", height=17 * max(len(rows), 1))
 
 
-def budget_bars(amounts: np.ndarray, unit: str, *, width: Width = "container") -> Chart:
+def budget_bars(amounts: np.ndarray, unit: str) -> Chart:
     """Draw the amount of training data of each client.
 
     Args:
         amounts: Amount of each client, [N].
         unit: Unit of the amounts.
-        width: Width in pixels, or ``"container"``.
     """
     rows = [{"client": client, "amount": float(amount)} for client, amount in enumerate(amounts)]
     step = 24 if len(rows) <= 40 else 9
@@ -374,4 +364,4 @@ def budget_bars(amounts: np.ndarray, unit: str, *, width: Width = "container") -
             tooltip=[alt.Tooltip("client:O"), alt.Tooltip("amount:Q", format=",.0f", title=unit)],
         )
     )
-    return alt.layer(bars).properties(width=width, height=step * len(rows))
+    return alt.layer(bars).properties(width="container", height=step * len(rows))

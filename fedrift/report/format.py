@@ -108,31 +108,32 @@ def to_yaml(value: dict[str, Any]) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100) if plain else ""
 
 
-def format_number(value: float, digits: int = 3) -> str:
-    """Format a number such as ``4.123``, with an exponent from 10,000 on. NaN and None become a dash."""
+def format_number(value: float | None, digits: int = 3, missing: str = DASH) -> str:
+    """Format a number such as ``4.123``, with an exponent from 10,000 on. NaN and None become ``missing``, a dash."""
     if value is None or math.isnan(value):
-        return DASH
+        return missing
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
     return f"{value:.{digits}f}" if abs(value) < 1e4 else f"{value:.2e}"
 
 
-def format_compact(value: float) -> str:
-    """Format a number with three significant digits, or NaN as a dash."""
-    return DASH if math.isnan(value) else f"{value:.3g}"
+def format_compact(value: float, digits: int = 3, is_signed: bool = False) -> str:
+    """Format a number with some significant digits, or NaN as a dash."""
+    return DASH if math.isnan(value) else f"{value:{'+' if is_signed else ''}.{digits}g}"
 
 
-def format_signed(value: float, digits: int = 3) -> str:
-    """Format a number with its sign."""
-    return format_number(value) if value is None or not math.isfinite(value) or abs(value) >= 1e4 else f"{value:+.{digits}f}"
+def format_signed(value: float | None, digits: int = 3, missing: str = DASH) -> str:
+    """Format a number with its sign, and otherwise as ``format_number`` does."""
+    is_plain = value is not None and math.isfinite(value) and abs(value) < 1e4
+    return f"{value:+.{digits}f}" if is_plain else format_number(value, missing=missing)
 
 
-def format_interval(low: float, high: float, is_signed: bool = False) -> str:
+def format_interval(low: float, high: float, is_signed: bool = False, digits: int = 3) -> str:
     """Format an interval such as ``0.100 to 0.200``, or a dash if a bound is NaN."""
     if math.isnan(low) or math.isnan(high):
         return DASH
     formatter = format_signed if is_signed else format_number
-    return f"{formatter(low)} to {formatter(high)}"
+    return f"{formatter(low, digits)} to {formatter(high, digits)}"
 
 
 def format_p_value(value: float, min_attainable_p: float) -> str:

@@ -33,39 +33,27 @@ STATE_LABELS = {"finished": "finished", "running": "running", "unfinished": "int
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Describe the state of one run at a moment.
-
-    Attributes:
-        rounds_done: Number of finished rounds.
-        rounds_total: Number of planned rounds.
-        loss: Latest loss in nats per token; NaN if it is unknown.
-        gap: Loss minus that of the IID baseline, in nats per token; NaN if it is unknown.
-        failure_reason: Error message of a failed run.
-    """
+    """Describe the state of one run at a moment."""
 
     run: str
     seed: int
     state: str
-    rounds_done: int
-    rounds_total: int
-    loss: float
-    gap: float
+    rounds_done: int  # number of finished rounds
+    rounds_total: int  # number of planned rounds
+    loss: float  # latest loss in nats per token; NaN if it is unknown
+    gap: float  # loss minus that of the IID baseline, in nats per token; NaN if it is unknown
     baseline_run: str
-    failure_reason: str = ""
+    failure_reason: str = ""  # error message of a failed run
 
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Group the runs that differ only in their seed.
-
-    Attributes:
-        role: ``run``, ``iid_baseline`` or ``trial`` (of hyperparameter tuning).
-    """
+    """Group the runs that differ only in their seed."""
 
     key: str
     condition: str
     stage: str
-    role: str
+    role: str  # ``run``, ``iid_baseline`` or ``trial`` (of hyperparameter tuning)
     runs: tuple[RunStatus, ...]
 
     @property
@@ -81,31 +69,18 @@ class RunGroup:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Describe a study or a runs directory at a moment.
+    """Describe a study or a runs directory at a moment."""
 
-    Attributes:
-        title: What is shown.
-        question: The question of the study; empty for a runs directory.
-        groups: The groups of runs.
-        note: The most important message: no runs, no running process, or all runs finished.
-        is_complete: Whether nothing will change any more.
-        seconds_left: Estimated remaining seconds at the recent pace; NaN if it is unknown.
-        findings: Findings of the detectors, one per failure, grade and cause.
-        counts: Number of runs in each state.
-        rounds_done: Number of finished rounds of all runs.
-        rounds_total: Number of planned rounds of all runs.
-    """
-
-    title: str
-    question: str
+    title: str  # what is shown
+    question: str  # the question of the study; empty for a runs directory
     groups: tuple[RunGroup, ...]
-    note: str
-    is_complete: bool
-    seconds_left: float
-    findings: tuple[dict[str, Any], ...] = ()
-    counts: Counter[str] = field(default_factory=Counter)
-    rounds_done: int = 0
-    rounds_total: int = 0
+    note: str  # the most important message: no runs, no running process, or all runs finished
+    is_complete: bool  # whether nothing will change any more
+    seconds_left: float  # estimated remaining seconds at the recent pace; NaN if it is unknown
+    findings: tuple[dict[str, Any], ...] = ()  # findings of the detectors, one per failure, grade and cause
+    counts: Counter[str] = field(default_factory=Counter)  # number of runs in each state
+    rounds_done: int = 0  # number of finished rounds of all runs
+    rounds_total: int = 0  # number of planned rounds of all runs
 
     @property
     def seeds(self) -> list[int]:
@@ -297,23 +272,16 @@ ROLES = ("trial", "run", "iid_baseline")
 
 @dataclass(frozen=True)
 class RunPlacement:
-    """State to which group a run belongs.
-
-    Attributes:
-        key: Key of the group.
-        condition: Name of the group.
-        baseline_run: Id of the IID baseline; empty if there is none.
-        num_rounds: Number of planned rounds.
-    """
+    """State to which group a run belongs."""
 
     run: str
-    key: str
-    condition: str
+    key: str  # key of the group
+    condition: str  # name of the group
     stage: str
     role: str
     seed: int
-    baseline_run: str
-    num_rounds: int
+    baseline_run: str  # id of the IID baseline; empty if there is none
+    num_rounds: int  # number of planned rounds
 
 
 class FolderLayout:
@@ -576,28 +544,26 @@ def is_running_elsewhere(folder: Path) -> bool:
         return False
 
 
-def open_monitor(root: Path, name: str = "", clock: Callable[[], float] = monotonic) -> Monitor:
+def open_monitor(root: Path, name: str = "") -> Monitor:
     """Return the monitor of a study or of a runs directory.
 
     Args:
         root: The runs directory.
         name: The name of a study, its YAML file, or a directory of runs; empty means all runs in ``root``. The study may have no runs yet.
-        clock: Function that returns the time in seconds.
 
     Raises:
         UserError: There is no such study.
     """
     if not name:
-        return Monitor(root, None, clock)
+        return Monitor(root, None)
     path = Path(name)
     if name not in list_studies(root) and path.suffix in (".yaml", ".yml") and path.is_file():
-        return Monitor(
-            root, StudyManifest(Path(root), str(load_yaml(path, kind="study", example="base: my.yaml").get("name", path.stem))), clock
-        )
+        study = load_yaml(path, kind="study", example="base: my.yaml")
+        return Monitor(root, StudyManifest(Path(root), str(study.get("name", path.stem))))
     if name not in list_studies(root) and path.is_dir() and not (path / "study.json").is_file():
-        return Monitor(path, None, clock)
+        return Monitor(path, None)
     manifest = find_study(root, name)
-    return Monitor(manifest.root, manifest, clock)
+    return Monitor(manifest.root, manifest)
 
 
 def mean_curve(curves: Iterable[dict[int, float]]) -> dict[int, float]:
@@ -611,6 +577,3 @@ def mean_known(values: Iterable[float]) -> float:
     """Return the mean of the values that are not NaN; NaN if there is none."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
-
-
-__all__ = ["Monitor", "RunGroup", "RunStatus", "Snapshot", "mean_curve", "mean_known", "open_monitor"]

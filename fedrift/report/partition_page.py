@@ -71,21 +71,13 @@ class Sample(NamedTuple):
 
 
 class GradientStat(NamedTuple):
-    """Hold one measure of the clients' gradients at the initial weights.
+    """Hold one measure of the clients' gradients at the initial weights."""
 
-    Attributes:
-        weights: The weights that the gradients belong to.
-        name: Name of the measure, a key of ``METRIC_TITLES``.
-        value: Its value on this partition.
-        iid_mean: Its mean over a few IID partitions.
-        deviation: Its standard deviation over these partitions.
-    """
-
-    weights: str
-    name: str
-    value: float
-    iid_mean: float
-    deviation: float = float("nan")
+    weights: str  # the weights that the gradients belong to
+    name: str  # name of the measure, a key of ``METRIC_TITLES``
+    value: float  # its value on this partition
+    iid_mean: float  # its mean over a few IID partitions
+    deviation: float = float("nan")  # its standard deviation over these partitions
 
 
 class Embeddings(NamedTuple):
@@ -96,33 +88,21 @@ class Embeddings(NamedTuple):
 
 
 class PartitionReport(NamedTuple):
-    """Hold the report of a partition.
-
-    Attributes:
-        settings: Dataset, partition and seed of the experiment, as plain values.
-        unit: Unit of the data sizes, ``tokens`` or ``words``.
-        num_documents: Number of training documents.
-        num_unused: Number of documents that the partition assigns to no client.
-        distinctive_words: Up to ten words per client with their z-scores, N lists.
-        chance_z: Mean over clients of the highest z-score in a random partition with the same data sizes.
-        samples: Sample documents per client, N lists.
-        encoder: Name of the encoder of the embedding measures; empty if there are none.
-        gradients: Measures of the clients' gradients; empty if they were not requested.
-    """
+    """Hold the report of a partition."""
 
     title: str
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # dataset, partition and seed of the experiment, as plain values
     seed: int
-    unit: str
+    unit: str  # unit of the data sizes, ``tokens`` or ``words``
     note: str
-    num_documents: int
-    num_unused: int
+    num_documents: int  # number of training documents
+    num_unused: int  # number of documents that the partition assigns to no client
     heterogeneity: Heterogeneity
-    distinctive_words: list[list[tuple[str, float]]]
-    chance_z: float
-    samples: list[list[Sample]]
-    encoder: str = ""
-    gradients: tuple[GradientStat, ...] = ()
+    distinctive_words: list[list[tuple[str, float]]]  # up to ten words per client with their z-scores, N lists
+    chance_z: float  # mean over clients of the highest z-score in a random partition with the same data sizes
+    samples: list[list[Sample]]  # sample documents per client, N lists
+    encoder: str = ""  # name of the encoder of the embedding measures; empty if there are none
+    gradients: tuple[GradientStat, ...] = ()  # measures of the clients' gradients; empty if they were not requested
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -255,7 +235,7 @@ def summarize(heterogeneity: Heterogeneity) -> str:
     identification = next((number for number in compared if number.name == "identification"), None)
     if identification is None:
         return summary + "."
-    accuracy = f"{identification.value:.0%} of the time ({identification.null_mean:.0%} by chance)"
+    accuracy = f"{100 * identification.value:.0f} % of the time ({100 * identification.null_mean:.0f} % by chance)"
     return f"{summary}; the words of a document identify its client {accuracy}."
 
 
@@ -365,4 +345,4 @@ def main_domain_label(report: PartitionReport, client: int) -> str:
     row = report.heterogeneity.tokens_by_domain[client]
     if row.sum() <= 0 or row.max() / row.sum() <= 0.5:
         return ""
-    return f", {row.max() / row.sum():.0%} {report.heterogeneity.domains[int(row.argmax())]}"
+    return f", {100 * row.max() / row.sum():.0f} % {report.heterogeneity.domains[int(row.argmax())]}"

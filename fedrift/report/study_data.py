@@ -215,29 +215,17 @@ GROUP BY ALL
 
 @dataclass(frozen=True, eq=False)
 class StudyData:
-    """Hold everything that the sections of a study's report read.
-
-    Attributes:
-        manifest: The manifest of the study.
-        manifest_values: The content of the manifest.
-        frame: One row per run or IID baseline, as in ``fedrift.studies.outcomes``.
-        verdicts: Verdicts of the hypotheses.
-        stages: The stages of the study.
-        experiments: Configuration of every run that has started, tuning trials included.
-        finished: Final results of every finished run.
-        environments: Environment of every run.
-        on_progress: Function that receives progress messages.
-    """
+    """Hold everything that the sections of a study's report read."""
 
     manifest: StudyManifest
-    manifest_values: dict[str, Any]
-    frame: pd.DataFrame
-    verdicts: tuple[HypothesisVerdict, ...]
-    stages: tuple[StageView, ...]
-    experiments: dict[str, dict[str, Any]]
-    finished: dict[str, dict[str, Any]]
-    environments: dict[str, dict[str, Any]]
-    on_progress: Callable[[str], None] = lambda message: None
+    manifest_values: dict[str, Any]  # the content of the manifest
+    frame: pd.DataFrame  # one row per run or IID baseline, as in ``fedrift.studies.outcomes``
+    verdicts: tuple[HypothesisVerdict, ...]  # verdicts of the hypotheses
+    stages: tuple[StageView, ...]  # the stages of the study
+    experiments: dict[str, dict[str, Any]]  # configuration of every run that has started, tuning trials included
+    finished: dict[str, dict[str, Any]]  # final results of every finished run
+    environments: dict[str, dict[str, Any]]  # environment of every run
+    on_progress: Callable[[str], None] = lambda message: None  # function that receives progress messages
 
     @property
     def study_config(self) -> dict[str, Any]:
@@ -294,33 +282,30 @@ class StudyData:
         ).fetchone()
         return bool(drawn < evaluated)
 
-    def mean_curves(self, metric: str, clients: bool = False) -> pd.DataFrame:
+    def mean_curves(self, metric: str) -> pd.DataFrame:
         """Return mean curves over seeds with their t-intervals, by ``condition``, ``kind``, ``domain`` and ``round``.
 
         The mean is NaN in a round in which a seed has no finite value, because a mean over the remaining seeds would jump there.
 
         Args:
             metric: Name of the metric.
-            clients: Whether the metric is recorded per client; its mean over clients is used.
         """
         return self._aggregate_seeds(
             "SELECT condition, kind, domain, round, avg(value) FILTER (WHERE isfinite(value)) AS mean, "
             "stddev_samp(value) FILTER (WHERE isfinite(value)) AS sd, count(*) AS seeds, "
             "count(*) FILTER (WHERE value IS NULL OR NOT isfinite(value)) AS num_missing "
-            "FROM thin JOIN cells USING (run) WHERE metric = $metric AND clients = $clients GROUP BY ALL ORDER BY ALL",
+            "FROM thin JOIN cells USING (run) WHERE metric = $metric AND NOT clients GROUP BY ALL ORDER BY ALL",
             metric,
-            clients,
         )
 
-    def gap_curves(self, metric: str, clients: bool = False) -> pd.DataFrame:
+    def gap_curves(self, metric: str) -> pd.DataFrame:
         """Return mean curves of each run minus its own IID baseline, paired by seed, by ``condition``, ``domain`` and ``round``.
 
         Args:
             metric: Name of the metric.
-            clients: Whether the metric is recorded per client; its mean over clients is used.
         """
         return self._aggregate_seeds(
-            "WITH seed_values AS (SELECT * FROM thin JOIN cells USING (run) WHERE metric = $metric AND clients = $clients), pairs AS"
+            "WITH seed_values AS (SELECT * FROM thin JOIN cells USING (run) WHERE metric = $metric AND NOT clients), pairs AS"
             " (SELECT a.condition, a.domain, a.round, a.seed, a.value - b.value AS value FROM seed_values a JOIN seed_values b"
             " ON a.kind = 'run' AND b.kind = 'iid_baseline' AND a.condition = b.condition AND a.seed = b.seed"
             " AND a.domain = b.domain AND a.round = b.round) SELECT condition, domain, round,"
@@ -328,7 +313,6 @@ class StudyData:
             " AS sd, count(*) AS seeds, count(*) FILTER (WHERE value IS NULL OR NOT isfinite(value)) AS num_missing FROM pairs GROUP BY"
             " ALL ORDER BY ALL",
             metric,
-            clients,
         )
 
     def metric_by_run(self, metric: str, clients: bool = False, last: bool = False) -> dict[str, float]:
@@ -352,8 +336,8 @@ class StudyData:
         ).fetchall()
         return dict(rows)
 
-    def _aggregate_seeds(self, query: str, metric: str, clients: bool) -> pd.DataFrame:
-        frame: pd.DataFrame = self.connection.execute(query, {"metric": metric, "clients": clients}).df()
+    def _aggregate_seeds(self, query: str, metric: str) -> pd.DataFrame:
+        frame: pd.DataFrame = self.connection.execute(query, {"metric": metric}).df()
         most_seeds = frame.groupby([name for name in ("condition", "kind", "domain") if name in frame])["seeds"].transform("max")
         frame["mean"] = frame["mean"].where((frame["num_missing"] == 0) & (frame["seeds"] == most_seeds))
         seeds = frame["seeds"].to_numpy(dtype=np.float64)

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import __version__
 from ..core.records import Trajectory
-from ..partition.divergence import normalized_jsd
+from ..partition.heterogeneity import normalized_jsd
 from ..stats import default_worst_end
 from ..studies.outcomes import COST_RECORDS, COSTS, Cost, CostMetric, cumulative_cost, load_trajectories, summarize_cost
 from . import charts, figures
@@ -370,7 +370,8 @@ def methods_section(study_data: StudyData) -> Section | MissingSection:
     for stage, design in study_data.manifest_values["designs"].items():
         if design["aliases"]:
             aliases = "; ".join(
-                f"{alias['factor']} is confounded with {alias['share']:.0%} of {' x '.join(alias['pair'])}" for alias in design["aliases"]
+                f"{alias['factor']} is confounded with {100 * alias['share']:.0f} % of {' x '.join(alias['pair'])}"
+                for alias in design["aliases"]
             )
             sentences.append(f"Stage {stage} is a fraction of the full grid, so main effects are confounded with interactions: {aliases}.")
     return Section("methods", "Methods", tuple(sentences))

@@ -22,7 +22,7 @@ function formatDuration(seconds) {
 
 function drawHeader() {
   byId("title").textContent = state.title;
-  document.title = `${state.rounds_total ? Math.floor(100 * state.rounds_done / state.rounds_total) + "% " : ""}${state.title} · fedrift`;
+  document.title = `${state.rounds_total ? Math.floor(100 * state.rounds_done / state.rounds_total) + " % " : ""}${state.title} · fedrift`;
   byId("question").textContent = state.question;
   const share = state.rounds_total ? 100 * state.rounds_done / state.rounds_total : 0;
   byId("bar").firstElementChild.style.width = `${share}%`;

@@ -39,7 +39,7 @@ def snapshot_to_json(snapshot: Snapshot, domains: Iterable[str], interval: float
         interval: Seconds between two requests of the page.
         is_exact: Whether numbers retain all digits, and infinities are retained too. Otherwise they are rounded to six digits.
     """
-    number = nan_to_none if is_exact else round_value
+    number = float if is_exact else round_value
     return {
         "title": snapshot.title,
         "question": snapshot.question,
@@ -125,11 +125,6 @@ def curve_points(id: str, condition: str, kind: str, run: str, curve: dict[int, 
         {"id": id, "condition": condition, "kind": kind, "run": run, "round": round, "value": round_value(value)}
         for round, value in curve.items()
     ]
-
-
-def nan_to_none(value: float) -> float | None:
-    """Return the number unchanged, or None if it is NaN."""
-    return None if math.isnan(value) else float(value)
 
 
 def row_id(row: RunGroup) -> str:

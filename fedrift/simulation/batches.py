@@ -204,6 +204,3 @@ def free_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
-
-
-__all__ = ["StragglerPolicy", "StragglingBatches"]

@@ -382,6 +382,3 @@ def client_losses_per_model(simulator: ClientSimulator, state: FederatedState, n
                 losses = simulator.loss_fn(Tree({**server.params.take(cluster_ids), **server.base_for(cluster_ids)}), batch)
                 loss_sum[clients, model] += losses.double().cpu() * weight
     return loss_sum / tokens.where(tokens > 0, torch.nan).unsqueeze(1)
-
-
-__all__ = ["Batches", "ClientSimulator", "ClientWeighting", "client_losses_per_model", "constant_schedule"]

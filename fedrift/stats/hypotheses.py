@@ -328,7 +328,10 @@ class RecoveredFraction(Hypothesis):
         # reference - target is above 0 where high values are bad, and below 0 otherwise
         sign = 1.0 if (self.worst_end or default_worst_end(self.metric)) == "high" else -1.0
         gap_p, excess = sign_flip_test(gap), recovered - self.min_fraction * gap
-        p, notes = (sign_flip_test(excess), [f"the hypothesis predicts more than {self.min_fraction:.0%}"] if self.min_fraction else [])
+        p, notes = (
+            sign_flip_test(excess),
+            [f"the hypothesis predicts more than {100 * self.min_fraction:.0f} %"] if self.min_fraction else [],
+        )
         p = replace(p, value=max(p.value, gap_p.value))
         if sign * gap.mean() <= 0 or not gap_p.is_significant(criteria.strictest_alpha):
             notes.insert(0, f"there may be nothing to recover: the reference differs from the target by {gap.mean():.3g} ({gap_p})")

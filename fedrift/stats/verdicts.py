@@ -45,8 +45,12 @@ def format_effect(result: HypothesisResult) -> str:
     if math.isnan(interval.estimate):
         return "no slope, because every seed has a run without a finite value,"
     if result.unit == "share":
-        estimate = f"{interval.estimate:.0%}"
-        bounds = f"{interval.low:.0%} to {interval.high:.0%}" if math.isfinite(interval.high - interval.low) else "without bounds"
+        estimate = f"{100 * interval.estimate:.0f} %"
+        bounds = (
+            f"{100 * interval.low:.0f} % to {100 * interval.high:.0f} %"
+            if math.isfinite(interval.high - interval.low)
+            else "without bounds"
+        )
     else:
         estimate, bounds = f"{interval.estimate:{plus}.3g}", f"{interval.low:{plus}.3g} to {interval.high:{plus}.3g}"
     unit, interval_kind = (" per unit", " of the per-seed slopes") if result.unit == "slope" else ("", "")
@@ -78,8 +82,10 @@ def format_limits(verdict: str, result: HypothesisResult, criteria: DecisionCrit
         )
         sentences.append(f"{subject} with {count_seeds(result.p.seeds)}: at least {needed} are needed{family}.")
     elif verdict == "inconclusive" and not math.isnan(result.detectable):
-        size = f"{result.detectable:.0%}" if result.unit == "share" else f"{result.detectable:.3g}"
-        sentences.append(f"An effect of {size} would have been detected with {criteria.power:.0%} probability; a smaller effect may exist.")
+        size = f"{100 * result.detectable:.0f} %" if result.unit == "share" else f"{result.detectable:.3g}"
+        sentences.append(
+            f"An effect of {size} would have been detected with {100 * criteria.power:.0f} % probability; a smaller effect may exist."
+        )
     elif verdict == "inconclusive" and result.unit == "slope":
         sentences.append("The p-value comes from a rank test and the interval from slopes, so the minimum detectable effect is not known.")
     return [*sentences, *format_exclusions(result)]
@@ -339,5 +345,5 @@ def describe_gate(conditions: Sequence[tuple[float, str]], gate: Gate) -> str:
     """By how much the weakest condition failed, in words."""
     value, name = conditions[0]
     if gate.metric == "baseline.gain":
-        return f"the baseline gained only {value:.3g} nats in {name}, and {gate.min:g} were needed"
+        return f"the baseline gained only {value:.3g} nats per token in {name}, and {gate.min:g} were needed"
     return f"{gate.metric} is only {value:.3g} in {name}, and {gate.min:g} was needed"

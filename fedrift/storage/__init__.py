@@ -1,7 +1,6 @@
 """Storage of runs on disk. Reading a run does not need torch; ``tensors``, ``checkpoint`` and ``updates`` do."""
 
-from .cleanup import archive_run
-from .index import find_run, find_runs, list_runs, list_unreadable, try_read_each
+from .index import archive_run, find_run, find_runs, list_runs, list_unreadable, try_read_each
 from .query import connect, query_frame, query_rows
 from .run import Run, check_environment, collect_environment
 

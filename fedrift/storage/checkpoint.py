@@ -316,15 +316,3 @@ def select_subtree(tensors: Mapping[str, Tensor], prefix: str) -> Tree:
     """Return the tensors named ``<prefix>/<leaf>`` as a tree of leaves."""
     full_prefix = prefix + "/"
     return Tree({name[len(full_prefix) :]: leaf for name, leaf in tensors.items() if name.startswith(full_prefix)})
-
-
-__all__ = [
-    "Checkpoint",
-    "check_history",
-    "flatten_state",
-    "list_recorded_rounds",
-    "load_checkpoint",
-    "select_subtree",
-    "summarize_history",
-    "unflatten_state",
-]

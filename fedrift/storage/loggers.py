@@ -300,10 +300,6 @@ class Loggers:
 def open_loggers(names: Iterable[str], root: Path) -> Iterator[Loggers]:
     """Open loggers that are closed at the end of the block, also after an exception.
 
-    Args:
-        names: The names of the backends.
-        root: The folder of runs.
-
     Raises:
         UserError: A name is unknown, or a package is not installed.
     """
@@ -350,18 +346,3 @@ def log_finished_runs(
         return on_progress_with_logging
 
     return on_start_with_logging if names else on_start
-
-
-__all__ = [
-    "LOGGING_BACKENDS",
-    "Logger",
-    "Loggers",
-    "LoggingBackend",
-    "Mlflow",
-    "TensorBoard",
-    "Trackio",
-    "Wandb",
-    "create_backends",
-    "log_finished_runs",
-    "open_loggers",
-]

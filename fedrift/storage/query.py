@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 TABLES_HINT = 'The tables are records, runs and findings; `fedrift query "DESCRIBE runs"` lists the columns of a table'
 EMPTY_RECORDS_SQL = "SELECT ''::VARCHAR run, 0 round, '' metric, '' domain, 0 client, 0.0::DOUBLE AS value WHERE false"
-# The definition of ``diagnosis.curves.final_loss``: round 0, before training, counts only in a run without another round.
+# The definition of ``diagnosis.finding.final_loss``: round 0, before training, counts only in a run without another round.
 RUNS_SQL = """CREATE VIEW runs AS SELECT run_rows.* REPLACE (losses.final_loss AS final_loss) FROM internal.run_rows LEFT JOIN (
     SELECT run, avg(value) AS final_loss FROM (
         SELECT run, value FROM records WHERE metric = 'loss' AND domain = '' AND client < 0

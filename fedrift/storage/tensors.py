@@ -203,6 +203,3 @@ def _to_contiguous_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.T
         contiguous[name] = leaf.clone() if pointer in used_pointers else leaf
         used_pointers.add(pointer)
     return contiguous
-
-
-__all__ = ["SlotFile", "compute_record_digest"]

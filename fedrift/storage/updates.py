@@ -123,6 +123,3 @@ class UpdateLog:
 def to_numpy(tensors: dict[str, Tensor]) -> dict:  # type: ignore[type-arg]
     """Convert tensors on any device to numpy arrays."""
     return {name: leaf.detach().cpu().numpy() for name, leaf in tensors.items()}
-
-
-__all__ = ["UpdateLog"]

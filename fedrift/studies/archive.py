@@ -196,11 +196,6 @@ def _check_contents(staged_manifest: StudyManifest) -> None:
 def _check_entry(entry: ManifestEntry, stored: Mapping[str, Any], run_ids: set[str]) -> None:
     """Check that the manifest describes a run as its experiment does, so that reports compare it with the right baseline.
 
-    Args:
-        entry: The entry of the run.
-        stored: The stored experiment of the run.
-        run_ids: The runs of the study.
-
     Raises:
         UserError: The seed, the role or the IID baseline is another one.
     """

@@ -1,7 +1,7 @@
 """Comparison of clustering strategies: the conditions of one experiment, run over paired seeds as a study.
 
 Each condition changes one thing in the experiment. All conditions start from the same initial weights, use the same partition for the
-same seed, and train as many client steps per round as the condition ``vanilla``. Additional costs, such as IFCA's restarts and
+same seed, and train as many client steps per round as the condition ``unclustered``. Additional costs, such as IFCA's restarts and
 its choice of models or rounds with all clients, are counted and reported.
 """
 
@@ -23,23 +23,14 @@ ConfigOverrides = dict[str, Any]  # configuration path -> value
 
 @dataclass(frozen=True)
 class ComparisonConfig:
-    """Settings of the conditions.
+    """Settings of the conditions."""
 
-    Attributes:
-        encoder: Encoder of the text clustering.
-        num_clusters: Number of clusters of the text and update clusterings; None estimates it.
-        ifca_clusters: J, IFCA's number of models.
-        ifca_restarts: Number of IFCA runs per seed.
-        random_repeats: Number of runs with random clusters per seed.
-        algorithm: The base experiment's algorithm as plain YAML.
-    """
-
-    encoder: str = "wordllama"
-    num_clusters: int | None = None
-    ifca_clusters: int = 4
-    ifca_restarts: int = 5
-    random_repeats: int = 1
-    algorithm: Mapping[str, Any] = field(default_factory=lambda: {"type": "FedAvg"})
+    encoder: str = "wordllama"  # encoder of the text clustering
+    num_clusters: int | None = None  # number of clusters of the text and update clusterings; None estimates it
+    ifca_clusters: int = 4  # J, IFCA's number of models
+    ifca_restarts: int = 5  # number of IFCA runs per seed
+    random_repeats: int = 1  # number of runs with random clusters per seed
+    algorithm: Mapping[str, Any] = field(default_factory=lambda: {"type": "FedAvg"})  # the base experiment's algorithm as plain YAML
 
     @property
     def text_clustering(self) -> ConfigOverrides:
@@ -56,13 +47,11 @@ class Condition:
         title: Description for tables.
         overrides: Function from the settings and the index of the repeat to the configuration overrides.
         num_repeats: Function from the settings to the number of runs per seed.
-        has_clusters: Whether clients share models in clusters that can be compared with the true domains.
     """
 
     title: str
     overrides: Callable[[ComparisonConfig, int], ConfigOverrides]
     num_repeats: Callable[[ComparisonConfig], int] = lambda config: 1
-    has_clusters: bool = True
 
 
 def with_base_server(config: ComparisonConfig, algorithm_type: str) -> ConfigOverrides:
@@ -77,7 +66,7 @@ def with_base_server(config: ComparisonConfig, algorithm_type: str) -> ConfigOve
 
 
 CONDITIONS: dict[str, Condition] = {
-    "vanilla": Condition("one model for all", lambda config, _: {}, has_clusters=False),
+    "unclustered": Condition("one model for all", lambda config, _: {}),
     "text": Condition("k-means on text embeddings", lambda config, _: {"clustering": config.text_clustering}),
     "random": Condition(
         "random clusters of the same sizes",
@@ -96,17 +85,15 @@ CONDITIONS: dict[str, Condition] = {
         lambda config, repeat: {"clustering": {"type": "IFCA", "num_clusters": config.ifca_clusters, "restart": repeat}},
         lambda config: config.ifca_restarts,
     ),
-    "local": Condition("local training only", lambda config, _: {"algorithm": {"type": "LocalOnly"}}, has_clusters=False),
+    "local": Condition("local training only", lambda config, _: {"algorithm": {"type": "LocalOnly"}}),
     "tuned": Condition(
-        "one model for all, then local steps",
-        lambda config, _: {"algorithm": with_base_server(config, "FedAvgFineTuning")},
-        has_clusters=False,
+        "one model for all, then local steps", lambda config, _: {"algorithm": with_base_server(config, "FedAvgFineTuning")}
     ),
     "text+tuned": Condition(
         "text clusters, then local steps",
         lambda config, _: {"clustering": config.text_clustering, "algorithm": with_base_server(config, "FedAvgFineTuning")},
     ),
-    "pooled": Condition("centralized training on all text", lambda config, _: {"algorithm": {"type": "Centralized"}}, has_clusters=False),
+    "pooled": Condition("centralized training on all text", lambda config, _: {"algorithm": {"type": "Centralized"}}),
     "cfl": Condition("CFL, recursive bipartition", lambda config, _: {"clustering": {"type": "CFL"}}),
     "soft": Condition(
         "soft mixtures of text clusters",
@@ -115,17 +102,17 @@ CONDITIONS: dict[str, Condition] = {
             "algorithm": {**config.algorithm, "aggregator": {"type": "FFALoRA"}},
         },
     ),
-    "iid": Condition("one model for all, IID baseline", lambda config, _: {"partition.severity": 0.0}, has_clusters=False),
+    "iid": Condition("one model for all, IID baseline", lambda config, _: {"partition.severity": 0.0}),
 }
 OPTIONAL_CONDITIONS = ("cfl", "soft")
-REQUIRED_CONDITIONS = ("vanilla", "iid")  # the references of the other conditions
+REQUIRED_CONDITIONS = ("unclustered", "iid")  # the references of the other conditions
 DEFAULT_CONDITIONS = tuple(name for name in CONDITIONS if name not in OPTIONAL_CONDITIONS)
 
 
 def expand_conditions(conditions: tuple[str, ...], config: ComparisonConfig) -> dict[str, ConfigOverrides]:
     """Return the overrides of each run of one seed, by label.
 
-    Labels are condition names such as ``vanilla``. The conditions ``random`` and ``ifca`` also have a number, as in ``ifca 1``. The
+    Labels are condition names such as ``unclustered``. The conditions ``random`` and ``ifca`` also have a number, as in ``ifca 1``. The
     order is that of ``CONDITIONS``.
 
     Args:
@@ -140,6 +127,11 @@ def expand_conditions(conditions: tuple[str, ...], config: ComparisonConfig) -> 
     return runs
 
 
+def current_label(stored_label: str) -> str:
+    """Return the label of a stored run: a study of an earlier version calls the condition ``unclustered`` ``vanilla``."""
+    return "unclustered" if stored_label == "vanilla" else stored_label
+
+
 def parse_condition_label(label: str) -> tuple[str, int]:
     """Return the condition name of a run's label and the index of the repeat, from 0."""
     name, _, number = label.partition(" ")
@@ -151,18 +143,11 @@ COMPARISON_PROBES = ["updates", "fairness", "cost", "general", "syntax"]
 
 @dataclass(frozen=True)
 class ClusteringComparison:
-    """A comparison of conditions over paired seeds. As a study it can be resumed, and no run is repeated.
+    """A comparison of conditions over paired seeds. As a study it can be resumed, and no run is repeated."""
 
-    Attributes:
-        raw_config: The base experiment as plain YAML, without a clustering.
-        config: Settings of the conditions.
-        conditions: Names of the conditions.
-        seeds: The seeds.
-    """
-
-    raw_config: dict[str, Any]
-    config: ComparisonConfig
-    conditions: tuple[str, ...]
+    raw_config: dict[str, Any]  # the base experiment as plain YAML, without a clustering
+    config: ComparisonConfig  # settings of the conditions
+    conditions: tuple[str, ...]  # names of the conditions
     seeds: tuple[int, ...]
 
     @property
@@ -207,7 +192,7 @@ def build_comparison(
 
     Args:
         raw_config: The experiment as plain YAML.
-        conditions: Names of the conditions; ``vanilla`` and ``iid`` are always included. Empty means all but the optional ones.
+        conditions: Names of the conditions; ``unclustered`` and ``iid`` are always included. Empty means all but the optional ones.
         seeds: The seeds; empty means 0 to 5.
         encoder: Encoder of the text clustering.
         num_clusters: Number of clusters of the text and update clusterings and of IFCA. None estimates it for the former. IFCA then
@@ -250,17 +235,3 @@ def build_comparison(
     config = ComparisonConfig(encoder, num_clusters, ifca_clusters, ifca_restarts, random_repeats, default_config["algorithm"])
     included = tuple(dict.fromkeys([*REQUIRED_CONDITIONS, *(conditions or DEFAULT_CONDITIONS)]))
     return ClusteringComparison(raw_config, config, included, tuple(seeds) or (0, 1, 2, 3, 4, 5))
-
-
-__all__ = [
-    "COMPARISON_PROBES",
-    "CONDITIONS",
-    "DEFAULT_CONDITIONS",
-    "REQUIRED_CONDITIONS",
-    "ClusteringComparison",
-    "ComparisonConfig",
-    "Condition",
-    "build_comparison",
-    "expand_conditions",
-    "parse_condition_label",
-]

@@ -2,9 +2,9 @@
 
 All outcomes were fixed before the runs. They are measured at the end of training, on the larger test set.
 
-The map varies the partition and its severity, each with vanilla, text clusters and random clusters, and measures the cost of smaller
-clusters with IID clients. The number of clusters is fixed, because the gain would be zero by definition where the strategy selects one
-cluster. The report shows the number that would have been selected and how well the embeddings separate the clients.
+The map varies the partition and its severity, each without clusters, with text clusters and with random clusters. It also measures the
+cost of smaller clusters with IID clients. The number of clusters is fixed, because the gain would be zero by definition where the strategy
+selects one cluster. The report shows the number that would have been selected and how well the embeddings separate the clients.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..stats import compare_to_reference, mean_ci, min_p, ratio_ci
 from ..stats.significance import Interval
 from ..storage import Run
 from . import ManifestEntry, Study, StudyManifest, parse_study
-from .comparison import CONDITIONS, ClusteringComparison, parse_condition_label
+from .comparison import CONDITIONS, ClusteringComparison, current_label, parse_condition_label
 from .outcomes import has_diverged
 
 NUM_NEXT_ROUNDS = 3  # number of last rounds over which the loss on the next batches is averaged
@@ -46,26 +46,26 @@ COMPARISON_METRICS = {  # column: (title, description with unit)
     ),
     "general": ("general text", "change during training of the loss on text that no client holds, nats per token"),
     "syntax": ("syntax", "change during training of the share of minimal pairs whose correct sentence has the higher probability"),
-    "compute": ("compute", "number of trained tokens, plus a third for each token that is only evaluated, relative to vanilla"),
+    "compute": ("compute", "number of trained tokens, plus a third for each token that is only evaluated, relative to `unclustered`"),
     "traffic": ("traffic", "data sent to and from clients in the whole run, MB"),
     "models": ("models", "number of models that clients use at the end"),
     "ari": ("agreement", "adjusted Rand index of the clusters and the clients' main domains"),
 }
 
 
-def measure_run(run: Run, trajectory: Trajectory, vanilla: Run) -> dict[str, float]:
+def measure_run(run: Run, trajectory: Trajectory, unclustered: Run) -> dict[str, float]:
     """Measure all columns of ``COMPARISON_METRICS`` for one run.
 
-    ``compute`` is the number of tokens and not yet relative to vanilla. The additional key ``train`` is the training loss that selects
-    among IFCA's restarts.
+    ``compute`` is the number of tokens and not yet relative to ``unclustered``. The additional key ``train`` is the training loss that
+    selects among IFCA's restarts.
 
     Args:
         run: The run.
         trajectory: Records of the run.
-        vanilla: The run of the condition ``vanilla`` with the same seed.
+        unclustered: The run of the condition ``unclustered`` with the same seed.
     """
     config = run.config
-    own_losses, cross_losses = client_losses(trajectory, vanilla)
+    own_losses, cross_losses = client_losses(trajectory, unclustered)
     train_losses = (
         trajectory.client_table("train.loss")[1:][-NUM_LAST_ROUNDS:]
         if trajectory.has_client_table("train.loss")
@@ -86,21 +86,21 @@ def measure_run(run: Run, trajectory: Trajectory, vanilla: Run) -> dict[str, flo
     }
 
 
-def client_losses(trajectory: Trajectory, vanilla: Run) -> tuple[np.ndarray, np.ndarray]:
+def client_losses(trajectory: Trajectory, unclustered: Run) -> tuple[np.ndarray, np.ndarray]:
     """Return each client's loss on text like its own and on text of the domains that it lacks, [N] each, in nats per token.
 
-    A centralized run has no clients. Its single model is evaluated on the domain mixtures of the clients of vanilla.
+    A centralized run has no clients. Its single model is evaluated on the domain mixtures of the clients of ``unclustered``.
 
     Args:
         trajectory: Records of the run.
-        vanilla: The run of the condition ``vanilla`` with the same seed.
+        unclustered: The run of the condition ``unclustered`` with the same seed.
     """
-    domain_tokens = client_domain_tokens(vanilla)
+    domain_tokens = client_domain_tokens(unclustered)
     if not trajectory.has_client_table("final.loss.own"):
         return np.zeros(0), np.zeros(0)
     if len(trajectory.clients) == len(domain_tokens):
         return trajectory.client_table("final.loss.own")[-1], trajectory.client_table("final.loss.cross")[-1]
-    domains = vanilla.config["partition_table"]["domains"]
+    domains = unclustered.config["partition_table"]["domains"]
     loss = np.array([last_value(trajectory, "final.loss", domain) for domain in domains])
     is_available = np.isfinite(loss) & (domain_tokens.sum(axis=0) > 0)
     own_share = domain_tokens * is_available / (domain_tokens * is_available).sum(axis=1, keepdims=True)
@@ -150,11 +150,6 @@ def training_compute(run: Run, trajectory: Trajectory, config: dict[str, Any]) -
     """Return the number of trained tokens, plus a third for each token that is only evaluated.
 
     Only IFCA has such tokens: in every round all clients evaluate all models on their next batches.
-
-    Args:
-        run: The run.
-        trajectory: Records of the run.
-        config: Configuration of the run.
     """
     trained_tokens = float(run.read_json("finished")["train_tokens"])
     clustering = config["clustering"]
@@ -170,11 +165,6 @@ def communication_bytes(run: Run, trajectory: Trajectory, config: dict[str, Any]
     """Return the number of bytes between server and clients in the whole run.
 
     It includes the models and updates of every round, the embeddings, and all of IFCA's models for all clients.
-
-    Args:
-        run: The run.
-        trajectory: Records of the run.
-        config: Configuration of the run.
     """
     algorithm_type = config["algorithm"]["type"]
     if algorithm_type == "LocalOnly":
@@ -203,13 +193,7 @@ def first_assignment(run: Run) -> dict[str, Any]:
 
 
 def count_models(run: Run, trajectory: Trajectory, config: dict[str, Any]) -> float:
-    """Return the number of models that clients use at the end of the run.
-
-    Args:
-        run: The run.
-        trajectory: Records of the run.
-        config: Configuration of the run.
-    """
+    """Return the number of models that clients use at the end of the run."""
     if config["algorithm"]["type"] == "LocalOnly":
         return float(config["partition"]["num_clients"])
     if trajectory.has_client_table("cluster.id"):
@@ -217,28 +201,20 @@ def count_models(run: Run, trajectory: Trajectory, config: dict[str, Any]) -> fl
     return 1.0
 
 
-PRIMARY_METRIC, CONTRAST_REFERENCES = "own", ("random", "vanilla")
+PRIMARY_METRIC, CONTRAST_REFERENCES = "own", ("random", "unclustered")
 CONTRASTED_METRICS = ("own", "cross", "worst")
 BEST_IFCA = "ifca best"  # the restart with the smallest training loss, at the cost of all restarts
 
 
 @dataclass(frozen=True, eq=False)
 class ComparisonResults:
-    """Results of all conditions of a comparison.
+    """Results of all conditions of a comparison."""
 
-    Attributes:
-        name: Name of the study.
-        rows: One row per run with the columns run, condition, number, seed, iid, diverged and those of ``COMPARISON_METRICS``.
-        decisions: The first decision of the text clustering in each seed.
-        diagnoses: Diagnoses of the failure detectors, by condition.
-        stopped_runs: Descriptions of runs that did not finish, with the reason.
-    """
-
-    name: str
-    rows: pd.DataFrame
-    decisions: tuple[dict[str, object], ...]
-    diagnoses: dict[str, list[Diagnosis]]
-    stopped_runs: tuple[str, ...]
+    name: str  # name of the study
+    rows: pd.DataFrame  # one row per run with the columns run, condition, number, seed, iid, diverged and those of ``COMPARISON_METRICS``
+    decisions: tuple[dict[str, Any], ...]  # the first decision of the text clustering in each seed
+    diagnoses: dict[str, list[Diagnosis]]  # diagnoses of the failure detectors, by condition
+    stopped_runs: tuple[str, ...]  # descriptions of runs that did not finish, with the reason
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -305,15 +281,15 @@ class ComparisonResults:
         return means.rename(columns={"value": metric}).assign(iid=False, iid_baseline="")
 
     def recovered_gain(self, condition: str = "text") -> Interval:
-        """Return the share of the oracle's gain that a condition recovers: (vanilla - condition) / (vanilla - oracle) on own text.
+        """Return the share of the oracle's gain that a condition recovers: (unclustered - condition) / (unclustered - oracle) on own text.
 
         The interval is Fieller's. It has no bounds if the oracle's gain may be zero.
         """
         losses = self.seed_means(PRIMARY_METRIC).pivot(index="seed", columns="condition", values=PRIMARY_METRIC)
-        if not {"vanilla", "oracle", condition} <= set(losses.columns):
+        if not {"unclustered", "oracle", condition} <= set(losses.columns):
             return Interval(math.nan, math.nan, math.nan, math.nan)
-        losses = losses[["vanilla", "oracle", condition]].replace([np.inf, -np.inf], np.nan).dropna()
-        return ratio_ci((losses["vanilla"] - losses[condition]).to_numpy(), (losses["vanilla"] - losses["oracle"]).to_numpy())
+        losses = losses[["unclustered", "oracle", condition]].replace([np.inf, -np.inf], np.nan).dropna()
+        return ratio_ci((losses["unclustered"] - losses[condition]).to_numpy(), (losses["unclustered"] - losses["oracle"]).to_numpy())
 
     def power_statement(self) -> str:
         """Return a sentence about the smallest p value that the number of seeds permits."""
@@ -330,7 +306,7 @@ class ComparisonResults:
             if count >= needed
             else (
                 f" After correction for all {num_conditions} conditions of a table (Holm) no result can be significant with fewer than "
-                f"{needed} seeds. The two primary comparisons, text with random and text with vanilla, are not corrected."
+                f"{needed} seeds. The two primary comparisons, text with random and text with unclustered, are not corrected."
             )
         )
         return f"With {count} paired seeds the smallest possible exact p is {smallest:.3g}.{holm_note}"
@@ -342,15 +318,15 @@ def collect_results(manifest: StudyManifest) -> ComparisonResults:
     Unfinished runs are left out and listed in ``stopped_runs``.
     """
     contents = manifest.read()
-    entries = {(entry.seed, str(entry.factors["method"])): entry for entry in contents["runs"]}
-    vanilla = {seed: manifest.get_run(entry) for (seed, label), entry in entries.items() if label == "vanilla"}
+    entries = {(entry.seed, current_label(str(entry.factors["method"]))): entry for entry in contents["runs"]}
+    unclustered = {seed: manifest.get_run(entry) for (seed, label), entry in entries.items() if label == "unclustered"}
     rows: list[dict[str, Any]] = []
     evidence: dict[str, list[RunEvidence]] = {}
     decisions, stopped_runs = [], []
     load_trajectory = cache(Run.trajectory)  # the references of a seed belong to the evidence of all its conditions
     for (seed, label), entry in entries.items():
         run, (condition, number) = manifest.get_run(entry), parse_condition_label(label)
-        if not run.is_finished or not vanilla[seed].is_finished:
+        if not run.is_finished or not unclustered[seed].is_finished:
             stopped_runs.append(
                 f"{label}, seed {seed}: {manifest.get_failure(entry.run) or manifest.get_status(entry.run)}".splitlines()[0]
             )
@@ -364,7 +340,7 @@ def collect_results(manifest: StudyManifest) -> ComparisonResults:
                 "seed": seed,
                 "iid": False,
                 "diverged": has_diverged(trajectory),
-                **measure_run(run, trajectory, vanilla[seed]),
+                **measure_run(run, trajectory, unclustered[seed]),
             }
         )
         if condition == "text":
@@ -374,19 +350,15 @@ def collect_results(manifest: StudyManifest) -> ComparisonResults:
     frame = pd.DataFrame(rows, columns=["run", "condition", "number", "seed", "iid", "diverged", *COMPARISON_METRICS, "train"])
     if frame.loc[frame["condition"] == "ifca", "number"].nunique() > 1:  # with a single restart the best equals the mean
         frame = pd.concat([frame, best_ifca_restarts(frame)], ignore_index=True)
-    vanilla_compute = frame[frame["condition"] == "vanilla"].set_index("seed")["compute"]
-    frame["compute"] = frame["compute"] / frame["seed"].map(vanilla_compute)
+    unclustered_compute = frame[frame["condition"] == "unclustered"].set_index("seed")["compute"]
+    frame["compute"] = frame["compute"] / frame["seed"].map(unclustered_compute)
     return ComparisonResults(
         manifest.name, frame, tuple(decisions), {condition: diagnose(runs) for condition, runs in evidence.items()}, tuple(stopped_runs)
     )
 
 
 def best_ifca_restarts(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return IFCA's results as in its paper: for each seed the restart with the smallest training loss, at the cost of all restarts.
-
-    Args:
-        frame: Rows of all runs.
-    """
+    """Return IFCA's results as in its paper: for each seed the restart with the smallest training loss, at the cost of all restarts."""
     rows = []
     for _, restarts in frame[frame["condition"] == "ifca"].groupby("seed"):
         best = int(restarts["train"].fillna(np.inf).to_numpy(dtype=np.float64).argmin())
@@ -466,17 +438,11 @@ GAIN_METRIC = "next"  # token skew is present only in training text, because hel
 
 @dataclass(frozen=True)
 class ClusteringMap:
-    """The map of where clustering helps: several partitions and severities.
+    """The map of where clustering helps: several partitions and severities."""
 
-    Attributes:
-        comparison: Provides the base experiment, the settings and the seeds.
-        partitions: Names of partitions, keys of ``PARTITIONS``.
-        severities: Severities of each partition.
-    """
-
-    comparison: ClusteringComparison
-    partitions: tuple[str, ...] = tuple(PARTITIONS)
-    severities: tuple[float, ...] = SEVERITIES
+    comparison: ClusteringComparison  # provides the base experiment, the settings and the seeds
+    partitions: tuple[str, ...] = tuple(PARTITIONS)  # names of partitions, keys of ``PARTITIONS``
+    severities: tuple[float, ...] = SEVERITIES  # severities of each partition
 
     def build_study(self) -> Study:
         """Return a study with two stages.
@@ -496,7 +462,7 @@ class ClusteringMap:
                 raise unknown_name_error("partition", name, PARTITIONS)
             partition_levels[name] = {"partition": {"type": PARTITIONS[name], "num_clients": num_clients}}
         methods: dict[str, dict[str, Any]] = {
-            "vanilla": {},
+            "unclustered": {},
             "text": {"clustering": text},
             "random": {"clustering": {"type": "RandomClustering", "sizes_from": text}},
         }
@@ -541,16 +507,13 @@ def equal_sizes(num_clients: int, k: int) -> list[int]:
 def summarize_map(manifest: StudyManifest) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the two tables of the map.
 
-    The first table has one row per partition and severity. Its columns ``random.*`` and ``vanilla.*`` compare the loss of text clusters
-    with that of random clusters of the same sizes and of vanilla, on each client's next training batches: effect, t-interval and
+    The first table has one row per partition and severity. Its columns ``random.*`` and ``unclustered.*`` compare the loss of text clusters
+    with that of random clusters of the same sizes and of one model for all, on each client's next training batches: effect, t-interval and
     exact p value. ``own`` is the effect relative to random clusters on own text. ``p`` is the median over seeds of the permutation test's p
     value. ``identification_rate`` is the rate at which documents are closest to their own client's mean. ``estimated_k`` is the number of
     clusters that would have been selected.
 
     The second table has the cost of smaller clusters, one row per number of random clusters.
-
-    Args:
-        manifest: Manifest of the study.
     """
     rows = []
     for entry in manifest.read()["runs"]:
@@ -561,7 +524,7 @@ def summarize_map(manifest: StudyManifest) -> tuple[pd.DataFrame, pd.DataFrame]:
                 {
                     "run": run.id,
                     "stage": entry.stage,
-                    "condition": levels["method"],
+                    "condition": current_label(levels["method"]),
                     "partition": levels.get("partition"),
                     "severity": levels.get("partition.severity"),
                     "seed": entry.seed,
@@ -583,7 +546,7 @@ def clustering_gains(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (partition, severity), cell in frame.groupby(["partition", "severity"], sort=False):
         row: dict[str, Any] = {"partition": partition, "severity": severity}
-        for reference in ("random", "vanilla"):
+        for reference in ("random", "unclustered"):
             table = compare_to_reference(cell, GAIN_METRIC, "condition", reference, ["condition"]).set_index("condition")
             if "text" in table.index:
                 text_row = table.loc["text"]

@@ -83,21 +83,13 @@ ServedModels = tuple[Tree, Tree, Tensor]
 
 @dataclass(frozen=True)
 class RunDifference:
-    """Difference between a fork and its origin after one round.
-
-    Attributes:
-        round: The round.
-        distance: Distance of the server models, relative to the origin's movement since the fork.
-        origin: Loss of the origin in nats per token; NaN without an evaluation.
-        fork: Loss of the fork in nats per token; NaN without an evaluation.
-        domains: Loss of the fork minus the origin's, by domain.
-    """
+    """Difference between a fork and its origin after one round."""
 
     round: int
-    distance: float
-    origin: float
-    fork: float
-    domains: dict[str, float]
+    distance: float  # distance of the server models, relative to the origin's movement since the fork
+    origin: float  # loss of the origin in nats per token; NaN without an evaluation
+    fork: float  # loss of the fork in nats per token; NaN without an evaluation
+    domains: dict[str, float]  # loss of the fork minus the origin's, by domain
 
     @property
     def difference(self) -> float:
@@ -203,27 +195,16 @@ class FindingChange:
 
 @dataclass(frozen=True)
 class ForkReport:
-    """Comparison of a fork with its origin.
+    """Comparison of a fork with its origin."""
 
-    Attributes:
-        origin: Id of the origin.
-        fork: Id of the fork.
-        round: First round of the fork.
-        baseline: Id of the IID baseline that both are compared with, or "".
-        change: Description of the change, e.g. ``without client 3``.
-        has_reused_updates: Whether the first round used the recorded updates of the clients.
-        rounds: Differences per round.
-        findings: Failure modes that are at least suspected in one of the runs.
-    """
-
-    origin: str
-    fork: str
-    round: int
-    baseline: str
-    change: str
-    has_reused_updates: bool
-    rounds: tuple[RunDifference, ...]
-    findings: tuple[FindingChange, ...]
+    origin: str  # id of the origin
+    fork: str  # id of the fork
+    round: int  # first round of the fork
+    baseline: str  # id of the IID baseline that both are compared with, or ""
+    change: str  # description of the change, e.g. ``without client 3``.
+    has_reused_updates: bool  # whether the first round used the recorded updates of the clients
+    rounds: tuple[RunDifference, ...]  # differences per round
+    findings: tuple[FindingChange, ...]  # failure modes that are at least suspected in one of the runs
 
     @property
     def sentence(self) -> str:
@@ -327,15 +308,3 @@ def summarize_diagnosis(diagnosis: Diagnosis) -> dict[str, Any]:
     """Convert the main fields of a diagnosis to JSON values."""
     keys = ("grade", "cause", "first_round", "clients", "locations", "strength", "sentence")
     return {name: getattr(diagnosis, name) for name in keys}
-
-
-__all__ = [
-    "FindingChange",
-    "ForkReport",
-    "RunDifference",
-    "effective_weights",
-    "make_fork_config",
-    "model_distance",
-    "report_fork",
-    "trace_differences",
-]

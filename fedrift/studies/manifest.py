@@ -43,31 +43,18 @@ MANIFEST_RECOVERY_HINT = "run the study again to recreate it, or restore a copy"
 
 @dataclass(frozen=True)
 class ManifestEntry:
-    """The place of a run in a study.
+    """The place of a run in a study."""
 
-    Attributes:
-        run: The run id.
-        role: "run", "iid_baseline" or "trial".
-        stage: The stage.
-        condition: The cell in words.
-        seed: The seed.
-        iid: Whether the run is an IID baseline.
-        iid_baseline: The id of its IID baseline, or "" if it has none.
-        factors: Factor -> label of its level.
-        settings: The settings that tuning selected, or those of a trial.
-        name: The name of the experiment.
-    """
-
-    run: str
-    role: str
+    run: str  # the run id
+    role: str  # "run", "iid_baseline" or "trial"
     stage: str
-    condition: str
+    condition: str  # the cell in words
     seed: int
-    iid: bool
-    iid_baseline: str
-    factors: dict[str, Any]
-    settings: dict[str, Any] | None
-    name: str
+    iid: bool  # whether the run is an IID baseline
+    iid_baseline: str  # the id of its IID baseline, or "" if it has none
+    factors: dict[str, Any]  # factor -> label of its level
+    settings: dict[str, Any] | None  # the settings that tuning selected, or those of a trial
+    name: str  # the name of the experiment
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ all training, so it belongs neither to these evaluations nor to the other summar
 - ``oscillation``: the oscillation index, which is the sum of all increases of the loss after the first 30 % of the run, divided by the
   total descent.
 - ``movement``: the mean absolute change of a domain's loss between evaluations in the second half of the run. A fast steady decrease also
-  counts. Reports and detectors use another quantity, which subtracts the net change (``fedrift.diagnosis.curves.domain_variability``).
+  counts. Reports and detectors use another quantity, which subtracts the net change (``fedrift.diagnosis.finding.domain_variability``).
 - ``loss.under:bytes=2e6``, ``loss.under:tokens=50000``, ``loss.under:seconds=30``: the loss at the last evaluation before the run has
   spent more than that; never the best one. Round 0 has cost nothing.
 - ``bytes.to:4.2``, ``tokens.to:4.2``, ``seconds.to:4.2``: what the run had spent at its first evaluation with a loss not above 4.2;

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ..config.loader import set_key
-from ..config.schema import ExperimentConfig, edit_config, iid_baseline, parse_config
+from ..config.loader import edit_config, set_key
+from ..config.schema import ExperimentConfig, iid_baseline, parse_config
 from ..core.errors import UserError, quote_value, unknown_name_error
 from ..core.random import numpy_stream
 from ..engine.cache import ResourceCache, resolve_fingerprints
@@ -45,21 +45,13 @@ from .spec import (
 
 @dataclass(frozen=True)
 class TuningResult:
-    """The settings that tuning selected for one combination of levels.
+    """The settings that tuning selected for one combination of levels."""
 
-    Attributes:
-        group: The combination of levels, as ``format_cell`` writes it.
-        settings: Path -> selected value.
-        score: The mean metric of the selected settings over the tuning seeds.
-        at_search_boundary: The paths whose selected value is the largest or smallest candidate.
-        trials: Every trial with its ``settings``, its ``scores`` by seed, and their ``mean``.
-    """
-
-    group: str
-    settings: dict[str, Any]
-    score: float
-    at_search_boundary: tuple[str, ...]
-    trials: tuple[dict[str, Any], ...]
+    group: str  # the combination of levels, as ``format_cell`` writes it
+    settings: dict[str, Any]  # path -> selected value
+    score: float  # the mean metric of the selected settings over the tuning seeds
+    at_search_boundary: tuple[str, ...]  # the paths whose selected value is the largest or smallest candidate
+    trials: tuple[dict[str, Any], ...]  # every trial with its ``settings``, its ``scores`` by seed, and their ``mean``
 
 
 def plan_trials(study: Study) -> list[PlannedRun]:
@@ -129,12 +121,7 @@ def get_search_space(study: Study, group: Mapping[str, Any]) -> dict[str, list[A
 
 
 def pick_best_settings(study: Study, scored_trials: list[tuple[PlannedRun, float]]) -> list[TuningResult]:
-    """Select the best settings of each combination of levels by the good end of the metric; NaN and infinite scores rank last.
-
-    Args:
-        study: The study.
-        scored_trials: The trials with their scores.
-    """
+    """Select the best settings of each combination of levels by the good end of the metric; NaN and infinite scores rank last."""
     results = []
     sign = -1 if default_worst_end(study.tuning.metric) == "low" else 1
     for group in list_tuning_groups(study, parse_factors(study.factors)):
@@ -301,19 +288,12 @@ SPEED_TEST_ROUNDS = 3  # the first round is not counted
 
 @dataclass(frozen=True)
 class RunSpeed:
-    """The measured speed of one kind of run, in seconds.
+    """The measured speed of one kind of run, in seconds."""
 
-    Attributes:
-        startup_s: Time before the first round.
-        seconds_per_token: Time per trained token.
-        seconds_per_evaluation: Time per evaluated round, for the evaluation and for storing its results.
-        final_s: Time after the last round.
-    """
-
-    startup_s: float
-    seconds_per_token: float
-    seconds_per_evaluation: float
-    final_s: float
+    startup_s: float  # time before the first round
+    seconds_per_token: float  # time per trained token
+    seconds_per_evaluation: float  # time per evaluated round, for the evaluation and for storing its results
+    final_s: float  # time after the last round
 
     def estimate_seconds(self, config: ExperimentConfig) -> float:
         """Estimate the duration of a run in seconds."""

@@ -18,17 +18,7 @@ import yaml
 from fedrift.cli.app import app, main
 from fedrift.core.records import Record
 from fedrift.storage import Run
-from tests.small_experiment import experiment
-
-
-def run_command(capsys, monkeypatch, *words: str) -> tuple[int, str, str]:
-    """Run a command; return its exit code, standard output and standard error."""
-    monkeypatch.setattr(sys, "argv", ["fedrift", *words])
-    monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit) as ended:
-        main()
-    out, err = capsys.readouterr()
-    return ended.value.code or 0, out, err
+from tests.small_experiment import experiment, run_command
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ def test_a_study_is_shown_on_the_terminal(tmp_path, capsys, monkeypatch):
     for words in (
         "study tiny",
         "Does it run?",
-        "56% of 16 rounds",
+        "56 % of 16 rounds",
         "●✕",
         "+0.100",
         "IID baseline: algorithm=FedAvg",

@@ -17,9 +17,9 @@ from fedrift.cli.study import print_comparison
 from fedrift.cli.tables import print_table
 from fedrift.config.schema import iid_baseline, parse_config
 from fedrift.core.records import Record
+from fedrift.report.comparison import ReportPart
 from fedrift.storage import Run
 from fedrift.storage.index import to_iid_baseline
-from fedrift.studies.comparison_report import ReportPart
 from fedrift.studies.fork_report import ForkReport
 
 DOMAINS = ("entertainment-and-arts", "international.politics", "sports")
@@ -136,8 +136,8 @@ def test_a_run_that_is_too_short_has_the_same_diagnosis_in_table_and_sentence(tm
     print_verdicts([(run, baseline)])
     out = capsys.readouterr().out
     assert "Too early to judge" in out and max(map(len, out.splitlines())) <= 80
-    (row,) = [line for line in out.splitlines() if line.rstrip().endswith(run.id[:6])]
-    assert "none" not in row and "too short to" in row
+    table = out.partition("FedAvg:")[0]
+    assert run.id[:6] in table and "none" not in table and "too short to" in table
 
 
 def test_wide_fork_and_clustering_tables_are_split(capsys, monkeypatch):
@@ -152,6 +152,15 @@ def test_wide_fork_and_clustering_tables_are_split(capsys, monkeypatch):
     print_comparison([ReportPart("Losses", "Means.", columns, rows)], {}, "", None, False)
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80 and out.count("text+tuned") > 1 and all(f"4.1234 ({i}23.4)" in out for i in range(9))
+
+
+def test_no_letter_is_cut_at_any_width(capsys):
+    columns = ("algorithm", "perplexity", "loss", "worst domain", "diagnosis", "run")
+    row = ("FedAvg", "87.4", "4.470", "entertainment-and-arts +0.000", "too short to judge", "eaf4a4")
+    for width in range(40, 120):
+        print_table(Console(width=width), columns, [row], ("perplexity", "loss"), "Mean of the last 5 evaluations")
+        out = capsys.readouterr().out
+        assert max(map(len, out.splitlines())) <= width and all(word in out for cell in (*columns, *row) for word in cell.split())
 
 
 def test_a_word_that_is_wider_than_the_terminal_is_wrapped(capsys):

@@ -11,18 +11,6 @@ from tests.small_experiment import experiment
 SIX = ("partition.num_clients=6", "training.participation_rate=0.67", "evaluation.probes=[]", "evaluation.final_blocks_per_domain=3")
 
 
-class Killed(Exception):
-    pass
-
-
-def killed_at(round: int):
-    def watch(progress):
-        if progress.round == round:
-            raise Killed
-
-    return watch
-
-
 def with_runs_dir(cache, folder):
     return replace(cache, runtime=replace(cache.runtime, runs_dir=folder))
 

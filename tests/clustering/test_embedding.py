@@ -63,7 +63,7 @@ def test_embeddings_use_the_training_documents_as_the_client_rewrites_them(tmp_p
     config = resolve_fingerprints(replace(config, clustering=TextClustering(encoder="hashing")), there)
     corpus = there.get_corpus(replace(config.dataset, fingerprint=""), config.model)
     setting, partition = build_run(config, there), partition_documents(config, corpus)
-    held = client_info(config, there, corpus, partition, setting.simulator, setting.losses.held_out.client_domain_tokens)
+    held = client_info(config, there, corpus, partition, setting.simulator, setting.evaluation.losses.held_out.client_domain_tokens)
     changed = 0
     for client, rows in enumerate(partition.rows):
         assert (corpus.split[rows] == TRAIN).all()

@@ -15,9 +15,9 @@ from fedrift.core.errors import UserError
 from fedrift.engine.build import build_run
 from fedrift.engine.cache import resolve_fingerprints
 from fedrift.engine.run import run_experiment
-from tests.small_experiment import read_state
+from tests.small_experiment import Killed, killed_at, read_state
 
-from .small_runs import Killed, killed_at, make_config, outcome, with_runs_dir
+from .small_runs import make_config, outcome, with_runs_dir
 
 TEXT = TextClustering(encoder="hashing", max_documents=10)
 STRATEGIES = [
@@ -56,8 +56,8 @@ def test_text_clusters_are_the_true_topics_and_lower_the_loss(cache, tmp_path):
     assert run.trajectory().curve("cluster.ari")[-1] == 1
     (event,) = [event for event in run.events() if event["kind"] == "clustering"]
     assert event["message"].startswith("TextClustering: 3 clusters of 2, 2, 2 clients: stable (p 0.01")
-    vanilla = run_experiment(make_config(cache, NoClustering()), with_runs_dir(cache, tmp_path))
-    assert run.trajectory().curve("loss")[-1] < vanilla.trajectory().curve("loss")[-1]
+    unclustered = run_experiment(make_config(cache, NoClustering()), with_runs_dir(cache, tmp_path))
+    assert run.trajectory().curve("loss")[-1] < unclustered.trajectory().curve("loss")[-1]
     assert sorted(path.name for path in (run.folder / "model").iterdir()) == ["0", "1", "2"]
 
 
@@ -79,11 +79,11 @@ def test_a_new_client_gets_the_model_of_similar_clients(cache, tmp_path):
 
 def test_one_cluster_equals_no_clustering_bit_for_bit(cache, tmp_path):
     one = run_experiment(make_config(cache, TextClustering(encoder="hashing", num_clusters=1)), with_runs_dir(cache, tmp_path))
-    vanilla = run_experiment(make_config(cache, NoClustering()), with_runs_dir(cache, tmp_path))
-    state, other = (read_state(run) for run in (one, vanilla))
+    unclustered = run_experiment(make_config(cache, NoClustering()), with_runs_dir(cache, tmp_path))
+    state, other = (read_state(run) for run in (one, unclustered))
     assert all(torch.equal(state[name], other[name]) for name in other)
     same = [row for row in one.records() if row.metric not in ("cluster.id", "cluster.ari", "cluster.nmi")]
-    assert same == vanilla.records()
+    assert same == unclustered.records()
 
 
 def test_without_clustering_the_id_of_a_run_is_unchanged():
@@ -161,7 +161,7 @@ def test_clusters_are_found_with_every_encoder(cache, tmp_path, encoder):
         pytest.importorskip("wordllama")
     setting = build_run(resolve_fingerprints(make_config(cache, TextClustering(encoder=encoder)), cache), with_runs_dir(cache, tmp_path))
     ((_, decision),) = setting.clustering.pending_assignments
-    found = setting.cluster_probe.evaluate_state(setting.initial_state)["cluster.ari"]
+    found = setting.clustering.measure_agreement(setting.initial_state)["cluster.ari"]
     # the encoder "states" removes the first direction, which is one of the two that separate three topics
     assert (decision.reason["k"], found) == (3, 1) or (encoder == "states" and decision.reason["k"] == 2 and found > 0.4)
     assert decision.reason["bytes"] == 4 * decision.centroids.shape[1]

@@ -15,8 +15,9 @@ from fedrift.engine.clustering import ClusteringRuntime
 from fedrift.engine.loop import run_rounds
 from fedrift.engine.run import run_experiment
 from tests.quadratics import clients, make_simulator, params
+from tests.small_experiment import Killed, killed_at
 
-from .small_runs import Killed, killed_at, make_config, outcome, with_runs_dir
+from .small_runs import make_config, outcome, with_runs_dir
 from .synthetic_clients import documents, make_client_info
 
 ALGORITHMS = [FedAvg(), FedProx(mu=0.5), FedAvg(server_optimizer=Sgd(1.0, momentum=0.9)), FedAvg(server_optimizer=Adam(0.05)), Scaffold()]
@@ -59,11 +60,11 @@ def test_temperature_zero_equals_text_clustering(algorithm, info):
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=str)
 def test_infinite_temperature_equals_no_clustering(algorithm, info):
-    vanilla, (_, soft) = (
+    unclustered, (_, soft) = (
         train(NoClustering(), algorithm, info)[1],
         train(SoftClustering(TextClustering(num_clusters=3), temperature=1e12), algorithm, info),
     )
-    for one, two in zip(vanilla, soft, strict=True):
+    for one, two in zip(unclustered, soft, strict=True):
         for model in range(3):
             for part in ("params", "broadcast", "opt_state"):
                 for name, leaf in getattr(one.after.server, part).items():

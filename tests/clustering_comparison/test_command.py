@@ -25,7 +25,7 @@ def test_the_command_has_help_and_a_dry_run(comparison, cache, tmp_path):
     said = runner.invoke(app, ["compare-clustering", str(file), *shared, "--json", "--output", str(tmp_path / "table.html")])
     assert said.exit_code == 0, said.output
     read_result = json.loads(said.stdout.strip().splitlines()[-1])
-    assert [row["condition"] for row in read_result["conditions"]] == ["vanilla", "text", "random", "oracle", "iid"] and read_result[
+    assert [row["condition"] for row in read_result["conditions"]] == ["unclustered", "text", "random", "oracle", "iid"] and read_result[
         "seeds"
     ] == [0]
     assert "<table>" in (tmp_path / "table.html").read_text()

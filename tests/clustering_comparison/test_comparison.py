@@ -12,11 +12,11 @@ import pytest
 
 from fedrift.config.loader import apply_overrides
 from fedrift.core.errors import UserError
+from fedrift.report.comparison import render_html, render_markdown, report_parts, results_to_json, summarize_results
 from fedrift.stats import mean_ci, sign_flip_test
 from fedrift.storage import Run
 from fedrift.storage.jsonl import to_json
 from fedrift.studies.comparison import CONDITIONS, build_comparison
-from fedrift.studies.comparison_report import render_html, render_markdown, report_parts, results_to_json, summarize_results
 from fedrift.studies.comparison_results import BEST_IFCA, COMPARISON_METRICS, ComparisonResults, client_losses, collect_results
 from fedrift.studies.run import run_study
 from tests.small_experiment import documents
@@ -30,6 +30,14 @@ def results(manifest):
 @pytest.fixture(scope="module")
 def runs(manifest):
     return {(str(entry.factors["method"]), entry.seed): manifest.get_run(entry) for entry in manifest.read()["runs"]}
+
+
+def test_a_study_with_the_earlier_name_of_a_condition_is_read(manifest, results, monkeypatch):
+    contents = manifest.read()
+    earlier = {"unclustered": "vanilla"}
+    entries = [replace(entry, factors={"method": earlier.get(method := entry.factors["method"], method)}) for entry in contents["runs"]]
+    monkeypatch.setattr(type(manifest), "read", lambda self: {**contents, "runs": entries})
+    pd.testing.assert_frame_equal(collect_results(manifest).rows, results.rows)
 
 
 def test_the_records_of_each_run_are_read_once(manifest, monkeypatch):
@@ -47,12 +55,12 @@ def test_every_condition_has_its_repeats_over_the_same_seeds(results, runs):
 
 def test_conditions_share_partition_initial_weights_and_amount_of_training(runs):
     for seed in (0, 1):
-        vanilla = runs["vanilla", seed]
+        unclustered = runs["unclustered", seed]
         for (label, of), run in runs.items():
             if of != seed or label in ("iid", "pooled"):
                 continue
-            assert run.config["partition_table"] == vanilla.config["partition_table"]
-            one, other = run.trajectory(), vanilla.trajectory()
+            assert run.config["partition_table"] == unclustered.config["partition_table"]
+            one, other = run.trajectory(), unclustered.trajectory()
             assert one.curve("loss")[0] == pytest.approx(other.curve("loss")[0], abs=1e-12)
             trained = np.isfinite(one.client_table("train.loss"))[1:].sum(axis=1)
             whole = label in ("update", "cfl")  # all clients participate in the first round, and for CFL in the fifth
@@ -71,12 +79,12 @@ def test_random_clusters_have_the_sizes_of_the_text_clusters(runs):
 
 def test_compute_includes_all_starts_and_loss_evaluations_of_ifca(results, runs):
     means = results.means().set_index("condition")["compute"]
-    assert means["vanilla"] == 1 and means[BEST_IFCA] == pytest.approx(2 * means["ifca"])
+    assert means["unclustered"] == 1 and means[BEST_IFCA] == pytest.approx(2 * means["ifca"])
     rows = results.rows.set_index(["condition", "number", "seed"])
-    trained = {label: runs[label, 0].read_json("finished")["train_tokens"] for label in ("vanilla", "ifca 1")}
+    trained = {label: runs[label, 0].read_json("finished")["train_tokens"] for label in ("unclustered", "ifca 1")}
     # rounds, clients, models, batches, sequences, predicted tokens; an evaluation costs a third of training
     reading = 5 * 6 * 3 * 4 * 2 * 15 / 3
-    assert rows.loc[("ifca", 0, 0), "compute"] == pytest.approx((trained["ifca 1"] + reading) / trained["vanilla"])
+    assert rows.loc[("ifca", 0, 0), "compute"] == pytest.approx((trained["ifca 1"] + reading) / trained["unclustered"])
 
 
 def test_the_best_start_has_the_lowest_training_loss(results):
@@ -87,17 +95,17 @@ def test_the_best_start_has_the_lowest_training_loss(results):
 
 
 def test_the_pooled_model_is_evaluated_on_the_text_of_every_client(runs):
-    vanilla, pooled = runs["vanilla", 0], runs["pooled", 0]
-    own, cross = client_losses(pooled.trajectory(), vanilla)
-    seen, table = pooled.trajectory(), vanilla.config["partition_table"]
+    unclustered, pooled = runs["unclustered", 0], runs["pooled", 0]
+    own, cross = client_losses(pooled.trajectory(), unclustered)
+    seen, table = pooled.trajectory(), unclustered.config["partition_table"]
     loss = np.array([seen.curve("final.loss", name)[-1] for name in table["domains"]])
     for client, tokens in enumerate(table["tokens"]):
         home = int(np.argmax(tokens))  # each client has one topic
         assert own[client] == pytest.approx(loss[home])
         assert cross[client] == pytest.approx(np.delete(loss, home).mean())
-    same, _ = client_losses(vanilla.trajectory(), vanilla)
+    same, _ = client_losses(unclustered.trajectory(), unclustered)
     assert same == pytest.approx(
-        np.array([vanilla.trajectory().curve("final.loss", table["domains"][int(np.argmax(tokens))])[-1] for tokens in table["tokens"]])
+        np.array([unclustered.trajectory().curve("final.loss", table["domains"][int(np.argmax(tokens))])[-1] for tokens in table["tokens"]])
     )
 
 
@@ -121,12 +129,12 @@ def test_differences_are_paired_by_seed_with_exact_p_values(results):
     )
     assert "no exact p below 0.5 is possible" in results.power_statement()
     share = results.recovered_gain()
-    assert share.estimate == pytest.approx((wide["vanilla"] - wide["text"]).mean() / (wide["vanilla"] - wide["oracle"]).mean())
+    assert share.estimate == pytest.approx((wide["unclustered"] - wide["text"]).mean() / (wide["unclustered"] - wide["oracle"]).mean())
 
 
 def test_every_condition_is_diagnosed_with_the_same_baselines(results):
     assert set(results.diagnoses) == set(CONDITIONS) - {"iid", "pooled"}
-    gap = next(each for each in results.diagnoses["vanilla"] if each.failure == "loss gap")
+    gap = next(each for each in results.diagnoses["unclustered"] if each.failure == "loss gap")
     assert gap.grade != "not measured" and gap.num_seeds == 2 and math.isfinite(gap.excess)
 
 
@@ -154,7 +162,7 @@ def make_results(own, diverged=(), seeds=7) -> ComparisonResults:
 def test_too_few_seeds_never_state_an_improvement():
     """The loss of text clusters is lower by .1 in every seed, up to a hundredth."""
     for seeds, verdict in ((1, "not distinguishable from"), (3, "not distinguishable from"), (7, "better than")):
-        one = make_results({"vanilla": 4.1, "text": 4.0, "random": 4.1}, seeds=seeds)
+        one = make_results({"unclustered": 4.1, "text": 4.0, "random": 4.1}, seeds=seeds)
         one.rows["own"] += 1e-3 * np.arange(len(one.rows)) ** 2 % 0.01
         said = summarize_results(one)
         assert f"text clusters are {verdict} random" in said and "nan" not in said and "+nan" not in render_markdown(report_parts(one))
@@ -162,10 +170,10 @@ def test_too_few_seeds_never_state_an_improvement():
 
 
 def test_a_condition_with_a_diverged_run_has_no_mean():
-    own = {"vanilla": 4.1, "text": 4.0, "random": 4.1}
+    own = {"unclustered": 4.1, "text": 4.0, "random": 4.1}
     one = make_results(own, {("text", 0), ("random", 0)})
     means, row = one.means().set_index("condition"), one.contrasts("own", "random").set_index("condition").loc["text"]
-    assert math.isnan(means.loc["text", "own"]) and means.loc["text", "diverged"] == 1 and means.loc["vanilla", "own"] > 4
+    assert math.isnan(means.loc["text", "own"]) and means.loc["text", "diverged"] == 1 and means.loc["unclustered", "own"] > 4
     assert (row["seeds"], row["both_diverged"], row["diverged"]) == (6, 1, 2) and row["effect"] == pytest.approx(-0.1)
     every = make_results(own, {(arm, seed) for arm in own for seed in range(7)})
     assert "runs of both diverged in 7 seeds" in summarize_results(every) and "+0.0000" not in render_markdown(report_parts(every))
@@ -194,7 +202,7 @@ def test_a_stopped_run_is_named_and_the_others_are_reported(comparison, cache, t
     there = replace(cache, runtime=replace(cache.runtime, runs_dir=tmp_path))
     odd = replace(
         comparison,
-        conditions=("vanilla", "iid", "oracle"),
+        conditions=("unclustered", "iid", "oracle"),
         seeds=(0,),
         raw_config={
             **comparison.raw_config,
@@ -205,7 +213,7 @@ def test_a_stopped_run_is_named_and_the_others_are_reported(comparison, cache, t
     results = collect_results(run_study(odd.build_study(), there))
     assert len(results.stopped_runs) == 1
     assert results.stopped_runs[0].startswith("oracle, seed 0: OracleClustering needs the true domains of the clients")
-    assert results.means()["condition"].tolist() == ["vanilla", "iid"]
+    assert results.means()["condition"].tolist() == ["unclustered", "iid"]
 
 
 @pytest.mark.parametrize(
@@ -234,7 +242,7 @@ def test_general_text_and_syntax_are_changes_since_the_start_of_each_run(compari
         "minimal_pairs": 4,
     }
     watched = replace(
-        comparison, conditions=("vanilla", "iid", "local"), seeds=(0,), raw_config={**comparison.raw_config, "evaluation": evaluate}
+        comparison, conditions=("unclustered", "iid", "local"), seeds=(0,), raw_config={**comparison.raw_config, "evaluation": evaluate}
     )
     manifest = run_study(watched.build_study(), there)
     rows = collect_results(manifest).rows.set_index("condition")

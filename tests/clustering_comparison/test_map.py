@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedrift.studies.comparison_report import map_report_parts, render_markdown
+from fedrift.report.comparison import map_report_parts, render_markdown
 from fedrift.studies.comparison_results import PARTITIONS, ClusteringMap, equal_sizes, summarize_map
 from fedrift.studies.run import preview_study, run_study
 

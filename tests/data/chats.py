@@ -27,17 +27,23 @@ PAIRS = [{"prompt": "the cat", "completion": " sat on the mat"}, {"prompt": "on 
 ALPACA = [{"instruction": "the cat", "input": "", "output": "sat"}, {"instruction": "the cat", "input": "on the mat", "output": "the end"}]
 
 
-def chat_tokenizer(template: str | None = None, bos: bool = False) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer of 300 entries; with ``bos`` it starts each text with ``<s>``, as those of Llama and Gemma do."""
+def train_bpe(special: list[str]) -> Tokenizer:
+    """Train a byte-level BPE of 300 entries."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     bpe.train_from_iterator(
         ["the cat sat on the mat, the end"],
         trainers.BpeTrainer(
-            vocab_size=300, special_tokens=SPECIAL, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+            vocab_size=300, special_tokens=special, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
         ),
     )
+    return bpe
+
+
+def chat_tokenizer(template: str | None = None, bos: bool = False) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer of 300 entries; with ``bos`` it starts each text with ``<s>``, as those of Llama and Gemma do."""
+    bpe = train_bpe(SPECIAL)
     if bos:
         bpe.post_processor = processors.TemplateProcessing(
             single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", bpe.token_to_id("<s>"))]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from .chats import train_bpe
 
 END, PAD = "<|end|>", "<|pad|>"
 
@@ -17,13 +18,4 @@ def no_data_folder(monkeypatch):
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer of 300 entries."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator(
-        ["the cat sat on the mat, the end"],
-        trainers.BpeTrainer(
-            vocab_size=300, special_tokens=[END, PAD], show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-        ),
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END, eos_token=END, pad_token=PAD)
+    return PreTrainedTokenizerFast(tokenizer_object=train_bpe([END, PAD]), bos_token=END, eos_token=END, pad_token=PAD)

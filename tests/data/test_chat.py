@@ -14,8 +14,8 @@ import pytest
 
 from fedrift.core.errors import UserError
 from fedrift.data import DatasetConfig, load_corpus, pack_blocks, tokenize_corpus
-from fedrift.data.chat_tokens import PLAIN_TEMPLATE, resolve_template, template_notes, tokenize_example
 from fedrift.data.conversations import Example, Turn, Unusable, read_documents
+from fedrift.data.tokenization import PLAIN_TEMPLATE, resolve_template, template_notes, tokenize_example
 from fedrift.partition import Partition, Style
 from fedrift.partition.base import partition_corpus
 from fedrift.partition.export import client_table, export_partition

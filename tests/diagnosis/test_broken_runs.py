@@ -12,8 +12,7 @@ import torch
 from fedrift.core.records import Trajectory
 from fedrift.core.types import FederatedState
 from fedrift.diagnosis import detectors, diagnose, judge_run
-from fedrift.diagnosis.curves import read_curve
-from fedrift.diagnosis.finding import THRESHOLDS, RunEvidence
+from fedrift.diagnosis.finding import THRESHOLDS, RunEvidence, read_curve
 from fedrift.engine.build import build_run
 from fedrift.engine.cache import resolve_fingerprints
 from fedrift.engine.run import run_experiment
@@ -206,5 +205,5 @@ def test_weights_of_1e30_are_reported_as_broken_on_every_processor(tmp_path):
     state = setting.initial_state
     params = state.server.params.map(lambda leaf: torch.full_like(leaf, 1e30))
     after = replace(state, round=1, server=replace(state.server, params=params))
-    start, end = (float(setting.losses.evaluate_state(each)["loss", ""]) for each in (state, after))
+    start, end = (float(setting.evaluation.losses.evaluate_state(each)["loss", ""]) for each in (state, after))
     assert judge_run(run(loss=[start, end], loss_uniform=[UNIFORM])).sentence.startswith("Training failed: ")

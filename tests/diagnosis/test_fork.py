@@ -21,9 +21,9 @@ from fedrift.simulation import ClientSimulator
 from fedrift.storage import Run, list_runs
 from fedrift.storage.updates import UpdateLog
 from fedrift.studies.fork_report import make_fork_config, report_fork
-from tests.small_experiment import experiment
+from tests.small_experiment import Killed, experiment, killed_at
 from tests.storage.test_updates import CPU, recording
-from tests.test_run import Killed, assert_equal, killed_at
+from tests.test_run import assert_equal
 
 ALGORITHMS = {
     "Scaffold": {"algorithm": Scaffold()},

@@ -101,7 +101,7 @@ def test_calibrations_are_written_to_one_page(tmp_path):
     numbers = to_dict("synthetic", alarms, recalls)
     (tmp_path / "calibration-synthetic.json").write_text(__import__("json").dumps(numbers))
     page = render_page(load_calibrations(tmp_path))
-    assert page.startswith(PAGE_HEADER[:20]) and "| slow | stalled convergence | 5 of 5 | confirmed | 10 | – | loss gap | – | 0% |" in page
+    assert page.startswith(PAGE_HEADER[:20]) and "| slow | stalled convergence | 5 of 5 | confirmed | 10 | – | loss gap | – | 0 % |" in page
 
 
 def test_seeds_give_different_runs(testbed):

@@ -32,11 +32,11 @@ def overhead_sentence() -> str:
     shares = [row["cpu_with"] / row["cpu_without"] - 1 for row in found["seconds_per_round"]]
     return (
         f"With `{found['model']}`, LoRA of {found['adapter_parameters']:,} parameters, {found['clients_per_round']} clients per round and "
-        f"{found['local_steps']} local steps, recording takes {found['overhead_share']:.1%} of a round's processor time "
+        f"{found['local_steps']} local steps, recording takes {100 * found['overhead_share']:.1f} % of a round's processor time "
         f"({milliseconds:.0f} ms; `python -m benchmarks.flower_overhead --rounds {found['rounds']} --repeats {len(shares)}`). It grows "
         f"with the size of what clients send, not with their training. This is measured inside the wrapper. Whole apps with the wrapper "
-        f"take {found['app_overhead']:.1%} more processor time than without it, over {len(shares)} turns on an idle machine, in both "
-        f"orders. Single turns lie between {min(shares):+.1%} and {max(shares):+.1%}"
+        f"take {100 * found['app_overhead']:.1f} % more processor time than without it, over {len(shares)} turns on an idle "
+        f"machine, in both orders. Single turns lie between {100 * min(shares):+.1f} % and {100 * max(shares):+.1f} %"
     )
 
 

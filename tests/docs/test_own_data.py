@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from fedrift.config.schema import parse_config
-from fedrift.data.chat_tokens import resolve_template
+from fedrift.data.tokenization import resolve_template
 from fedrift.storage import list_runs
 from tests.data.chats import chat_tokenizer
 

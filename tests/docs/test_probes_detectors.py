@@ -10,9 +10,9 @@ from types import ModuleType
 import pytest
 
 from fedrift import diagnosis, load_config, probes
+from fedrift import probes as registry
 from fedrift.diagnosis.finding import THRESHOLDS, RunEvidence
 from fedrift.engine.run import run_experiment
-from fedrift.probes import registry
 from tests import small_experiment
 from tests.diagnosis.runs import run
 

@@ -169,7 +169,7 @@ def test_a_linear_map_without_forward_pass_gets_no_adapter_and_is_refused_by_nam
 
 def test_experts_without_an_adapter_have_a_warning(architectures):
     warnings = StackedModel(architectures.make_network("mixtral"), ALL).warnings
-    assert any(re.search(r"MixtralExperts \(\d+\.\d% of the model's weights\) gets no adapter", line) for line in warnings)
+    assert any(re.search(r"MixtralExperts \(\d+\.\d % of the model's weights\) gets no adapter", line) for line in warnings)
     assert StackedModel(architectures.make_network("mixtral"), Lora(r=2)).warnings == []
     assert StackedModel(network("llama"), ALL).warnings == []
 

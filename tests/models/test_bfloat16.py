@@ -26,8 +26,7 @@ from fedrift.models.trainable import All, LastBlocks, Lora
 from fedrift.simulation.simulator import value_and_gradient
 from tests.models.networks import batch, network
 from tests.models.tiny import KINDS, random_model
-from tests.small_experiment import experiment, make_cache
-from tests.test_run import Killed, killed_at
+from tests.small_experiment import Killed, experiment, killed_at, make_cache
 
 TRAINABLES = [Lora(r=2, target_modules=("all",)), LastBlocks(), All()]
 CLIENTS = torch.arange(3)

@@ -67,7 +67,7 @@ def test_a_run_and_its_baseline_succeed_with_a_real_tokenizer(kind, tmp_path, sh
     asked = resolve_fingerprints(
         load_config(tmp_path / "e.yaml"), there := ResourceCache(Runtime(cache_dir=tmp_path / "cache", device="cpu"))
     )
-    held = build_run(asked, there).losses.held_out.blocks
+    held = build_run(asked, there).evaluation.losses.held_out.blocks
     tokens, keep = torch.from_numpy(held.tokens), torch.from_numpy(held.mask)
     losses = [
         theirs(input_ids=tokens[rows], labels=tokens[rows].masked_fill(~keep[rows], -100)).loss.item()

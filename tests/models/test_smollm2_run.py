@@ -37,7 +37,7 @@ def test_smollm2_trains_with_its_baseline_and_peft_loads_its_adapters(tmp_path):
     for each in (run, iid):
         loss = each.trajectory().curve("loss")
         assert 3 < loss[-1] < loss[0] < 5  # the range of a model that knows English
-    held = build_run(resolve_fingerprints(asked, there), there).losses.held_out.blocks
+    held = build_run(resolve_fingerprints(asked, there), there).evaluation.losses.held_out.blocks
     tokens, keep = torch.from_numpy(held.tokens), torch.from_numpy(held.mask)
     base = load_model("smollm2-135m", cache_dir=there.runtime.cache_dir).network
     theirs = PeftModel.from_pretrained(base, run.folder / "model").eval()

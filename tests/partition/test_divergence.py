@@ -8,7 +8,7 @@ from scipy.sparse import csr_array
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy as nats
 
-from fedrift.partition import divergence
+from fedrift.partition import heterogeneity as divergence
 
 
 def random_table(rows=5, columns=40, seed=0):

@@ -128,8 +128,8 @@ def test_seconds_are_reported_per_probe_and_an_exceeded_budget_has_a_warning():
     assert said["share"] == pytest.approx(3 / 11)
     assert list(said["seconds"]) == ["hidden", "losses"]
     assert overhead_warning(said, 8.0, panel) == (
-        "the probes took 27% of the run's time, which exceeds the budget of 20%; the slowest probe, hidden, took 67% "
-        "of the probe time; evaluation.expensive_interval=10 would reduce the share to 20%"
+        "the probes took 27 % of the run's time, which exceeds the budget of 20 %; the slowest probe, hidden, took 67 % "
+        "of the probe time; evaluation.expensive_interval=10 would reduce the share to 20 %"
     )
     assert overhead_warning(overhead_summary([{"train": 90.0, "evaluate": 10.0, "probe.losses": 10.0}], panel), 90.0, panel) == ""
     assert "evaluation.interval" in overhead_warning(

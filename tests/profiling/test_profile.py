@@ -16,8 +16,8 @@ from fedrift.config.schema import edit_config
 from fedrift.core.errors import UserError
 from fedrift.engine.run import run_experiment
 from fedrift.profiling import profile_run
-from fedrift.profiling.hints import find_hints
 from fedrift.profiling.operations import ELEMENTWISE, HEAD, IDLE, OPTIMIZER, storage_bytes, sum_by_kind
+from fedrift.profiling.profiler import find_hints
 from fedrift.storage.tensors import load_tensors
 from tests.small_experiment import experiment, make_cache
 
@@ -144,13 +144,13 @@ def test_hints_are_ordered_by_cost():
         0.22,
     )
     assert told == [
-        "Evaluation of the losses takes 44% of a run. With evaluation.interval=5 it would take 14%.",
+        "Evaluation of the losses takes 44 % of a run. With evaluation.interval=5 it would take 14 %.",
         "--clients-per-pass 1 gave 1.25x the tokens per second of the current 4 clients per pass.",
     ]
     assert find_hints(phases(training=5.0), plan(), 0.0, [], 0.7) == [
-        "No phase stands out: training takes 100% of a run and reaches 70% of the machine's peak."
+        "No phase stands out: training takes 100 % of a run and reaches 70 % of the machine's peak."
     ]
-    assert find_hints(phases(training=5.0), plan(), 0.3, [], 0.7)[0].startswith("30% of the trained positions are padding")
+    assert find_hints(phases(training=5.0), plan(), 0.3, [], 0.7)[0].startswith("30 % of the trained positions are padding")
 
 
 def test_an_experiment_without_rounds_is_refused(tmp_path):

@@ -59,7 +59,7 @@ def test_the_page_starts_with_the_clients_and_ends_with_the_partition(corpus):
         "Heterogeneity of the clients",
         "word divergence",
         "Client data",
-        "client 0, 100% domain0",
+        "client 0, 100 % domain0",
         "Sample documents",
         "Partition settings",
         "severity: 1.0",

@@ -69,7 +69,7 @@ def test_a_study_without_effects_states_the_detectable_effect(tmp_path):
         )
     )
     assert [claim.verdict for claim in document.claims] == ["inconclusive"]
-    assert "would have been detected with 80% probability" in document.claims[0].sentence
+    assert "would have been detected with 80 % probability" in document.claims[0].sentence
     assert " 0 are confirmed" in section(document, "diagnoses").text[0]
     table = next(table for table in document.tables if table.key == "verdicts")
     smallest = table.rows[0][table.columns.index("detectable")]

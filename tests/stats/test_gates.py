@@ -136,7 +136,7 @@ def test_if_the_baseline_learned_too_little_nothing_is_supported():
     assert find_void_conditions(runs, Gate()) == {("main", "arm=plain"): pytest.approx(0.1)}
     found = evaluate_gated([half_contrast()], runs, ["arm"], Gate())[0]
     assert found.verdict == "void"
-    assert found.sentence == "half is void: the baseline gained only 0.1 nats in arm=plain, and 0.15 were needed."
+    assert found.sentence == "half is void: the baseline gained only 0.1 nats per token in arm=plain, and 0.15 were needed."
     assert found.effect == pytest.approx(-0.1, abs=0.01) and found.notes[0].startswith("half is supported.")
     assert evaluate_gated([half_contrast()], runs, ["arm"])[0].verdict == "supported"
     assert evaluate_gated([half_contrast()], runs, ["arm"], Gate(min=0.05))[0].verdict == "supported"

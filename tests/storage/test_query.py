@@ -12,7 +12,7 @@ import pytest
 
 from fedrift.core.errors import UserError
 from fedrift.core.records import Record
-from fedrift.diagnosis.curves import final_loss
+from fedrift.diagnosis.finding import final_loss
 from fedrift.storage import Run, connect, jsonl, query, query_frame, query_rows
 from fedrift.storage.parquet import has_value_statistics, is_parquet_stale, parquet_path, write_parquet
 from fedrift.storage.query import _build_table, flatten

@@ -21,8 +21,8 @@ from fedrift.engine.run import run_experiment
 from fedrift.storage.checkpoint import flatten_state, load_checkpoint
 from fedrift.storage.parquet import load_arrays, save_arrays
 from fedrift.storage.updates import UpdateLog
-from tests.small_experiment import experiment
-from tests.test_run import Killed, assert_equal, killed_at, replace_root
+from tests.small_experiment import Killed, experiment, killed_at
+from tests.test_run import assert_equal, replace_root
 
 CPU = torch.device("cpu")
 ALGORITHMS = {

@@ -22,17 +22,8 @@ from fedrift.storage import Run
 from fedrift.studies import StudyManifest, build_study_table, executors
 from fedrift.studies.executors import Executor, Local, Processes, Ray, Slurm, Stacked
 from fedrift.studies.run import run_phase, run_study
-from tests.small_experiment import experiment, make_cache
+from tests.small_experiment import SHORT, experiment, make_cache
 from tests.studies.small import study
-
-SHORT = (
-    "training.num_rounds=1",
-    "training.local_steps=1",
-    "evaluation.blocks_per_domain=1",
-    "evaluation.blocks_per_client=0",
-    "evaluation.final_blocks_per_domain=0",
-    "evaluation.probes=[]",
-)
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pytest
 
 from fedrift.core.errors import UserError
 from fedrift.core.records import Record, Trajectory
-from fedrift.diagnosis.curves import domain_variability
 from fedrift.diagnosis.failures import DIVERGENCE_METRICS
+from fedrift.diagnosis.finding import domain_variability
 from fedrift.studies import Study, evaluate_study_hypotheses
 from fedrift.studies.outcomes import has_diverged, list_recorded_metrics, summarize_metric
 from tests.report.stored_study import make_study

@@ -162,6 +162,3 @@ class Robust(Unweighted):
                 f"{type(algorithm).__name__} also uploads are averaged without protection"
             )
         return messages
-
-
-__all__ = ["Aggregator", "AlgorithmInfo", "Robust", "Unweighted"]

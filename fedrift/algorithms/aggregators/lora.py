@@ -307,17 +307,3 @@ class FLoRA(ProductAggregator):
 
     def incompatibilities(self, algorithm: AlgorithmInfo, param_names: Collection[str]) -> list[str]:
         return super().incompatibilities(algorithm, param_names) + reject_param_state(self, algorithm, param_names)
-
-
-__all__ = [
-    "FlexLoRA",
-    "ProductAggregator",
-    "add_to_base",
-    "keeps_param_state",
-    "reject_missing_adapters",
-    "reject_param_state",
-    "reject_weight_decay",
-    "truncate_rank",
-    "weighted_products",
-    "zero_base",
-]

@@ -125,6 +125,3 @@ class NormClippedMean(Aggregator):
 
     def aggregate(self, server: ServerState, update: CohortUpdate) -> Tree:
         return weighted_mean(update.delta * (self.max_norm / update.delta.norm().clamp_min(self.max_norm)), update)
-
-
-__all__ = ["Mean", "NormClippedMean", "cluster_mean", "cluster_sum", "has_update", "rows_by_model", "weighted_mean"]

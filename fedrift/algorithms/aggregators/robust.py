@@ -151,6 +151,3 @@ def select_lowest_scores(squared_distances: Tensor, num_byzantine: int, num_sele
     num_neighbors = min(max(size - num_byzantine - 2, 1), size - 1)
     score = squared_distances.sort(1).values[:, 1 : 1 + num_neighbors].sum(1)  # the first is the distance of a row to itself
     return score.argsort(stable=True)[: min(num_selected, size)]
-
-
-__all__ = ["Median", "coordinate_trimmed_mean"]

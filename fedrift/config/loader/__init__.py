@@ -6,11 +6,8 @@ key, the closest key that exists. A class that can be chosen is named by the key
 """
 
 from .choices import Registry
-from .dumping import dump_value
-from .overrides import apply_overrides, check_no_override_is_lost, edit_config, set_key
-from .parsing import parse_value, validate_fields
-from .scalars import plain_type
-from .yaml_text import MAX_BYTES, dump_yaml, load_yaml, parse_yaml
+from .parsing import dump_value, parse_value, plain_type, validate_fields
+from .yaml_text import MAX_BYTES, apply_overrides, check_no_override_is_lost, dump_yaml, edit_config, load_yaml, parse_yaml, set_key
 
 __all__ = [
     "MAX_BYTES",

@@ -1,21 +1,31 @@
-"""Conversion of plain values to configuration classes, with one message per mistake."""
+"""Conversion of plain values to configuration classes, with one message per mistake, and back to plain values."""
 
 from __future__ import annotations
 
+import inspect
+import sys
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
-from functools import cache
+from functools import cache, partial
+from hashlib import sha256
+from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import Len, MinLen
+from annotated_types import DocInfo, Ge, Gt, Interval, Le, Len, Lt, MaxLen, MinLen
+from pydantic import Strict, TypeAdapter, ValidationError
 
 from ...core.errors import UserError, closest_match, quote_value, unknown_name_error
+from ...core.registry import import_path_of
 from .choices import Registry
-from .dumping import PACKAGE, top_package
-from .scalars import SCALAR_TYPES, check_scalar, describe_type, plain_type
 from .yaml_text import display_key
 
+PACKAGE = __name__.partition(".")[0]
+MAX_INT = 1_000_000  # largest absolute value of a whole number, unless the type of the field sets another bound
+MIN_FLOAT, MAX_FLOAT = 1e-30, 1e30  # range of the absolute value of other numbers than 0, well within the range of float32
+MAX_TEXT_LENGTH = 1000  # characters of a text, unless the type of the field sets another bound
+SCALAR_TYPES = (bool, int, float, str)
 MAX_REPORTED_ERRORS = 20  # in one error message
 
 
@@ -67,14 +77,10 @@ class Parser:
     """Converts plain values to values of types, and collects the mistakes.
 
     After a mistake, a method returns None or an incomplete value.
-
-    Args:
-        registry: The classes that can be chosen by name.
-        errors: The mistakes so far, each with the path of its key.
     """
 
-    registry: Registry
-    errors: list[str] = field(default_factory=list)
+    registry: Registry  # the classes that can be chosen by name
+    errors: list[str] = field(default_factory=list)  # the mistakes so far, each with the path of its key
 
     def parse(self, kind: Any, raw: Any, key_path: str, default: Any = MISSING) -> Any:
         """Convert plain values to a value of a type: a class chosen by name, a dataclass, a union, a list, a mapping or a scalar.
@@ -288,3 +294,173 @@ def _unknown_choice_error(key_path: str, raw: Any, name: Any, choices: Mapping[s
 
 def _field_default(f: Field[Any]) -> Any:
     return f.default_factory() if f.default_factory is not MISSING else f.default
+
+
+# Numbers, texts and other values without parts: which of them a type allows, and how an error message describes the type.
+
+
+def check_scalar(kind: Any, raw: Any) -> Any:
+    """Return a number, a text or another scalar in the type of its field, or ``MISSING`` if the type does not allow it."""
+    if isinstance(raw, float) and raw.is_integer() and abs(raw) <= MAX_INT and plain_type(kind) is int:
+        raw = int(raw)  # 1e3
+    try:
+        value = _get_adapter(kind).validate_python(raw) if _is_allowed_scalar(raw, kind) else MISSING
+    except (ValidationError, OverflowError):
+        return MISSING
+    return value + 0.0 if isinstance(value, float) else value  # converts -0.0 to 0.0
+
+
+def _is_allowed_scalar(value: Any, kind: Any) -> bool:
+    """Return whether a value respects the general limits: the range of numbers, the length of text, and no control characters."""
+    if kind is Any:
+        return True
+    bounds = get_args(kind)[1:] if get_origin(kind) is Annotated else ()
+    if isinstance(value, bool):
+        return True
+    if isinstance(value, int):
+        return any(isinstance(bound, Le) or (isinstance(bound, Interval) and bound.le is not None) for bound in bounds) or abs(value) <= (
+            MAX_INT if plain_type(kind) is int else MAX_FLOAT
+        )
+    if isinstance(value, float):
+        return value == 0 or MIN_FLOAT <= abs(value) <= MAX_FLOAT
+    if isinstance(value, str):
+        max_length = next((bound.max_length for bound in bounds if isinstance(bound, MaxLen)), MAX_TEXT_LENGTH)
+        return len(value) <= max_length and not any(
+            unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t" for character in value
+        )
+    return True
+
+
+def plain_type(kind: Any) -> Any:
+    """Return the type without annotations and without an alternative None; None if several types remain."""
+    if get_origin(kind) is Annotated:
+        return plain_type(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        parts = [part for part in get_args(kind) if part is not NoneType]
+        return plain_type(parts[0]) if len(parts) == 1 else None
+    return kind
+
+
+@cache
+def _cached_adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(strict_type(kind))
+
+
+def _get_adapter(kind: Any) -> TypeAdapter[Any]:
+    try:
+        return _cached_adapter(kind)
+    except TypeError:  # a type that cannot be hashed
+        return TypeAdapter(strict_type(kind))
+
+
+def strict_type(kind: Any) -> Any:
+    """Return the type with strict validation, so that texts and truth values are not converted to numbers or vice versa."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return Annotated[(strict_type(inner[0]), *inner[1:])]  # type: ignore[return-value]
+    if origin in (Union, UnionType):
+        return Union[tuple(strict_type(part) for part in inner)]  # noqa: UP007
+    return Annotated[kind, Strict()] if kind in SCALAR_TYPES else kind
+
+
+def describe_type(kind: Any) -> str:
+    """Describe the values that a type allows, for example ``a whole number from 1 to 1,000,000``."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return next((part.documentation for part in inner[1:] if isinstance(part, DocInfo)), "") or _describe_bounds(inner[0], inner[1:])
+    if origin in (Union, UnionType):
+        return " or ".join(describe_type(part) for part in inner)
+    if origin is Literal:
+        return " or ".join(repr(choice) for choice in inner)
+    if origin is tuple and inner:
+        return (
+            f"a list, each part {describe_type(inner[0])}"
+            if inner[-1] is Ellipsis
+            else f"a list of {len(inner)}: {', '.join(describe_type(part) for part in inner)}"
+        )
+    if origin is dict or is_dataclass(kind):
+        return "keys and values"
+    return {NoneType: "null", bool: "true or false"}.get(kind) or _describe_bounds(kind, ())
+
+
+def _describe_bounds(kind: Any, bounds: tuple[Any, ...]) -> str:
+    """Describe a number or a text with its bounds."""
+    if kind is str:
+        has_minimum = any(isinstance(bound, (MinLen, Len)) for bound in bounds)
+        max_length = next((bound.max_length for bound in bounds if isinstance(bound, MaxLen)), MAX_TEXT_LENGTH)
+        return f"text of {'1 to' if has_minimum else 'at most'} {max_length:,} characters without control characters"
+    if kind not in (int, float):
+        return describe_type(kind) + (", at least one" if any(isinstance(bound, (MinLen, Len)) for bound in bounds) else "")
+    low: tuple[float, bool] = (-MAX_INT if kind is int else -MAX_FLOAT, True)
+    high: tuple[float, bool] = (MAX_INT if kind is int else MAX_FLOAT, True)
+    for bound in (part for entry in bounds for part in (entry if isinstance(entry, Interval) else [entry])):
+        low = (bound.ge, True) if isinstance(bound, Ge) else (bound.gt, False) if isinstance(bound, Gt) else low  # type: ignore
+        high = (bound.le, True) if isinstance(bound, Le) else (bound.lt, False) if isinstance(bound, Lt) else high  # type: ignore
+    if kind is float and low == (0, False):
+        low = (MIN_FLOAT, True)
+    name, form = ("a whole number", "{:,}") if kind is int else ("a number", "{:,g}")
+    return f"{name} {'from' if low[1] else 'above'} {form.format(low[0])} {'to' if high[1] else 'and below'} {form.format(high[0])}"
+
+
+# Back to plain values.
+
+
+def dump_value(value: Any, registry: Registry) -> Any:
+    """Convert a value to plain values that ``parse_value`` reads.
+
+    A class from outside fedrift is represented by its registered name or import path and by a hash of its source.
+
+    Args:
+        value: A dataclass instance, a mapping, a list or a scalar.
+        registry: The classes that can be chosen by name.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        field_values = {f.name: dump_value(getattr(value, f.name), registry) for f in fields(value)}
+        if top_package(type(value)) != PACKAGE:
+            name = registry.name_of(type(value)) or import_path_of(type(value))
+            return {"type": name, "source": hash_source(type(value)), **field_values}
+        if registry.is_choice(value):
+            return {"type": type(value).__name__, **field_values}
+        return field_values
+    if isinstance(value, Mapping):
+        return {str(key): dump_value(part, registry) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [dump_value(part, registry) for part in value]
+    return value
+
+
+def hash_source(thing: Any) -> str:
+    """Return the sha256 of the source files of a class and of its base classes outside fedrift and the standard library.
+
+    Args:
+        thing: The class; or a function, whose own file is read; or another object, for which its class is read.
+
+    Raises:
+        UserError: A source cannot be read.
+    """
+    while isinstance(thing, partial):
+        thing = thing.func
+    thing = inspect.unwrap(thing) if callable(thing) else thing
+    digest = sha256()
+    for part in [thing] if inspect.isroutine(thing) else (thing if isinstance(thing, type) else type(thing)).__mro__:
+        if top_package(part) not in (PACKAGE, *sys.stdlib_module_names):
+            digest.update(_read_source(part))
+    return digest.hexdigest()
+
+
+def _read_source(thing: Any) -> bytes:
+    try:
+        return Path(str(inspect.getsourcefile(thing))).read_bytes()
+    except (OSError, TypeError):  # a class in a notebook has no file
+        try:
+            return inspect.getsource(thing).encode()
+        except (OSError, TypeError):
+            raise UserError(
+                f"the source of {thing.__module__}.{thing.__qualname__} cannot be read, but the run id depends on it; "
+                "define it in a file and import it"
+            ) from None
+
+
+def top_package(thing: Any) -> str:
+    """Return the first part of the name of the module in which a class or function is defined."""
+    return str(thing.__module__).partition(".")[0]

@@ -1,21 +1,27 @@
-"""Reading and writing of YAML, with the core schema of YAML 1.2 and limits on the size of the text.
+"""Reading, changing and writing of YAML, with the core schema of YAML 1.2 and limits on the size of the text.
 
 PyYAML itself reads YAML 1.1, in which ``1:30`` is 90, ``010`` is 8, ``no`` is false and ``1e-3`` is text; here they are text, 10, text
 and a number. The limits ensure that no input hangs or raises anything but ``UserError``. Not supported are duplicate keys, tags, merge
 keys, keys that are lists or mappings, several documents, and aliases that expand to more than ``MAX_NODES`` values.
+
+An override such as ``algorithm.mu=0.1`` changes plain values by the path of a key. A name without a folder, such as ``demo`` or
+``small``, finds an experiment or a study that comes with fedrift from anywhere.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from ...core.errors import UserError, quote_value
+from ...core.errors import UserError, quote_value, unknown_name_error
 
+Kind = Literal["experiments", "studies"]
 HINTS = {
     "experiment": "give the YAML file of an experiment, e.g. experiments/demo.yaml",
     "study": "give the YAML file of a study, e.g. studies/small.yaml",
@@ -209,3 +215,134 @@ def load_yaml(path: Path, kind: str = "experiment", example: str = "dataset: bbc
 def display_key(key: Any) -> str:
     """Return a key as error messages show it."""
     return key if isinstance(key, str) and len(key) <= 60 and key.isprintable() else quote_value(key)
+
+
+# The ready experiments and studies.
+
+
+def ready_folder(kind: Kind) -> Path:
+    """Return the folder of the ready files: inside an installed package, and beside the package in a checkout."""
+    package = Path(__file__).resolve().parents[2]
+    installed = package / "ready" / kind
+    return installed if installed.is_dir() else package.parent / kind
+
+
+def list_ready(kind: Kind) -> list[str]:
+    """Return the names of the ready experiments or studies, sorted."""
+    return sorted(path.stem for path in ready_folder(kind).glob("*.yaml"))
+
+
+def find_ready(path: Path, kind: Kind) -> Path:
+    """Return the file that a person means: an existing file, or a ready one by its name with or without ``.yaml``.
+
+    Args:
+        path: What was given.
+        kind: The kind of file.
+
+    Returns:
+        The path of a ready file if ``path`` is such a name and no file has this path; else ``path`` unchanged.
+
+    Example:
+        >>> find_ready(Path("demo"), "experiments").name
+        'demo.yaml'
+    """
+    name = path.name.removesuffix(".yaml")
+    if len(path.parts) != 1 or name not in list_ready(kind) or path.is_file():
+        return path
+    return ready_folder(kind) / f"{name}.yaml"
+
+
+# Changes by the path of a key.
+
+
+def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Apply overrides to plain values.
+
+    Args:
+        raw: The keys and values, which are not modified.
+        overrides: Changes as ``"key.key=value"``; each value is YAML. Nothing after the equals sign is the empty text, because a shell
+            removes the quotation marks of ``key=''``; null is written ``null`` or ``~``.
+
+    Returns:
+        A dictionary with the changes.
+
+    Raises:
+        UserError: An override has another form, or its path leads through a value without keys.
+    """
+    for text in overrides:
+        path, separator, value = text.partition("=")
+        if not separator or not path:
+            raise UserError(f"{quote_value(text)}: an override is written path=value, e.g. partition.severity=0.5")
+        raw = set_key(raw, path.strip(), parse_yaml(value, f"the override {quote_value(text)}") if value.strip() else "")
+    return raw
+
+
+def check_no_override_is_lost(overrides: Iterable[str]) -> None:
+    """Check that no override replaces the value of an earlier one, as ``seed=1 seed=2`` and ``algorithm.mu=0.1 algorithm=FedProx`` do.
+
+    Args:
+        overrides: Changes as ``"key.key=value"``. Text of another form is skipped; ``apply_overrides`` refuses it.
+
+    Raises:
+        UserError: A key is given twice, or after one of its own keys.
+    """
+    earlier: list[str] = []
+    for text in overrides:
+        path, separator, _ = text.partition("=")
+        path = path.strip()
+        if not separator:
+            continue
+        if path in earlier:
+            raise UserError(f"the override {quote_value(path)} is given twice: give each key once")
+        lost = next((key for key in earlier if key.startswith(f"{path}.")), None)
+        if lost:
+            raise UserError(
+                f"{quote_value(text)} replaces {quote_value(lost)}, which is given before it: give "
+                f"{quote_value(path)} first, or leave one out"
+            )
+        earlier.append(path)
+
+
+def set_key(raw: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """Set the value at a dotted path, and return the new dictionary.
+
+    On the way, a class that is given by its name only is expanded: ``FedProx`` becomes ``{type: FedProx}``.
+
+    Raises:
+        UserError: The path is malformed, or it leads through a value without keys.
+    """
+    head, _, rest = path.partition(".")
+    inner = raw.get(head)
+    if not head or path.count(".") > MAX_DEPTH:
+        raise UserError(f"{quote_value(path)}: a path consists of keys separated by dots, e.g. partition.severity")
+    if not rest:
+        if path != head:
+            raise UserError(f"{quote_value(path)}: a path must end with a key, e.g. partition.severity")
+        return {**raw, head: value}
+    if isinstance(inner, str):
+        inner = {"name": inner} if head == "dataset" else {"type": inner}
+    if inner is not None and not isinstance(inner, Mapping):
+        raise UserError(f"{quote_value(path)}: {display_key(head)} is {quote_value(inner)}, which has no keys to change")
+    return {**raw, head: set_key(dict(inner or {}), rest, value)}
+
+
+def edit_config(value: Any, changes: Mapping[str, Any]) -> Any:
+    """Return a copy of a configuration with changed fields. All changes are applied before the copy is checked.
+
+    Args:
+        value: The configuration.
+        changes: The new values by path; a double underscore separates nested fields.
+
+    Raises:
+        UserError: A field does not exist.
+
+    Example:
+        >>> edit_config(config, {"partition__severity": 0})  # doctest: +SKIP
+    """
+    new_values: dict[str, Any] = {}
+    for path, part in changes.items():
+        head, _, rest = path.partition("__")
+        if not hasattr(value, head):
+            raise unknown_name_error(f"field of {type(value).__name__}", head, [f.name for f in fields(value)])
+        new_values[head] = edit_config(new_values.get(head, getattr(value, head)), {rest: part}) if rest else part
+    return replace(value, **new_values)

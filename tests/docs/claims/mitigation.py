@@ -60,16 +60,16 @@ def table_rows() -> list[str]:
         for row in comparison["conditions"]:
             if row["condition"] == "ifca best" and len({run["number"] for run in comparison["runs"] if run["condition"] == "ifca"}) == 1:
                 continue  # with a single start the best equals the mean
-            random, vanilla = (contrast(comparison, row["condition"], reference, "own") for reference in ("random", "vanilla"))
+            random, unclustered = (contrast(comparison, row["condition"], reference, "own") for reference in ("random", "unclustered"))
             cells = [
                 row["condition"],
                 f"{row['own']:.4f}",
                 interval(random),
                 p(random["p"]) if random else "",
-                interval(vanilla),
-                p(vanilla["p"]) if vanilla else "",
-                interval(contrast(comparison, row["condition"], "vanilla", "worst")),
-                interval(contrast(comparison, row["condition"], "vanilla", "cross")),
+                interval(unclustered),
+                p(unclustered["p"]) if unclustered else "",
+                interval(contrast(comparison, row["condition"], "unclustered", "worst")),
+                interval(contrast(comparison, row["condition"], "unclustered", "cross")),
                 number(row["general"], "+.3f"),
                 number(row["compute"], ".2f"),
                 number(row["traffic"], ".1f"),
@@ -148,11 +148,11 @@ def main_table(comparisons: Mapping[str, Row]) -> list[str]:
                 interval(contrast(comparison, condition, reference, metric))
                 for condition, reference, metric in (
                     ("text", "random", "own"),
-                    ("text", "vanilla", "own"),
-                    ("text", "vanilla", "worst"),
-                    ("text", "vanilla", "cross"),
-                    ("oracle", "vanilla", "own"),
-                    ("ifca", "vanilla", "own"),
+                    ("text", "unclustered", "own"),
+                    ("text", "unclustered", "worst"),
+                    ("text", "unclustered", "cross"),
+                    ("oracle", "unclustered", "own"),
+                    ("ifca", "unclustered", "own"),
                 )
             ),
             f"{conditions['text']['ari']:.2f}",
@@ -168,18 +168,18 @@ def prose(comparisons: Mapping[str, Row]) -> list[str]:
         label: {
             (condition, reference, metric): contrast(comparison, condition, reference, metric)
             for condition in conditions[label]
-            for reference in ("random", "vanilla")
+            for reference in ("random", "unclustered")
             for metric in ("own", "cross", "worst")
         }
         for label, comparison in comparisons.items()
     }
     text_random = {label: rows["text", "random", "own"] for label, rows in contrasts.items()}
-    text_vanilla = {label: rows["text", "vanilla", "own"] for label, rows in contrasts.items()}
+    text_unclustered = {label: rows["text", "unclustered", "own"] for label, rows in contrasts.items()}
     gains = [-row["effect"] for row in text_random.values()]
     percent = [-100 * math.expm1(-gain) for gain in gains]
     assert {label for label, row in text_random.items() if row["p"] > 0.05} == {"Reddit, 20"}
-    assert {label for label, row in text_vanilla.items() if row["high"] < 0 or row["low"] > 0} == {"BBC News, 20"}
-    rises = [rows["text"]["general"] / rows["vanilla"]["general"] for rows in conditions.values()]
+    assert {label for label, row in text_unclustered.items() if row["high"] < 0 or row["low"] > 0} == {"BBC News, 20"}
+    rises = [rows["text"]["general"] / rows["unclustered"]["general"] for rows in conditions.values()]
     update_runs = [run for comparison in comparisons.values() for run in comparison["runs"] if run["condition"] == "update"]
     assert all(run["models"] == 1 for run in update_runs)
     ifca = [rows["ifca"] for rows in conditions.values()]
@@ -192,7 +192,7 @@ def prose(comparisons: Mapping[str, Row]) -> list[str]:
         assert {condition for condition, grade in row.items() if grade == "confirmed"} == {"local"}
 
     def own(rows: Row, condition: str) -> float:
-        return rows[condition, "vanilla", "own"]["effect"]
+        return rows[condition, "unclustered", "own"]["effect"]
 
     return [
         "With 10 clients, all of them take part in every round. With 20 clients, 10 take part in each round.",
@@ -202,17 +202,17 @@ def prose(comparisons: Mapping[str, Row]) -> list[str]:
         f"it costs {num_bytes:,} bytes per client",
         f"The gain is {value_range(gains, '.3f')} nats, or {min(percent):.0f} to {max(percent):.1f} % of perplexity, with p = {p(min_p(6))}."
         f" The exception is Reddit with 20 clients (p = {p(text_random['Reddit, 20']['p'])}).",
-        f"Only on BBC News with 20 clients is the difference significant ({signed(text_vanilla['BBC News, 20']['effect'])} nats, "
-        f"p = {p(text_vanilla['BBC News, 20']['p'])}).",
+        f"Only on BBC News with 20 clients is the difference significant ({signed(text_unclustered['BBC News, 20']['effect'])} nats, "
+        f"p = {p(text_unclustered['BBC News, 20']['p'])}).",
         f"Random clusters show this cost alone: {value_range(own(rows, 'random') for rows in contrasts.values())} nats.",
-        f"by {value_range(rows['text', 'vanilla', 'cross']['effect'] for rows in contrasts.values())} nats. The loss on general"
-        f" text rises {min(rises):.1f} to {max(rises):.1f} times as much as under vanilla.",
-        f"gains on BBC News with 10 clients ({signed(contrasts['BBC News, 10']['text', 'vanilla', 'worst']['effect'])} nats) and"
-        f" loses on Reddit with 10 clients ({signed(contrasts['Reddit, 10']['text', 'vanilla', 'worst']['effect'])} nats).",
-        f"It costs {min(row['compute'] for row in ifca):.1f} to {max(row['compute'] for row in ifca):.1f} times vanilla's compute per start."
+        f"by {value_range(rows['text', 'unclustered', 'cross']['effect'] for rows in contrasts.values())} nats. The loss on general"
+        f" text rises {min(rises):.1f} to {max(rises):.1f} times as much as under unclustered FedAvg.",
+        f"gains on BBC News with 10 clients ({signed(contrasts['BBC News, 10']['text', 'unclustered', 'worst']['effect'])} nats) and"
+        f" loses on Reddit with 10 clients ({signed(contrasts['Reddit, 10']['text', 'unclustered', 'worst']['effect'])} nats).",
+        f"It costs {min(row['compute'] for row in ifca):.1f} to {max(row['compute'] for row in ifca):.1f} times the compute of unclustered FedAvg per start."
         f" It ends with {min(row['models'] for row in ifca):.0f} to {max(row['models'] for row in ifca):.0f} models, whose ARI with the"
         f" topics is {value_range((row['ari'] for row in ifca), '.2f')}.",
-        f"on own text ({value_range(own(rows, 'pooled') for rows in contrasts.values())} nats over vanilla)",
+        f"on own text ({value_range(own(rows, 'pooled') for rows in contrasts.values())} nats over unclustered FedAvg)",
         "With 10 clients `forgetting of general text` is confirmed for `local` on every corpus",
     ]
 
@@ -228,7 +228,7 @@ def map_tables(map_result: Row) -> list[str]:
         f"With three seeds the smallest possible p-value is {smallest_p:g}",
         f"identified (chance {chance:.2f})",
         *(
-            f"| {row['partition']} | {row['severity']:g} | {interval(row, prefix='random.')} | {interval(row, prefix='vanilla.')} |"
+            f"| {row['partition']} | {row['severity']:g} | {interval(row, prefix='random.')} | {interval(row, prefix='unclustered.')} |"
             f" {signed(row['own'])} | {row['identification_rate']:.2f} | {row['estimated_k']:.0f} |"
             for row in rows
         ),
@@ -243,19 +243,19 @@ def style_claims(style: Row) -> list[str]:
     rows = {
         (condition, reference, metric): contrast(style, condition, reference, metric)
         for condition in conditions
-        for reference in ("random", "vanilla")
+        for reference in ("random", "unclustered")
         for metric in ("own", "worst", "cross")
     }
-    drops = [-100 * math.expm1(rows["text", reference, "own"]["effect"]) for reference in ("vanilla", "random")]
+    drops = [-100 * math.expm1(rows["text", reference, "own"]["effect"]) for reference in ("unclustered", "random")]
     seeds = style["seeds"]
     return [
         f"Style skew at severity 1 was run again with six other seeds ({seeds[0]} to {seeds[-1]})",
         *(
             f"| {reference} | {interval(rows['text', reference, 'own'])}, p = {p(rows['text', reference, 'own']['p'])} |"
             f" {interval(rows['text', reference, 'worst'])} | {interval(rows['text', reference, 'cross'])} |"
-            for reference in ("random", "vanilla")
+            for reference in ("random", "unclustered")
         ),
-        f"by {drops[0]:.0f} % relative to vanilla and by {drops[1]:.0f} % relative to random",
-        f"clusters raise its loss by {conditions['text']['general']:.3f} nats, vanilla by {conditions['vanilla']['general']:.3f} nats.",
-        f"Random clusters help a little too ({signed(rows['random', 'vanilla', 'own']['effect'])} nats relative to vanilla)",
+        f"by {drops[0]:.0f} % relative to unclustered FedAvg and by {drops[1]:.0f} % relative to random",
+        f"clusters raise its loss by {conditions['text']['general']:.3f} nats, unclustered FedAvg by {conditions['unclustered']['general']:.3f} nats.",
+        f"Random clusters help a little too ({signed(rows['random', 'unclustered', 'own']['effect'])} nats relative to unclustered FedAvg)",
     ]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..core.records import perplexity_change_percent
 from ..stats.significance import ALPHA, format_p
-from .comparison_results import (
+from ..studies.comparison_results import (
     COMPARISON_METRICS,
     CONTRAST_REFERENCES,
     CONTRASTED_METRICS,
@@ -20,6 +20,7 @@ from .comparison_results import (
     grade_table,
     undetected_failures,
 )
+from .format import DASH, format_interval, format_number, format_p_value, format_signed
 
 
 class ReportPart(NamedTuple):
@@ -75,25 +76,6 @@ def render_html(report: Sequence[ReportPart], command: str = "") -> str:
     )
 
 
-def format_number(value: Any, digits: int, signed: bool = False) -> str:
-    """Format a number with fixed decimal places; return an empty string for None and NaN."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return f"{float(value):{'+' if signed else ''}.{digits}f}"
-
-
-def format_p_value(p: float, min_attainable_p: float) -> str:
-    """Format a p value; if the smallest possible p value exceeds 0.05, add that value.
-
-    Args:
-        p: The p value.
-        min_attainable_p: Smallest p value that the number of seeds permits.
-    """
-    if math.isnan(p):
-        return ""
-    return format_p(p) if min_attainable_p <= 0.05 else f"{format_p(p)}, smallest possible {format_p(min_attainable_p)}"
-
-
 DIGITS = {"own": 4, "worst": 4, "cross": 4, "next": 4, "general": 4, "syntax": 3, "compute": 2, "traffic": 2, "models": 1, "ari": 2}
 LOSS_METRICS = ("own", "worst", "cross", "next")
 
@@ -130,7 +112,7 @@ def condition_table(results: ComparisonResults, heading: str, metrics: Sequence[
     for row in results.means().to_dict("records"):
         cells = [row["condition"]]
         for metric in metrics:
-            value = format_number(row[metric], DIGITS[metric], signed=metric in ("general", "syntax"))
+            value = (format_signed if metric in ("general", "syntax") else format_number)(row[metric], DIGITS[metric])
             if metric in CONTRASTED_METRICS and math.isfinite(row[metric]):
                 value += f" ({math.exp(row[metric]):.1f})"
             cells.append(value)
@@ -149,9 +131,9 @@ def contrast_tables(results: ComparisonResults) -> list[ReportPart]:
             rows = [
                 [
                     row["condition"],
-                    format_number(row["effect"], 4, signed=True),
-                    format_interval(row),
-                    f"{perplexity_change_percent(row['effect']):+.2f} %" if math.isfinite(row["effect"]) else "",
+                    format_signed(row["effect"], 4),
+                    format_interval(row["low"], row["high"], is_signed=True, digits=4),
+                    f"{perplexity_change_percent(row['effect']):+.2f} %" if math.isfinite(row["effect"]) else DASH,
                     format_p_value(row["p"], row["min_attainable_p"]),
                     format_p_value(row["p_holm"], row["min_attainable_p"]),
                     str(row["seeds"]),
@@ -211,11 +193,11 @@ def map_report_parts(gains: pd.DataFrame, cluster_costs: pd.DataFrame) -> list[R
         [
             str(row["partition"]),
             f"{row['severity']:g}",
-            format_number(row.get("random.effect"), 4, signed=True),
-            format_interval(row, "random."),
+            format_signed(row.get("random.effect"), 4),
+            format_interval(row.get("random.low", math.nan), row.get("random.high", math.nan), is_signed=True, digits=4),
             format_p_value(row.get("random.p", math.nan), row.get("random.min_attainable_p", 1.0)),
-            format_number(row.get("vanilla.effect"), 4, signed=True),
-            format_number(row["own"], 4, signed=True),
+            format_signed(row.get("unclustered.effect"), 4),
+            format_signed(row["own"], 4),
             format_number(row["p"], 2),
             f"{row['identification_rate']:.2f} ({row['chance']:.2f})",
             format_number(row["estimated_k"], 0),
@@ -226,8 +208,8 @@ def map_report_parts(gains: pd.DataFrame, cluster_costs: pd.DataFrame) -> list[R
     cost_rows = [
         [
             str(row["k"]),
-            format_number(row["effect"], 4, signed=True),
-            format_interval(row),
+            format_signed(row["effect"], 4),
+            format_interval(row["low"], row["high"], is_signed=True, digits=4),
             format_p_value(row["p"], row["min_attainable_p"]),
             str(row["seeds"]),
         ]
@@ -236,7 +218,7 @@ def map_report_parts(gains: pd.DataFrame, cluster_costs: pd.DataFrame) -> list[R
     return [
         ReportPart(
             "Where text clusters help",
-            "Loss with text clusters minus loss with random clusters of the same sizes or with vanilla, in nats per token. "
+            "Loss with text clusters minus loss with random clusters of the same sizes or with one model for all, in nats per token. "
             "Negative values mean that text clusters help. Next text is the text of the clients' next training batches. Own text is "
             "held-out text; it is drawn by domain and has no token skew. The other columns describe the clients' embeddings: the p "
             "value of the permutation test of documents, the rate at which documents are closest to their own client's mean (with its "
@@ -247,7 +229,7 @@ def map_report_parts(gains: pd.DataFrame, cluster_costs: pd.DataFrame) -> list[R
                 "minus random, next text",
                 "95 % interval",
                 "p",
-                "minus vanilla, next text",
+                "minus unclustered, next text",
                 "minus random, own text",
                 "p of permutation test",
                 "identification rate (chance)",
@@ -266,17 +248,6 @@ def map_report_parts(gains: pd.DataFrame, cluster_costs: pd.DataFrame) -> list[R
     ]
 
 
-def format_interval(row: Mapping[Any, Any], prefix: str = "") -> str:
-    """Format the interval of a row, or return an empty string if it has none.
-
-    Args:
-        row: Row with the columns ``low`` and ``high``.
-        prefix: Prefix of the two column names.
-    """
-    low, high = row.get(f"{prefix}low", math.nan), row.get(f"{prefix}high", math.nan)
-    return "" if math.isnan(low) else f"{low:+.4f} to {high:+.4f}"
-
-
 def format_cluster_sizes(assignment: dict[str, Any]) -> str:
     """Return the cluster sizes of a decision in descending order, separated by commas."""
     sizes = pd.Series(assignment.get("cluster_ids", [])).value_counts()
@@ -288,12 +259,13 @@ def failure_table(results: ComparisonResults) -> ReportPart:
     table = grade_table(results.diagnoses)
     rows = [[condition, *table[condition]] for condition in results.conditions if condition in table]
     text = (
-        "Grades of the failure detectors for vanilla (before) and for the other conditions (after). The detectors compare the first "
-        "repeat of each condition with vanilla's IID baseline, the centralized run and local training only."
+        "Grades of the failure detectors for unclustered (before) and for the other conditions (after). The detectors compare the first "
+        "repeat of each condition with its IID baseline, the centralized run and local training only."
     )
-    if results.diagnoses.get("vanilla"):
-        not_found, not_measured = undetected_failures(results.diagnoses["vanilla"])
-        text += f" Not found in vanilla: {', '.join(not_found) or 'none'}. Not measured in vanilla: {', '.join(not_measured) or 'none'}."
+    if results.diagnoses.get("unclustered"):
+        not_found, not_measured = undetected_failures(results.diagnoses["unclustered"])
+        text += f" Not found in unclustered: {', '.join(not_found) or 'none'}."
+        text += f" Not measured in unclustered: {', '.join(not_measured) or 'none'}."
     if not rows:
         text += " No condition shows a failure."
     stopped_note = f" Unfinished runs, which are in no table: {'; '.join(results.stopped_runs)}." if results.stopped_runs else ""
@@ -303,7 +275,7 @@ def failure_table(results: ComparisonResults) -> ReportPart:
 def summarize_results(results: ComparisonResults) -> str:
     """Return the answer in words.
 
-    It compares text clusters with random clusters and with vanilla, and states the recovered share of the oracle's gain.
+    It compares text clusters with random clusters and with one model for all, and states the recovered share of the oracle's gain.
     """
     sentences = []
     for reference in CONTRAST_REFERENCES:
@@ -315,14 +287,15 @@ def summarize_results(results: ComparisonResults) -> str:
     if math.isfinite(share.estimate):
         if math.isfinite(share.high - share.low):
             sentences.append(
-                f"Text clusters recover {share.estimate:.0%} of the oracle's gain over vanilla ({share.low:.0%} to {share.high:.0%})."
+                f"Text clusters recover {100 * share.estimate:.0f} % of the oracle's gain over one model for all "
+                f"({100 * share.low:.0f} % to {100 * share.high:.0f} %)."
             )
         else:
             sentences.append(
-                "The oracle's gain over vanilla is not distinguishable from zero with these seeds, so no recovered share is reported."
+                "The oracle's gain over one model for all cannot be distinguished from zero with these seeds, so its share is not reported."
             )
     if results.decisions and all(decision.get("k") == 1 for decision in results.decisions):
-        sentences.append("One cluster was selected in every seed, so the text clusters are identical to vanilla.")
+        sentences.append("One cluster was selected in every seed, so the text clusters are identical to one model for all.")
     return " ".join(sentences)
 
 
@@ -345,21 +318,24 @@ def describe_contrast(row: Mapping[Any, Any], reference: str) -> str:
         )
     is_significant = max(row["p"], row["min_attainable_p"]) <= ALPHA
     verdict = "not distinguishable from" if not is_significant else "better than" if row["effect"] < 0 else "worse than"
-    numbers = [f"{row['effect']:+.4f} nats", format_interval(row), f"p = {format_p_value(row['p'], row['min_attainable_p'])}"]
+    numbers = [f"{row['effect']:+.4f} nats per token", f"p = {format_p(row['p'])}"]
+    if not math.isnan(row["low"]):
+        numbers.insert(1, format_interval(row["low"], row["high"], is_signed=True, digits=4))
+    if row["min_attainable_p"] > ALPHA:
+        numbers.append(f"smallest possible {format_p(row['min_attainable_p'])}")
     power_note = f"; 80 % power for a difference of {row['detectable']:.3g}" if math.isfinite(row["detectable"]) else ""
-    return f"{sentence_start.format(verdict)} ({', '.join(filter(None, numbers))}{power_note})."
+    return f"{sentence_start.format(verdict)} ({', '.join(numbers)}{power_note})."
 
 
 def results_to_json(results: ComparisonResults, command: str = "") -> dict[str, Any]:
-    """Return all results as plain JSON: every run, every comparison, the clusterings and the diagnoses.
+    """Return all results for ``storage.jsonl.to_json``: every run, every comparison, the clusterings and the diagnoses.
 
     Args:
         results: The results.
         command: The command that produced them, or "" for none.
     """
     comparisons = {
-        reference: {metric: frame_to_records(results.contrasts(metric, reference)) for metric in CONTRASTED_METRICS}
-        for reference in CONTRAST_REFERENCES
+        reference: {metric: results.contrasts(metric, reference) for metric in CONTRASTED_METRICS} for reference in CONTRAST_REFERENCES
     }
     share = results.recovered_gain()
     return {
@@ -369,38 +345,13 @@ def results_to_json(results: ComparisonResults, command: str = "") -> dict[str, 
         "power_statement": results.power_statement(),
         "summary": summarize_results(results),
         "metrics": {key: list(description) for key, description in COMPARISON_METRICS.items()},
-        "conditions": frame_to_records(results.means()),
+        "conditions": results.means(),
         "contrasts": comparisons,
-        "recovered_gain": {bound: to_json_number(getattr(share, bound)) for bound in ("estimate", "low", "high")},
+        "recovered_gain": {bound: getattr(share, bound) for bound in ("estimate", "low", "high")},
         "clusters": [
             {key: value for key, value in decision.items() if key not in ("documents", "privacy")} for decision in results.decisions
         ],
-        "failures": frame_to_records(grade_table(results.diagnoses)),
+        "failures": grade_table(results.diagnoses),
         "stopped_runs": list(results.stopped_runs),
-        "runs": frame_to_records(results.rows),
+        "runs": results.rows,
     }
-
-
-def frame_to_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return a table as a list of dictionaries with plain JSON values."""
-    return [{str(key): to_json_number(value) for key, value in row.items()} for row in frame.to_dict("records")]
-
-
-def to_json_number(value: Any) -> Any:
-    """Return a value as a Python number with all digits; NaN becomes None."""
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-__all__ = [
-    "ReportPart",
-    "format_number",
-    "format_p_value",
-    "frame_to_records",
-    "map_report_parts",
-    "render_html",
-    "render_markdown",
-    "report_parts",
-    "results_to_json",
-    "summarize_results",
-]
