@@ -31,7 +31,7 @@ class FedAvg(Algorithm):
     Data", AISTATS 2017, arXiv:1602.05629 (Algorithm 1).
 
     Client k computes y <- y - lr g_k(y), K_k times from y = w. The server computes w <- w + eta_g sum_k p_k (y_k - w). It is
-    implemented as a step of a server optimizer on the negative mean update (Reddi et al., ICLR 2021, arXiv:2003.00295,
+    implemented as a step of a server optimizer on the pseudo-gradient, the negative mean update (Reddi et al., ICLR 2021, arXiv:2003.00295,
     Algorithm 2). The optimizer ``Sgd(1.0)``, that is eta_g = 1, gives the FedAvg of McMahan et al.
 
     Args:
@@ -58,8 +58,8 @@ class FedAvg(Algorithm):
         return self.aggregator.frozen_params(param_names, round)
 
     def server_update(self, server: ServerState, update: CohortUpdate) -> ServerState:
-        descent = -self.aggregator.aggregate(server, update)
-        params, moments = self.server_optimizer.step(server.params, descent, server.opt_state)
+        pseudo_gradient = -self.aggregator.aggregate(server, update)
+        params, moments = self.server_optimizer.step(server.params, pseudo_gradient, server.opt_state)
         trained = has_update(update)  # a model without an update in this round keeps its params and moments
         after = replace(server, params=params.where(trained, server.params), opt_state=moments.where(trained, server.opt_state))
         return self.aggregator.after_server_step(server, after, update)
@@ -117,7 +117,7 @@ class FedAdam(FedAvg):
 
 @dataclass(frozen=True)
 class FedYogi(FedAvg):
-    """FedAvg with Yogi on the server: v <- v - (1 - b2) g^2 sign(v - g^2). Paper and algorithm as ``FedAdam``.
+    """FedAvg with Yogi on the server: v <- v - (1 - b2) g^2 sign(v - g^2). The paper is that of ``FedAdam``.
 
     Example:
         >>> FedYogi().server_optimizer.tau
@@ -129,7 +129,7 @@ class FedYogi(FedAvg):
 
 @dataclass(frozen=True)
 class FedAdagrad(FedAvg):
-    """FedAvg with Adagrad on the server: v <- v + g^2. Paper and algorithm as ``FedAdam``.
+    """FedAvg with Adagrad on the server: v <- v + g^2. The paper is that of ``FedAdam``.
 
     Example:
         >>> FedAdagrad().server_optimizer.lr
@@ -268,7 +268,7 @@ class FedSGD(FedAvg):
     server_optimizer: Optimizer = Sgd(0.1)
 
     def after_step(self, params: Tree, local: LocalState) -> Tree:
-        return local.global_params
+        return local.global_params  # the model does not move, so that all gradients of the round are taken at the received model
 
     def server_update(self, server: ServerState, update: CohortUpdate) -> ServerState:
         return super().server_update(server, replace(update, delta=-update.mean_grad))

@@ -61,7 +61,7 @@ class Scaffold(FedAvg):
         return local.mean_grad
 
     def server_update(self, server: ServerState, update: CohortUpdate) -> ServerState:
-        # c + (1/N) sum_S (c_k+ - c_k), where N are the clients of each model
+        # c + (1/N) sum_S (c_k+ - c_k), where N is the number of clients of each model, in the cohort or not
         server_control = server.broadcast + cluster_sum(update.state_delta, update) / update.cluster_sizes.clamp_min(1)
         return replace(super().server_update(server, update), broadcast=server_control)
 
@@ -81,7 +81,7 @@ class Scaffold(FedAvg):
         if is_adaptive(optimizer):
             messages.append(
                 f"SCAFFOLD under {type(optimizer).__name__}: the correction is added to the gradient before the optimizer normalizes it, "
-                "so the fixed point is off by O(lr) and no convergence theory applies; use Sgd"
+                "so the fixed point differs from the optimum by O(lr) and no convergence theory applies; use Sgd"
             )
         if weighting != "uniform" and not self.is_weighted:
             messages.append(
@@ -143,13 +143,13 @@ class ScaffoldWeighted(Scaffold):
     is_weighted: ClassVar[bool] = True
 
     def init_broadcast(self, params: Tree) -> Tree:
-        """Return zeros for the means over all clients: u, the weight n, and the fraction of clients that have participated."""
+        """Return zeros for the means over all clients: u, the weight n, and ``has_participated``, here the share of clients that have."""
         leaf = next(iter(params.values()))
         zero = torch.zeros(len(leaf), 1, dtype=leaf.dtype, device=leaf.device)
         return Tree({**with_prefix("u", params.zeros_like()), "weight": zero, "has_participated": zero.clone()})
 
     def init_client_state(self, params: Tree) -> Tree:
-        """Return zeros for u_k, n_k, and a flag that is 1 once the client has participated."""
+        """Return zeros for u_k, n_k, and ``has_participated``, here a flag that is 1 once the client has."""
         return self.init_broadcast(params)
 
     def transform_grad(self, grad: Tree, local: LocalState) -> Tree:

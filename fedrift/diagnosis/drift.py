@@ -43,6 +43,7 @@ def client_drift(evidence: RunEvidence) -> list[Finding]:
         )
     ratio = float(np.median(run_values[valid].clip(1, MAX_DIVERSITY)) / np.median(baseline_values[valid].clip(1, MAX_DIVERSITY)))
     exponent, closed_share = drift_growth_exponent(evidence), closed_gap_share(evidence)
+    # ``not x <= limit``: a value that was not measured (NaN) does not contradict the finding
     positive = ratio > limit["ratio"] and not exponent <= limit["slope"] and not closed_share < limit["closed_gap_share"]
     missing = []
     if math.isnan(exponent):
@@ -152,7 +153,7 @@ def control_variates(evidence: RunEvidence) -> list[Finding]:
 
 
 def stale_control_variates(evidence: RunEvidence) -> list[Finding]:
-    """Detect control variates that differ from the clients' gradients the more, the older they are."""
+    """Detect control variates whose distance from the client's gradient grows with their age."""
     limit, (age, distance) = evidence.thresholds["staleness"], age_distance_pairs(evidence.run)
     if len(age) < limit["pairs"]:
         return make_not_measured(
@@ -172,6 +173,7 @@ def stale_control_variates(evidence: RunEvidence) -> list[Finding]:
     ages, distances = client_table(evidence.run, "control.age"), client_table(evidence.run, "control.staleness")
     measured = np.isfinite(ages) & np.isfinite(distances) if positive else np.zeros((0, 0), dtype=bool)
     mean_distance = np.where(measured, distances, 0.0).sum(axis=0) / measured.sum(axis=0).clip(1) if positive else np.zeros(0)  # [N]
+    has_pair = (np.isfinite(ages) & np.isfinite(distances)).any(axis=1)  # rounds in which a client took part that had before
     in_baseline = baseline_ratio > limit["ratio"] and rank_correlation(baseline_age, baseline_distance) > limit["correlation"]
     return [
         Finding(
@@ -186,7 +188,10 @@ def stale_control_variates(evidence: RunEvidence) -> list[Finding]:
             in_baseline=None if math.isnan(baseline_ratio) else in_baseline,
             first_round=first_stale_round(evidence.run, limit) if positive else None,
             clients=tuple(int(k) for k in np.flatnonzero(mean_distance > limit["ratio"])),
-            evidence=(make_series("control.age", range(len(age)), age), make_series("control.staleness", range(len(distance)), distance)),
+            evidence=(
+                make_series("control.age", evidence.run.rounds[has_pair], np.nanmean(ages[has_pair], axis=1)),
+                make_series("control.staleness", evidence.run.rounds[has_pair], np.nanmean(distances[has_pair], axis=1)),
+            ),
         )
     ]
 

@@ -29,7 +29,7 @@ def init_state(algorithm: FedAvg, params: Tree, num_clients: int) -> FederatedSt
     """Create the federated state before the first round.
 
     Args:
-        algorithm: The algorithm, which initializes the states of the server and of the clients.
+        algorithm: The algorithm, which initializes the states of the server and of the clients. All algorithms are derived from FedAvg.
         params: The initial parameters of one model, ``[1, ...]``. Every model of the server starts with a copy.
         num_clients: Number of clients N.
 
@@ -128,7 +128,7 @@ def update_participation(state: FederatedState, cohort: Tensor, update: CohortUp
 
 
 def ensure_client_means(state: FederatedState, algorithm: FedAvg) -> FederatedState:
-    """Return the state with ``client_means``, computed from the states of all clients if the algorithm needs them and they are missing."""
+    """Return the state with ``client_means``, the mean client states of each model, if ``round_metrics`` of the algorithm needs them."""
     if state.client_means or not algorithm.state_to_average(state.client_states.gather(slice(0, 1))):
         return state
     client_state = algorithm.state_to_average(state.client_states.gather_all())
@@ -146,7 +146,7 @@ def update_client_means(state: FederatedState, algorithm: FedAvg, cohort: Tensor
         update: The updates of the cohort.
 
     Returns:
-        The means after the round, ``[M, ...]`` in float64; empty if the algorithm needs no means.
+        The means after the round, ``[M, ...]`` in float64; empty if ``round_metrics`` of the algorithm needs no means.
     """
     if not state.client_means:
         return state.client_means

@@ -67,9 +67,9 @@ def update_geometry(result: RoundResult) -> MetricValues:
     - ``update.relative``: |d_i| / |w_i|, where w_i are the trained weights that the client received; NaN if these are all 0.
     - ``gradient.norm``: norm of the client's mean raw gradient over its local steps, before clipping and corrections by the algorithm.
 
-    For the federation, without failed clients:
+    For the federation, without failed clients except in the first:
 
-    - ``model.norm``: mean of |w_i| over the cohort.
+    - ``model.norm``: mean of |w_i| over the whole cohort, failed clients included.
     - ``update.consensus``: |mean d| / mean |d|, with the unweighted mean. It is 1 for identical updates and 1 / sqrt(C) for orthogonal
       updates of equal norm. Also per layer, recorded under a domain such as ``layer 03``.
     - ``update.diversity``: mean |d|^2 / |mean d|^2. It is 1 for identical and C for orthogonal updates, and has no upper bound (C
@@ -161,9 +161,10 @@ def scatter_clients(values: Tensor, mask: Tensor) -> Tensor:
 
 # Gradient dissimilarity at common weights, without the bias from sampling noise.
 #
-# Two constants describe how much the gradients of clients differ. G, the gradient spread, is the root mean square distance between a
-# client's gradient and the mean gradient: 0 on IID data. B, the gradient dissimilarity, is the root mean square norm of the clients'
-# gradients relative to the norm of their mean: 1 if all clients agree. SCAFFOLD assumes mean_k |g_k|^2 <= G^2 + B^2 |g|^2 (Karimireddy
+# Two constants describe how much the gradients of clients differ. G^2, the gradient spread, is the mean squared distance between a
+# client's gradient and the mean gradient: 0 on IID data. B^2, the gradient dissimilarity, is the mean squared norm of the clients'
+# gradients relative to the squared norm of their mean: 1 if all clients agree. SCAFFOLD calls the pair (G, B) bounded gradient
+# dissimilarity and assumes mean_k |g_k|^2 <= G^2 + B^2 |g|^2 (Karimireddy
 # et al., ICML 2020, arXiv:1910.06378, assumption A1). B alone is definition 3 of FedProx (Li et al., "Federated Optimization in
 # Heterogeneous Networks", MLSys 2020, arXiv:1812.06127). Let g_k be client k's gradient, p_k its share of the training tokens and
 # g = sum_k p_k g_k. Then
@@ -235,7 +236,7 @@ def flatten_rows(tree: Tree) -> Tensor:
     return torch.cat([leaf.flatten(1) for leaf in tree.values()], 1).cpu().double()
 
 
-# Path of the server's model: step lengths, distance from the start, efficiency and turning angle.
+# Path of the server's model: step lengths, distance from the start, efficiency and the cosine of successive steps.
 
 SERVER_PATH_GROUP = "updates"
 
@@ -247,7 +248,7 @@ class ServerPath:
     - ``update.step``: |w_{t+1} - w_t|.
     - ``update.distance_from_start``: |w_{t+1} - w_0|.
     - ``update.turn``: cos(Delta_t, Delta_{t-1}), the cosine of successive steps. Values that stay below 0 mean oscillation in
-      parameter space. Independent steps have values around 0.
+      parameter space. Independent steps have values around 0. ``product.turn`` is the same for the products of the adapters' factors.
 
     With several models, each metric is the mean over all clients of the value for the model that the client trains. Changes that an
     aggregator such as FedEx makes to the base weights under the adapters are not included; ``product.turn`` is missing in that case.

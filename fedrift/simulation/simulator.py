@@ -63,7 +63,8 @@ class ClientPool(Protocol):
 
 
 class Batches(Protocol):
-    """``(round, cohort [C]) -> one batch per local step``. A batch is a dictionary of tensors with the leading axis C.
+    """``(round, cohort [C]) -> one batch per local step``. A batch is a dictionary of tensors with the leading axis C. ``round`` is the
+    number of finished rounds, 0 in the first.
 
     The loss function reads the tensors. The simulator itself reads three optional keys. ``weight [C]`` is the number of trained
     tokens of each client in the batch; the default is 1. ``num_examples [C]`` is the number of training examples of each client, which is
@@ -79,7 +80,7 @@ RepresentBatchFn = Callable[[Tree, dict[str, Tensor]], tuple[Tensor, Tensor]]
 
 
 class Schedule(Protocol):
-    """``round -> factor`` of the learning rate, which is constant within a round."""
+    """``round -> factor`` of the learning rate, which is constant within a round. ``round`` is 0 in the first round."""
 
     def __call__(self, round: int) -> float: ...
 

@@ -217,7 +217,11 @@ def make_control_run(age, far, **curves):
 
 def test_stale_control_variates_are_old_and_far_from_the_gradient():
     age = np.arange(1, 31).reshape(15, 2)
-    assert only(detectors.control_variates(RunEvidence(make_control_run(age, age / 10))), "stale control variates").is_positive
+    run = make_control_run(age, age / 10)
+    finding = only(detectors.control_variates(RunEvidence(run)), "stale control variates")
+    assert finding.is_positive
+    assert all(set(series.rounds) <= set(run.rounds.tolist()) for series in finding.evidence)
+    assert finding.evidence[0].values == pytest.approx([10 * value for value in finding.evidence[1].values])
     assert not only(detectors.control_variates(RunEvidence(make_control_run(age, age / 100))), "stale control variates").is_positive
     assert not only(detectors.control_variates(RunEvidence(make_control_run(age, 4 - age / 10))), "stale control variates").is_positive
     assert len(age_distance_pairs(make_control_run(np.where(age > 10, age, NAN), age))[0]) == 20

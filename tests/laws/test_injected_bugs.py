@@ -47,8 +47,8 @@ class KeepsReferenceToUpdate(FedAvg):
 @dataclass(frozen=True)
 class ChangesUntrainedLeaves(FedAvg):
     def server_update(self, server, update):
-        descent = -self.aggregator.aggregate(server, update)
-        params, moments = self.server_optimizer.step(server.params, descent, server.opt_state)
+        pseudo_gradient = -self.aggregator.aggregate(server, update)
+        params, moments = self.server_optimizer.step(server.params, pseudo_gradient, server.opt_state)
         return replace(server, params=params, opt_state=moments)
 
 
