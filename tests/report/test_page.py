@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from fedrift.core.records import Trajectory
-from fedrift.report import write_report
+from fedrift.report import page, write_report
 
 from .runs import make_small_view, make_view, trajectory
 
@@ -72,6 +73,13 @@ def test_the_page_starts_with_the_verdict_and_ends_with_the_experiment(tmp_path)
     order = [text.index(word) for word in words]
     assert order == sorted(order)
     assert "partition_table" not in text
+
+
+def test_headings_of_the_verdict_table_may_wrap():
+    # in one line they made the table wider than the page on every screen; a value is never divided
+    css = (Path(page.__file__).parent / "page.css").read_text()
+    assert "nowrap" not in re.search(r"\nthead th {(.*?)}", css)[1] and ".verdict td[data-title] { white-space: nowrap; }" in css
+    assert "white-space" not in re.search(r"  .verdict td\[data-title\] {(.*?)}", css)[1]
 
 
 def test_a_run_and_its_baseline_have_one_color_and_different_dashes(tmp_path):
