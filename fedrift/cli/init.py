@@ -34,7 +34,7 @@ partition:               # which client holds which documents
   severity: 1.0          # 0: IID, 1: one topic per client
 
 algorithm:
-  type: FedAvg           # or FedProx, Scaffold, FedDyn ...; docs/reference/algorithms.md lists all
+  type: FedAvg           # or FedProx, Scaffold, FedDyn and others; docs/reference/algorithms.md lists all
 
 training:
   num_rounds: 20

@@ -97,8 +97,10 @@ def show(name: RunName, runs_dir: RunsDir = DEFAULT_RUNS_DIR, as_json: Json = Fa
             loss = trajectory.curve("loss", domain)[trajectory.observed_mask("loss", domain)]
             table.add_row(domain or "all", format_number(loss[0]), format_number(loss.min()), format_number(loss[-1]))
         Console().print(table)
+    console = Console(highlight=False, markup=False)
     for event in run.events():
-        typer.echo(f"round {event['round']}: {event['kind']}: {event['message']}")
+        if event["kind"] != "warning":  # the summary above has the warnings
+            console.print(f"round {event['round']}: {event['kind']}: {event['message']}")
     if run.status == "failed":
         failure = run.read_json("failed", dict)
         typer.echo(f"failed after round {failure['round']}: {failure['message']}")
@@ -189,8 +191,11 @@ def models(as_json: Json = False) -> None:
     The column `files` shows whether the files are on this machine or where they are downloaded from. The column `memory` is an
     estimate for training adapters with 512 tokens per forward pass and float32 weights; `docs/models.md` gives the formula.
     """
+    from rich.console import Console
+
     from ..core.errors import default_cache_dir
     from ..models.presets import PRESETS, is_available
+    from .tables import print_table
 
     presets = [(preset, is_available(preset, default_cache_dir())) for preset in PRESETS.values()]
     if as_json:
@@ -198,13 +203,9 @@ def models(as_json: Json = False) -> None:
         return
     sources = {"pip": "package index", "hub": "model hub"}
     print_table(
-        "name",
-        "files",
-        "parameters",
-        "memory",
-        "license",
-        "description",
-        rows=[
+        Console(highlight=False),
+        ("name", "files", "parameters", "memory", "license", "description"),
+        [
             (
                 preset.name,
                 "on this machine" if is_local else sources[preset.origin],
@@ -215,6 +216,7 @@ def models(as_json: Json = False) -> None:
             )
             for preset, is_local in presets
         ],
+        ("parameters", "memory"),
     )
 
 
@@ -225,21 +227,23 @@ def datasets(data_dir: DataDir = None, as_json: Json = False) -> None:
 
     The command writes no files.
     """
+    from rich.console import Console
+
     from ..data import list_datasets
+    from .tables import print_table
 
     listings = list_datasets(data_dir)
     if as_json:
         print_json([listing._asdict() for listing in listings])
         return
     print_table(
-        "name",
-        "documents",
-        "origin",
-        "description",
-        rows=[
+        Console(highlight=False),
+        ("name", "documents", "origin", "description"),
+        [
             (listing.name, f"{listing.num_documents:,}" if listing.num_documents else "", listing.origin, listing.description)
             for listing in listings
         ],
+        ("documents",),
     )
 
 
@@ -283,22 +287,6 @@ def doctor() -> None:
     )
     if not loss.isfinite().all():
         raise typer.Exit(1)
-
-
-def print_table(*columns: str, rows: list[tuple[str, ...]]) -> None:
-    """Print rows as a table; the columns that contain numbers are right-aligned."""
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=SIMPLE)
-    for column in columns:
-        table.add_column(
-            column, justify="right" if column in ("parameters", "memory", "documents") else "left", no_wrap=column in ("name", "memory")
-        )
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
 
 
 # export and import
