@@ -325,7 +325,7 @@ def render_grid(snapshot: Snapshot, curve: CurveFn, max_rows: int) -> Renderable
         ("now", "right"),
         ("gap to IID", "right"),
     ):
-        table.add_column(name, justify=justify, no_wrap=name != "condition")  # type: ignore[arg-type]
+        table.add_column(name, justify=justify, no_wrap=name != "condition", overflow="fold")  # type: ignore[arg-type]
     for row in shown:
         stage = f"{row.stage}: " if row.stage not in ("", "main", "tuning") else ""
         reached = min(run.rounds_done for run in row.runs), max(run.rounds_done for run in row.runs)

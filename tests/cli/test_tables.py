@@ -242,3 +242,10 @@ def test_show_prints_a_warning_once_and_other_events_in_whole_words(tmp_path, ru
     run.log_event(3, "lost", "client 2 sent no update because " + "of a reason " * 8)
     out = run_at_80_columns("show", run.id)
     assert out.count("a warning with") == 1 and "round 3: lost: client 2 sent no update" in out
+
+
+def test_the_monitor_does_not_cut_the_keys_in_which_runs_differ(tmp_path, run_at_80_columns):
+    for blocks in (2, 3):
+        store(tmp_path / "runs", f"evaluation.final_blocks_per_domain={blocks}")
+    out = run_at_80_columns("monitor", "--once")
+    assert all(f"evaluation.final_blocks_per_domain{blocks}" in "".join(out.split()).replace("=", "") for blocks in (2, 3))
