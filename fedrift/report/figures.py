@@ -267,7 +267,10 @@ def round_axis(num_ticks: int = 8) -> alt.X:
     return alt.X(
         "round:Q",
         title="round",
-        axis=alt.Axis(tickMinStep=1, tickCount=num_ticks, grid=False, format="d"),
+        # Vega also draws ticks between the integers of a short axis, whose rounded labels would repeat.
+        axis=alt.Axis(
+            tickMinStep=1, tickCount=num_ticks, grid=False, labelExpr="datum.value == floor(datum.value) ? format(datum.value, 'd') : ''"
+        ),
         scale=alt.Scale(nice=False, zero=False),
     )
 

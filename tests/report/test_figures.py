@@ -81,6 +81,13 @@ def test_long_names_of_a_heat_map_are_whole_and_narrow_cells_have_no_numbers():
     assert [re.findall(r'opacity="(\d)">1.00<', svg) for svg in (wide, narrow)] == [["1", "1"], ["0", "0"]]
 
 
+def test_no_round_is_named_twice_on_a_short_axis():
+    rows = [{"run": "a", "which": "run", "round": round, "value": 1.0 + round} for round in (1, 2, 3)]
+    svg = vl_convert.vegalite_to_svg(figures.line_chart(rows, {"a": "#000"}, loss=False, width=200).to_dict())
+    labels = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    assert labels[: labels.index("round")] == ["1", "2", "3"]
+
+
 def test_the_axis_of_clients_names_them_also_where_there_is_one():
     svg = vl_convert.vegalite_to_svg(figures.partition_heatmap(["a"], [[1]], width=99).to_dict())
     assert "client 0" in svg

@@ -133,6 +133,15 @@ def test_runs_with_equal_partitions_share_one_figure(tmp_path):
     assert visible_text(render_page(tmp_path, make_small_view("a"), make_small_view("b"))).count("training tokens by client") == 1
 
 
+def test_a_run_with_one_client_per_round_has_no_panel_of_a_consensus_that_is_always_one(tmp_path):
+    one = Trajectory([record._replace(value=1.0) if record.metric == "update.consensus" else record for record in trajectory().records])
+    titles = [
+        "consensus: 1 if all updates are equal" in render_page(tmp_path, make_view(trajectory=each, iid_baseline=None))
+        for each in (trajectory(), one)
+    ]
+    assert titles == [True, False]
+
+
 def test_many_clients_are_drawn_as_one_band(tmp_path):
     text = visible_text(render_page(tmp_path, make_view(trajectory=trajectory(clients=13), iid_baseline=None)))
     assert "13 clients: median" in text and "client 12" not in text
