@@ -47,8 +47,8 @@ def is_current(name: str, text: str) -> bool:
 
 
 def make_pages() -> dict[str, str]:
-    """Return the text of every page by its file name."""
-    return {
+    """Return the text of every page by its file name. The notice is last, because mkdocs takes the title of a page from its first line."""
+    pages = {
         "config.md": config_page(),
         "commands.md": commands_page(),
         "algorithms.md": algorithms_page(),
@@ -56,6 +56,7 @@ def make_pages() -> dict[str, str]:
         "probes.md": probes_page(),
         "detectors.md": detectors_page(),
     }
+    return {name: f"{text.rstrip()}\n\n{NOTICE}" for name, text in pages.items()}
 
 
 # Docstrings and fields
@@ -210,7 +211,7 @@ def config_page() -> str:
     from fedrift.studies import Study
 
     parts = [
-        NOTICE + "# Configuration keys\n",
+        "# Configuration keys\n",
         "Every key of an experiment with its default, type and range. `fedrift validate FILE` prints a whole experiment with all defaults. "
         "Unknown keys and values outside their range are refused with one line each. Losses are in nats per token.\n",
         "## Experiment\n",
@@ -244,7 +245,7 @@ def algorithms_page() -> str:
     from fedrift.algorithms import aggregators
     from fedrift.core import optimizers
 
-    return NOTICE + "\n".join(
+    return "\n".join(
         [
             "# Algorithms\n",
             "Every algorithm with its paper, equation and keys. An experiment names it as `algorithm: {type: NAME, key: value}`. "
@@ -263,7 +264,7 @@ def partitions_page() -> str:
     """Return the page of partitions."""
     from fedrift import partition
 
-    return NOTICE + "\n".join(
+    return "\n".join(
         [
             "# Partitions\n",
             "Every way to assign documents to clients, with its keys. At severity 0 each is the IID baseline. "
@@ -282,7 +283,7 @@ def probes_page() -> str:
     for constant, factory in re.findall(r"\((\w+_GROUP), (\w+)\)", source):
         pairs.setdefault(getattr(registry, constant), []).append(getattr(registry, factory))
     parts = [
-        NOTICE + "# Probes\n",
+        "# Probes\n",
         "Every group of probes that `evaluation.probes` may name. [Probes](../probes.md) lists the metrics with formula and unit; "
         "[own probes](../how-to/own-probe.md) are one function.\n",
         "| group | by default | what it measures |",
@@ -310,7 +311,7 @@ def detectors_page() -> str:
     from fedrift.diagnosis import detectors, finding
 
     parts = [
-        NOTICE + "# Detectors\n",
+        "# Detectors\n",
         "Every detector of `fedrift diagnose`, with what it detects. [Detectors](../detectors.md) explains how findings are graded, and "
         "[calibration](../calibration.md) how often each errs.\n",
         "| detector | what it detects |",
@@ -333,7 +334,7 @@ def commands_page() -> str:
     from fedrift.cli.app import app
 
     group = get_command(app)
-    parts = [NOTICE + "# Commands\n", to_markdown(inspect.cleandoc(group.help or "")) + "\n"]
+    parts = ["# Commands\n", to_markdown(inspect.cleandoc(group.help or "")) + "\n"]
     context = click.Context(group, info_name="fedrift")
 
     def add(command: Any, name: str) -> None:

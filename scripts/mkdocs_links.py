@@ -1,4 +1,5 @@
-"""Hooks of mkdocs: links to files outside docs/ become plain text, and the site loads nothing from another server."""
+"""Hooks of mkdocs: links to files outside docs/ become plain text, tables can be read on a phone, the search puts the paper last, and the
+site loads nothing from another server."""
 
 from __future__ import annotations
 
@@ -8,14 +9,28 @@ from pathlib import Path
 from typing import Any
 
 OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(?!how-to/|reference/)(?=[\w.]+/|LOG|README|CONTRIBUTING)([^)]+)\)")
+CELL = re.compile(r"<td>(.*?)</td>", re.DOTALL)
+LONG_CELL = 40  # characters; a longer cell gets a minimum width
 SHIM = "https://unpkg.com/iframe-worker/shim"
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Replace links out of the site by their text and the path of the file."""
+    if page.file.src_uri.startswith("study/"):  # the paper names everything, so it would be the first result of most searches
+        page.meta.setdefault("search", {})["boost"] = 0.2
     if "/" in page.file.src_uri:
         return markdown
     return OUTSIDE.sub(r"\1 (`\2`)", markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Mark the long cells of tables, which the style sheet keeps wide enough to read."""
+    return CELL.sub(lambda cell: f'<td class="long">{cell[1]}</td>' if is_long(cell[1]) else cell[0], html)
+
+
+def is_long(cell: str) -> bool:
+    """Return whether the text of a cell of a table is long, without its tags."""
+    return len(" ".join(re.sub(r"<[^>]+>", "", cell).split())) > LONG_CELL
 
 
 def on_post_build(config: Any, **_: Any) -> None:

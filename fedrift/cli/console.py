@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 WIDE_TERMINAL = 100  # columns
+BAR_WIDTH = 48  # columns of a progress bar beside the name of the run: loss, bar, rounds and times
 LOG_INTERVAL_S = 60.0  # a progress bar whose output is not a terminal, e.g. a log file, prints at most one line in this time
 
 
@@ -40,7 +41,8 @@ def log_progress(progress: Progress, task_id: TaskID) -> None:
         return
     progress.update(task_id, logged=now)
     remaining = "" if task.time_remaining is None else f", about {format_duration(task.time_remaining)} remaining"
-    progress.console.print(f"{task.description}: {task.completed:.0f}/{task.total:.0f} rounds{remaining}", soft_wrap=True, highlight=False)
+    label = task.fields.get("label", task.description)
+    progress.console.print(f"{label}: {task.completed:.0f}/{task.total:.0f} rounds{remaining}", soft_wrap=True, highlight=False)
 
 
 class RunProgressBar:
@@ -74,10 +76,14 @@ class RunProgressBar:
 
         def on_progress(progress: RunProgress) -> None:
             loss = "" if math.isnan(progress.loss) else f"  loss {progress.loss:.3f}"
-            self.progress.update(self.task, completed=self.done + progress.round, description=f"{name}{loss}")
+            completed = self.done + progress.round
+            self.progress.update(self.task, completed=completed, description=f"{short}{loss}", label=f"{name}{loss}")
             log_progress(self.progress, self.task)
 
-        self.progress.update(self.task, description=name)
+        # A long name would take the columns of the times.
+        limit = max(self.progress.console.width - BAR_WIDTH, 16)
+        short = name if len(name) <= limit else f"{name[: limit - 1].rstrip()}…"
+        self.progress.update(self.task, description=short, label=name)
         return on_progress
 
     def advance(self, rounds: int) -> None:
@@ -312,7 +318,7 @@ def render_grid(snapshot: Snapshot, curve: CurveFn, max_rows: int) -> Renderable
         ("now", "right"),
         ("gap to IID", "right"),
     ):
-        table.add_column(name, justify=justify, no_wrap=name != "condition")  # type: ignore[arg-type]
+        table.add_column(name, justify=justify, no_wrap=name != "condition", overflow="fold")  # type: ignore[arg-type]
     for row in shown:
         stage = f"{row.stage}: " if row.stage not in ("", "main", "tuning") else ""
         reached = min(run.rounds_done for run in row.runs), max(run.rounds_done for run in row.runs)

@@ -38,7 +38,7 @@ partition:               # which client holds which documents
   severity: 1.0          # 0: IID, 1: one topic per client
 
 algorithm:
-  type: FedAvg           # or FedProx, Scaffold, FedDyn ...; docs/reference/algorithms.md lists all
+  type: FedAvg           # or FedProx, Scaffold, FedDyn and others; docs/reference/algorithms.md lists all
 
 training:
   num_rounds: 20
@@ -128,10 +128,14 @@ def read_summary(name: str, overrides: list[str], num_examples: int, data_dir: P
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
     """Print a summary as text."""
+    from textwrap import fill
+
     from rich.markup import escape
 
     def line(label: str, value: object) -> None:
-        console.print(f"[bold]{label:<12}[/bold] {escape(str(value))}", highlight=False, soft_wrap=True)
+        indent = " " * 13
+        text = fill(str(value), max(console.width, 40), initial_indent=indent, subsequent_indent=indent, break_long_words=False)
+        console.print(f"[bold]{label:<12}[/bold]{escape(text[12:])}", highlight=False, soft_wrap=True)
 
     line("dataset", f"{summary['dataset']} (format {summary['format']})")
     line("files", list_names(summary["files"]) or "none on this machine")

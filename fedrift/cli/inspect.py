@@ -95,8 +95,10 @@ def show(name: RunName, runs_dir: RunsDir = DEFAULT_RUNS_DIR, as_json: Json = Fa
         rows = [(name, *map(format_number, (loss[0], loss.min(), loss[-1]))) for name, loss in losses.items()]
         numbers = ("round 0", "lowest", "last")
         print_table(Console(highlight=False), ("domain", *numbers), rows, numbers, "loss in nats per token")
+    console = Console(highlight=False, markup=False)
     for event in run.events():
-        typer.echo(f"round {event['round']}: {event['kind']}: {event['message']}")
+        if event["kind"] != "warning":  # the summary above has the warnings
+            console.print(f"round {event['round']}: {event['kind']}: {event['message']}")
     if run.status == "failed":
         failure = run.read_json("failed", dict)
         typer.echo(f"failed after round {failure['round']}: {failure['message']}")

@@ -355,6 +355,8 @@ def profile(
     each phase and of each kind of operation, the FLOPs relative to the machine's peak, the memory by purpose, and the traffic of
     a client. Only `--output` and `--trace` write files. Results hold for this machine as it is now, so use an idle machine.
     """
+    # torch reads this when it is imported; without it, its profiler prints when it starts and stops
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     from ..api import load_config
     from ..core.errors import UserError
 
@@ -362,7 +364,6 @@ def profile(
         if path is not None and not path.resolve().parent.is_dir():
             raise UserError(f"cannot write {path.name}: the folder {path.resolve().parent} does not exist; create it first")
     experiment = load_config(file, overrides or ())
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # otherwise the profiler prints when it starts
     from rich.console import Console
 
     from ..engine.cache import ResourceCache
@@ -425,7 +426,7 @@ def print_profile(screen: Console, result: Profile) -> None:
     scope = f" (the first {training['steps']} steps)" if training["steps"] else ""
     kinds = [(kind, f"{seconds:.3f}", f"{100 * training['shares'][kind]:.1f} %") for kind, seconds in training["seconds"].items()]
     print_table(screen, ("", "seconds", "share"), kinds, ("seconds", "share"), f"Inside training{scope}")
-    screen.print(f"[dim]The profiler increased the time by a factor of {training['profiler_slowdown']:.2f}.[/]")
+    screen.print(f"[dim]With the profiler, training took {training['profiler_slowdown']:.2f} times as long.[/]")
     memory = result.memory["bytes"]
     total = sum(value for value in memory.values() if value == value)
     sizes = [(name, f"{size / 1e6:,.1f}", f"{100 * size / total:.1f} %") for name, size in memory.items() if size]

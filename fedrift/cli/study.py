@@ -33,6 +33,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ..engine.cache import ResourceCache
     from ..storage import Run
     from ..studies import Study
@@ -182,6 +184,8 @@ def run_and_summarize(
     study: Study, cache: ResourceCache, executor: Any, as_json: bool, loggers: Sequence[str] = (), fresh: bool = False
 ) -> None:
     """Run a study and print its results; exit with code 1 if a run failed."""
+    from rich.console import Console
+
     from ..storage.loggers import log_finished_runs
     from ..studies import evaluate_study_hypotheses
     from ..studies.run import run_study
@@ -203,10 +207,10 @@ def run_and_summarize(
         raise typer.Exit(1 if len(failed) else 0)
     print_choices(manifest.read()["tuning_results"])
     runs = frame[frame.role == "run"]
-    means = runs.groupby(["stage", "condition"], sort=False)[list(study.metrics)].mean(numeric_only=True)
-    typer.echo(means.to_string(float_format=lambda value: f"{value:.3f}", max_colwidth=60) if len(means) else "no runs")
+    print_means(runs.groupby(["stage", "condition"], sort=False)[list(study.metrics)].mean(numeric_only=True).reset_index())
+    console = Console(highlight=False, markup=False)
     for verdict in verdicts:
-        typer.echo(verdict.sentence)
+        console.print(verdict.sentence)
     for row in failed.to_dict("records"):
         typer.echo(f"failed {str(row['run'])[:6]} {row['condition']}, seed {row['seed']}: {str(row['failure']).splitlines()[0]}")
     typer.echo(
@@ -239,6 +243,27 @@ def print_choices(tuned: list[dict[str, Any]]) -> None:
         typer.echo(f"tuned {choice['group']}: {settings}{edge} ({len(choice['trials'])} trials)")
 
 
+def print_means(means: pd.DataFrame) -> None:
+    """Print the means of the metrics of every condition; the stage is a column if there are several."""
+    from rich.console import Console
+
+    from .tables import print_table
+
+    if not len(means):
+        typer.echo("no runs")
+        return
+    metrics = [name for name in means.columns if name not in ("stage", "condition")]
+    keys = ["stage", "condition"] if means.stage.nunique() > 1 else ["condition"]
+    rows = [
+        [*(str(row[key]) for key in keys), *("" if math.isnan(row[name]) else f"{row[name]:.3f}" for name in metrics)]
+        for row in means.to_dict("records")
+    ]
+    print_table(Console(highlight=False), [*keys, *metrics], rows, metrics, num_key_columns=len(keys))
+
+
+MAX_ROWS = 200  # of a query's result
+
+
 def query(
     query: Annotated[str, typer.Argument(help="An SQL query over the tables `runs`, `records` and `findings`.")],
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
@@ -255,14 +280,30 @@ def query(
     `fedrift diagnose`. The query is one statement that reads: SELECT, FROM, WITH, PIVOT, DESCRIBE, SUMMARIZE or SHOW. The command prints
     the result and writes no files.
     """
+    from rich.console import Console
+
     from ..storage import list_unreadable, query_frame, query_rows
+    from .tables import print_table
 
     result = query_rows(runs_dir, query) if as_json else query_frame(runs_dir, query)
     print_unreadable(list_unreadable(runs_dir))
     if isinstance(result, list):
         print_json(result)
+        return
+    printed = result.to_string(index=False, max_rows=MAX_ROWS)
+    console = Console(highlight=False)
+    if max(map(len, printed.splitlines())) <= console.width:
+        typer.echo(printed)
     else:
-        typer.echo(result.to_string(index=False, max_rows=200))
+        rows = [[format_cell(value) for value in row] for row in result.head(MAX_ROWS).itertuples(index=False)]
+        print_table(console, list(result.columns), rows, list(result.select_dtypes("number").columns))
+        if len(result) > MAX_ROWS:
+            typer.echo(f"{len(result) - MAX_ROWS:,} more rows; --json prints all")
+
+
+def format_cell(value: Any) -> str:
+    """Format a value of a query's result; a missing one is empty."""
+    return "" if value is None or value != value else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def compare(

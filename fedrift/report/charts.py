@@ -19,6 +19,9 @@ CONDITION_FILTER = "conditions === null || datum.condition < 0 || indexof(condit
 DOMAIN_FILTER = "datum.domain === domain"
 MUTED_COLOR = "#6b7580"
 DODGE_WIDTH = 0.018  # horizontal offset between conditions, as a share of the axis
+MAX_LABEL = 24  # characters of a row's label of a heat map in one line
+LINE_HEIGHT = 13  # pixels between the lines of a label
+MIN_CELL_WIDTH = 26  # pixels; narrower cells, as on a phone, show no number
 DIVERGING, SEQUENTIAL = "blueorange", "viridis"
 GRADE_MARKS: dict[str, tuple[str, int]] = {  # color and size of the mark
     "not measured": ("#9aa5b0", 12),
@@ -87,14 +90,15 @@ def curve_chart(
             alt.Tooltip("seeds:Q"),
         ]
         hover_points = chart.mark_point(filled=True, size=110, opacity=0).encode(x=x_axis, y=y, tooltip=tooltips)
-        layers = [band, line, hover_points]
+        has_band = any(row["which"] == RUN and row["low"] is not None for row in rows)  # Vega warns about a mark without data
+        layers = [*([band] if has_band else []), line, hover_points]
         if zero:
             null = alt.Chart(alt.InlineData(values=[{"condition": -1}])).mark_rule(color=MUTED_COLOR).encode(y=alt.datum(0))
             layers.insert(0, null)
         if interruption_rows:
             layers.append(
                 filterable_chart(interruption_rows, domain)
-                .mark_point(shape="cross", angle=45, size=60, filled=True)
+                .mark_point(shape="cross", angle=45, size=120, filled=True, opacity=1)
                 .encode(x=x_axis, y=alt.value(4), color=color, tooltip=[*tooltips[:3], alt.Tooltip("note:N")])
             )
         return layer_with_signals(*layers, height=190, domain=domain)
@@ -164,7 +168,9 @@ def parameter_chart(
             ],
         )
         null = alt.Chart(alt.InlineData(values=[{"condition": -1}])).mark_rule(color=MUTED_COLOR).encode(y=alt.datum(0))
-        return layer_with_signals(*([null] if zero else []), dots, line, bar, point, height=200)
+        # Vega warns about marks without data.
+        bars = [bar] if any(row["low"] is not None for row in means) else []
+        return layer_with_signals(*([null] if zero else []), dots, *([line, *bars, point] if means else []), height=200)
 
     return draw
 
@@ -214,6 +220,9 @@ def heatmap(
         A function that draws the chart at the width of its place on the page.
     """
     low, high = style.color_range([row["value"] for row in rows if row["value"] is not None])
+    # Long names of conditions have one line per factor, and the middle of the lines is at the middle of the row.
+    num_lines = max(name.count(", ") + 1 for name in y) if any(len(name) > MAX_LABEL for name in y) else 1
+    step = max(style.step, LINE_HEIGHT * num_lines + 4) if num_lines > 1 else style.step
 
     def draw() -> Chart:
         x_axis = alt.X(
@@ -233,7 +242,16 @@ def heatmap(
             "y:N",
             title=y_title or None,
             sort=list(y),
-            axis=alt.Axis(labelLimit=170, labelOverlap="greedy", grid=False, ticks=False, domain=False),
+            axis=alt.Axis(
+                labelExpr="split(datum.label, ', ')" if num_lines > 1 else alt.Undefined,
+                labelOffset=-LINE_HEIGHT * (num_lines - 1) / 2,
+                labelLineHeight=LINE_HEIGHT,
+                labelLimit=170,
+                labelOverlap="greedy",
+                grid=False,
+                ticks=False,
+                domain=False,
+            ),
         )
         cells = filterable_chart(rows).transform_filter("datum.value !== null")
         color_values = alt.Scale(scheme=style.scheme, domain=[low, high], clamp=True)  # type: ignore[arg-type]
@@ -261,7 +279,7 @@ def heatmap(
                 ],
             )
         )
-        layers = [filled, missing]
+        layers = [filled, missing] if any(row["value"] is None for row in rows) else [filled]
         if style.show_numbers:
             dark = f"abs(datum.value) > {0.6 * high}" if style.scheme == DIVERGING else f"datum.value < {low + 0.6 * (high - low)}"
             layers.append(
@@ -270,9 +288,10 @@ def heatmap(
                     y=y_axis,
                     text=alt.Text("value:Q", format=style.number_format),
                     color=conditional_color(dark, "white", "black"),
+                    opacity=alt.OpacityValue(1, condition={"test": f"bandwidth('x') < {MIN_CELL_WIDTH}", "value": 0}),
                 )
             )
-        return layer_with_signals(*layers, height=max(style.step * len(y), style.step))
+        return layer_with_signals(*layers, height=max(step * len(y), step))
 
     return draw
 

@@ -102,7 +102,7 @@ def before_after_chart(rows: Sequence[Row], *, value_range: float | None = None,
     """Draw one client's loss before and after averaging. ``value_range`` is the length of the value axis."""
     color = alt.Color("stage:N", scale=categorical_scale(STAGE_COLORS), legend=None)
     return _line_layers(
-        rows, color, alt.StrokeDash(), [alt.Tooltip("stage:N", title="which")], loss=True, value_range=value_range, width=width, height=160
+        rows, color, alt.Undefined, [alt.Tooltip("stage:N", title="which")], loss=True, value_range=value_range, width=width, height=160
     )
 
 
@@ -143,10 +143,7 @@ def partition_heatmap(domains: Sequence[str], tokens: Sequence[Sequence[float]],
     largest = max((row["tokens"] for row in rows), default=0.0)
     step = 24 if len(tokens) <= 40 else 9
     x_axis = alt.Axis(labelAngle=-40, labelLimit=140)
-    y_axis = alt.Axis(labelOverlap=True, titleAngle=0, titleAlign="right")
-    base = alt.Chart(SharedRows(values=rows)).encode(
-        x=alt.X("domain:N", title=None, sort=list(domains), axis=x_axis), y=alt.Y("client:O", title="client", axis=y_axis)
-    )
+    base = alt.Chart(SharedRows(values=rows)).encode(x=alt.X("domain:N", title=None, sort=list(domains), axis=x_axis), y=client_axis())
     cells = base.mark_rect().encode(
         color=alt.Color("tokens:Q", scale=alt.Scale(scheme="viridis", domainMin=0), legend=None),
         tooltip=[alt.Tooltip("client:O"), alt.Tooltip("domain:N"), alt.Tooltip("tokens:Q", format=",.0f")],
@@ -216,7 +213,7 @@ def save_figure(chart: alt.TopLevelMixin, path: Path) -> Path:
 def _line_layers(
     rows: Sequence[Row],
     shade: alt.Color,
-    dash: alt.StrokeDash,
+    dash: alt.StrokeDash | alt.UndefinedType,
     tooltips: list[alt.Tooltip],
     *,
     loss: bool,
@@ -270,9 +267,17 @@ def round_axis(num_ticks: int = 8) -> alt.X:
     return alt.X(
         "round:Q",
         title="round",
-        axis=alt.Axis(tickMinStep=1, tickCount=num_ticks, grid=False, format="d"),
+        # Vega also draws ticks between the integers of a short axis, whose rounded labels would repeat.
+        axis=alt.Axis(
+            tickMinStep=1, tickCount=num_ticks, grid=False, labelExpr="datum.value == floor(datum.value) ? format(datum.value, 'd') : ''"
+        ),
         scale=alt.Scale(nice=False, zero=False),
     )
+
+
+def client_axis() -> alt.Y:
+    """Return the vertical axis of clients. Each label names its client, because a title has no room beside a few rows."""
+    return alt.Y("client:O", title=None, axis=alt.Axis(labelOverlap=True, labelExpr="'client ' + datum.label"))
 
 
 def _value_scale(rows: Sequence[Row], loss: bool, value_range: float | None) -> alt.Scale:
@@ -305,10 +310,7 @@ def divergence_matrix(pairwise: np.ndarray) -> Chart:
     largest = max((row["bits"] for row in rows), default=0.0)
     step = 30 if count <= MAX_LABELED_CLIENTS else 18 if count <= 30 else max(4, 540 // count)
     axis = alt.Axis(labelOverlap="greedy", labelSeparation=8, labelAngle=0)
-    base = alt.Chart(SharedRows(values=rows)).encode(
-        x=alt.X("other:O", title="client", axis=axis),
-        y=alt.Y("client:O", title="client", axis=alt.Axis(labelOverlap=True, titleAngle=0, titleAlign="right")),
-    )
+    base = alt.Chart(SharedRows(values=rows)).encode(x=alt.X("other:O", title="client", axis=axis), y=client_axis())
     cells = base.mark_rect().encode(
         color=alt.Color("bits:Q", scale=alt.Scale(scheme="viridis", domain=[0, largest or 1]), legend=None),
         tooltip=[alt.Tooltip("client:O"), alt.Tooltip("other:O", title="other client"), alt.Tooltip("bits:Q", format=".3f")],
@@ -360,7 +362,7 @@ def budget_bars(amounts: np.ndarray, unit: str) -> Chart:
         .mark_bar(color=OKABE_ITO[0])
         .encode(
             x=alt.X("amount:Q", title=unit, axis=alt.Axis(tickCount=4, grid=False, format="~s")),
-            y=alt.Y("client:O", title="client", axis=alt.Axis(labelOverlap=True, titleAngle=0, titleAlign="right")),
+            y=client_axis(),
             tooltip=[alt.Tooltip("client:O"), alt.Tooltip("amount:Q", format=",.0f", title=unit)],
         )
     )

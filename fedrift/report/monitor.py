@@ -326,7 +326,7 @@ class FolderLayout:
 
 
 def group_titles(configs: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Return a short name per group. Groups of equal names get up to three settings in which they differ."""
+    """Return a short name per group. Groups of equal names get the settings that distinguish them, and no others."""
     titles = {}
     for key, config in configs.items():
         strength = format_strength(config["partition"]).removeprefix("severity ")
@@ -338,9 +338,13 @@ def group_titles(configs: dict[str, dict[str, Any]]) -> dict[str, str]:
         if len(keys) > 1:
             settings = {key: flatten({k: v for k, v in configs[key].items() if k not in (*NON_CONFIG_KEYS, "seed")}) for key in keys}
             paths = sorted({path for config in settings.values() for path in config})
-            differing = [path for path in paths if len({json.dumps(config.get(path)) for config in settings.values()}) > 1]
+            labels = {key: "" for key in keys}
+            for path in paths:
+                longer = {key: f"{label}, {path}={settings[key].get(path, 'none')}" for key, label in labels.items()}
+                if len(set(longer.values())) > len(set(labels.values())):
+                    labels = longer
             for key in keys:
-                titles[key] += "".join(f", {path}={settings[key].get(path, 'none')}" for path in differing[:3])
+                titles[key] += labels[key]
     return titles
 
 

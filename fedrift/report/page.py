@@ -135,7 +135,8 @@ def update_panels(views: list[RunView], color_by_run: dict[str, str]) -> list[Ch
     panels = []
     for metric, is_per_client, title in UPDATE_METRICS:
         rows = mean_rows(views, metric) if is_per_client else curve_rows(views, metric)
-        if rows:
+        # With one client per round each update is the mean update, and cosine and consensus are 1 by definition.
+        if any(row["value"] not in (None, 1.0) for row in rows):
             panels.append(ChartPanel(title, figures.line_chart(rows, color_by_run, loss=False, height=180)))
     return panels
 

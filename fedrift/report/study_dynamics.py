@@ -86,8 +86,12 @@ def drift_section(study_data: StudyData) -> Section | MissingSection:
             "Consensus of the clients' updates: norm of the mean update divided by the mean norm. It is 1 if all "
             "updates are equal, and about 1/√C if they are orthogonal. IID baselines are dashed.",
             title="consensus",
+            trivial=1.0,
         )
-    text = ["Small batches make updates noisy, and noise alone lowers the consensus. Only the distance to the IID baseline is informative."]
+    text = [
+        "Small batches make updates noisy, and noise alone lowers the consensus. Only the distance to the IID baseline is informative."
+        " With one client per round the consensus is 1 by definition; figures that would show only this are left out."
+    ]
     if not varied:
         text.append(
             "This study does not vary local steps or participation; the factors are `training.local_steps` and"
@@ -267,7 +271,8 @@ def final_forgetting_figures(study_data: StudyData, stage: StageView, curves: pd
     """Draw the forgetting of each domain in the last round, for the conditions and for their IID baselines."""
     frame = curves[(curves["domain"] != "") & curves["condition"].isin([condition.index for condition in stage.conditions])]
     frame = frame[frame["round"] == frame.groupby(["condition", "kind"])["round"].transform("max")]
-    domains = sorted(frame["domain"].unique())[:MAX_FORGETTING_DOMAINS]
+    # The domains of one corpus stay together.
+    domains = list(dict.fromkeys(frame.sort_values(["condition", "domain"])["domain"]))[:MAX_FORGETTING_DOMAINS]
     names = {condition.index: condition_name(stage, condition) for condition in stage.conditions}
     known = frame["mean"].dropna()
     if not len(known):
@@ -316,6 +321,7 @@ def lora_aggregation_section(study_data: StudyData) -> Section | MissingSection:
         "adapters.error.update",
         "Error of averaging A and B separately, as a share of the round's update. Runs are solid, IID baselines dashed.",
         title="share of the update",
+        trivial=0.0,
     )
     numbers = {"share of the update": study_data.metric_by_run("adapters.error.update")}
     for stage in study_data.stages:
@@ -327,6 +333,9 @@ def lora_aggregation_section(study_data: StudyData) -> Section | MissingSection:
     return Section(
         "adapters",
         "LoRA aggregation error",
-        ("The mean of the products B A differs from the product of the means of B and A. This section shows the difference.",),
+        (
+            "The mean of the products B A differs from the product of the means of B and A. This section shows the difference."
+            " With one client per round the two are equal; figures that would show only this are left out.",
+        ),
         tuple(figures),
     )

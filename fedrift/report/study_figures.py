@@ -27,7 +27,15 @@ def stage_legend(stage: StageView, has_baselines: bool = False, mark: str = "lin
 
 
 def curve_figures(
-    study_data: StudyData, key: str, metric: str, caption: str, *, title: str, is_gap: bool = False, is_loss: bool = False
+    study_data: StudyData,
+    key: str,
+    metric: str,
+    caption: str,
+    *,
+    title: str,
+    is_gap: bool = False,
+    is_loss: bool = False,
+    trivial: float | None = None,
 ) -> list[Figure]:
     """Draw a metric against rounds: one figure per stage, with one panel per combination of the factors that are not compared by color.
 
@@ -39,6 +47,7 @@ def curve_figures(
         title: Title of the value axis.
         is_gap: Whether to draw the difference to the IID baseline instead of both curves.
         is_loss: Whether the metric is a loss, which has a domain selector and a ceiling.
+        trivial: A value that says nothing; a figure in which all values equal it is left out.
     """
     frame = study_data.gap_curves(metric) if is_gap else study_data.mean_curves(metric)
     domains = tuple(sorted(frame["domain"].unique())) if is_loss else ("",)
@@ -47,7 +56,7 @@ def curve_figures(
         return []
     figures = []
     for stage in study_data.stages:
-        panels, has_baselines = [], False
+        panels, has_baselines, is_trivial = [], False, trivial is not None
         recorded = set(frame["condition"])
         groups = {
             name: conditions
@@ -56,9 +65,10 @@ def curve_figures(
         }
         for name, conditions in list(groups.items())[:MAX_PANELS]:
             rows, interruptions = condition_curve_rows(frame, stage, conditions, is_loss and not is_gap)
+            is_trivial = is_trivial and all(row["value"] in (None, trivial) for row in rows)  # values have six digits
             has_baselines |= any(row["which"] == IID_BASELINE for row in rows)
             panels.append(Panel(name, charts.curve_chart(rows, interruptions, stage.colors, title=title, zero=is_gap, domain=is_loss)))
-        if panels:
+        if panels and not is_trivial:
             figures.append(
                 Figure(
                     f"{key}-{stage.name}",

@@ -138,6 +138,9 @@ def write_abstract(study_data: StudyData) -> tuple[str, ...]:
     return tuple(sentences)
 
 
+LONG_CELL = 24  # characters; a longer cell of a table has a minimum width
+
+
 def render_study(document: Document) -> str:
     """Return the HTML page of a report."""
     specs: dict[str, dict[str, Any]] = {}
@@ -159,6 +162,7 @@ def render_study(document: Document) -> str:
             figures=number_blocks(document.figures),
             tables=number_blocks(document.tables),
             mark_code=mark_code,
+            long_cell=LONG_CELL,
             is_figure=lambda block: isinstance(block, Figure),
             conditions=[dict(levels) for levels in document.conditions],
         )

@@ -142,9 +142,10 @@ def results_section(study_data: StudyData) -> Section | MissingSection:
     ]
     num_significant = sum(p.is_significant(ALPHA) for p in p_values)
     if p_values:
+        others = " The others are not significant; the column “detectable” gives the effect that would have been."
         text.append(
             f"Of {pluralize(len(p_values), 'comparison')} below {num_significant} {'has' if num_significant == 1 else 'have'} a Holm"
-            f" p of at most {ALPHA:g}. The others are not significant; the column “detectable” gives the effect that would have been."
+            f" p of at most {ALPHA:g}.{others if num_significant < len(p_values) else ''}"
         )
     return Section("results", "Results", tuple(text), tuple(blocks))
 

@@ -63,8 +63,11 @@ def partitions_section(study_data: StudyData) -> Section | MissingSection:
 
 
 def distinct_partitions(study_data: StudyData) -> list[tuple[str, int, dict[str, list[object]]]]:
-    """Return every distinct partition, for the first seed that has started: its name, the seed and its table of tokens."""
-    partitions: dict[str, tuple[str, int, dict[str, list[object]]]] = {}
+    """Return every distinct partition, for the first seed that has started: its name, the seed and its table of tokens.
+
+    Partitions of one name also name their stage: a centralized run and a homogeneous control have partitions of their own.
+    """
+    partitions: dict[str, tuple[str, str, int, dict[str, list[object]]]] = {}
     for condition in study_data.conditions:
         for kind, runs in (("", condition.runs), ("IID", condition.baselines)):
             seed = next((seed for seed, run in sorted(runs.items()) if run in study_data.experiments), None)
@@ -82,8 +85,9 @@ def distinct_partitions(study_data: StudyData) -> list[tuple[str, int, dict[str,
                 if kind
                 else partition["type"]
             )
-            partitions.setdefault(json.dumps([table["tokens"]]), (name, seed, table))
-    return list(partitions.values())
+            partitions.setdefault(json.dumps([table["tokens"]]), (name, condition.stage, seed, table))
+    names = [name for name, *_ in partitions.values()]
+    return [(name if names.count(name) == 1 else f"{name}, {stage}", seed, table) for name, stage, seed, table in partitions.values()]
 
 
 def partition_chart(table: dict[str, list[object]]) -> figures.Chart:

@@ -32,7 +32,9 @@ def format_verdict(name: str, verdict: str, result: HypothesisResult, adjusted_p
     if not result.p.seeds or (math.isnan(result.interval.estimate) and result.unit != "slope"):
         reason = f": {result.notes[0]}" if result.notes else ""
         return " ".join([f"{opening} There are no results to test for {result.description}{reason}.", *format_exclusions(result)])
-    subject = result.description[0].upper() + result.description[1:]
+    first = result.description.partition(" ")[0]
+    # The name of a metric, such as loss.clients, stays as it is.
+    subject = result.description if "." in first else result.description[0].upper() + result.description[1:]
     estimate = f"{format_effect(result)} over {count_seeds(result.p.seeds)}"
     sentence = f"{opening} {subject}: {estimate}, {format_p_value(result, adjusted_p, criteria)}."
     return " ".join([sentence, *format_limits(verdict, result, criteria)])
@@ -65,7 +67,9 @@ def format_p_value(result: HypothesisResult, adjusted_p: float, criteria: Decisi
         return "no p"
     if result.p.min_attainable_p > criteria.alpha or math.isnan(result.p.value):
         return str(result.p) if not math.isnan(result.p.value) else "no p"
-    corrected = f", {format_p(adjusted_p)} after Holm correction over {criteria.family_size} hypotheses" if criteria.family_size > 1 else ""
+    sign = "< " if adjusted_p < 0.0001 else ""
+    adjusted = f", {sign}{format_p(max(adjusted_p, 0.0001))} after Holm correction over {criteria.family_size} hypotheses"
+    corrected = adjusted if criteria.family_size > 1 else ""
     return f"{result.p} ({result.p.test}{corrected})"
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 
 from fedrift.cli.app import main
-from fedrift.cli.console import print_verdicts
+from fedrift.cli.console import RunProgressBar, print_verdicts
 from fedrift.cli.run import print_fork
 from fedrift.cli.run_list import find_iid_baselines
-from fedrift.cli.study import print_comparison
+from fedrift.cli.study import print_comparison, print_means
 from fedrift.cli.tables import print_table
 from fedrift.config.schema import iid_baseline, parse_config
 from fedrift.core.records import Record
@@ -181,3 +184,77 @@ def test_an_iid_baseline_is_found_by_its_settings():
     skewed = parse_config({"dataset": "bbc", "partition": {"type": "Dirichlet", "num_clients": 5, "alpha": 0.1}})
     configs = {"run": skewed.to_stored_dict(), "iid": iid_baseline(skewed).to_stored_dict()}
     assert find_iid_baselines(configs) == {"run": "iid"} and to_iid_baseline(configs["run"]) == configs["iid"]
+
+
+def test_dataset_show_breaks_long_lines_below_their_label(tmp_path, monkeypatch, run_at_80_columns):
+    monkeypatch.setenv("FEDRIFT_CACHE", str(tmp_path / "cache"))
+    rows = [
+        {
+            "messages": [{"role": "user", "content": f"Which {topic} {n}?"}, {"role": "assistant", "content": f"This {topic} {n}."}],
+            "label": topic,
+        }
+        for n in range(4)
+        for topic in (f"a long name of topic {i}" for i in range(6))
+    ]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = run_at_80_columns("dataset", "show", "chats.jsonl", "--examples", "0")
+    assert "topics       a long name of topic 0 (4), a long" in out
+    note = out[out.index("note         the tokenizer has no chat template") :].splitlines()
+    assert len(note) > 2 and all(line.startswith(" " * 13) for line in note[1:])
+
+
+def test_a_progress_bar_with_a_long_name_shows_both_times(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with RunProgressBar(42) as bar:
+        show = bar.callback_for("FedAvg TextClustering bbc a_partition_of_a_long_name 1 seed 1")
+        bar.done = 36
+        show(SimpleNamespace(round=6, loss=4.607))
+        drawn = io.StringIO()
+        Console(width=80, file=drawn).print(bar.progress.get_renderable())
+        assert "4.607" in drawn.getvalue() and "42/42" in drawn.getvalue() and drawn.getvalue().count("0:00:00") == 2
+        assert bar.progress.tasks[0].fields["label"].startswith("FedAvg TextClustering bbc a_partition_of_a_long_name 1 seed 1")
+
+
+def test_the_means_of_a_study_fit_and_name_the_stage_only_where_there_are_several(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    metrics = {name: 4.0 for name in ("loss", "final.loss", "gap", "gap.worst", "oscillation", "movement", "update.consensus")}
+    rows = [{"stage": "main", "condition": f"training.client_optimizer.lr={lr}, partition.severity=0.5", **metrics} for lr in (0.1, 1.0)]
+    print_means(pd.DataFrame(rows))
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80 and "stage" not in out and "…" not in out
+    assert all(name in out.replace("\n", "") for name in metrics) and out.count("4.000") == 2 * len(metrics)
+    print_means(pd.DataFrame([rows[0], {**rows[1], "stage": "confirm", "gap": math.nan}]))
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80 and "stage" in out and "confirm" in out and "nan" not in out
+    print_means(pd.DataFrame([]))
+    assert capsys.readouterr().out == "no runs\n"
+
+
+def test_models_and_datasets_are_listed_with_whole_names(run_at_80_columns):
+    assert "smollm2-135m" in run_at_80_columns("models")
+    out = "".join(run_at_80_columns("datasets").split())
+    assert "stackoverflow_titles" in out and "google-research-datasets/" in out
+
+
+def test_a_wide_result_of_a_query_is_several_tables_with_the_first_column(tmp_path, run_at_80_columns):
+    first, second = (store(tmp_path / "runs", f"seed={seed}") for seed in range(2))
+    out = run_at_80_columns("query", "SELECT * FROM runs ORDER BY seed")
+    assert out.count(first.id) == out.count(second.id) > 3 and "training.max_seq_length" in out and "nan" not in out.lower().split()
+    assert run_at_80_columns("query", "SELECT run, seed FROM runs ORDER BY 2").split() == ["run", "seed", first.id, "0", second.id, "1"]
+    many = run_at_80_columns("query", f"SELECT n, '{'word ' * 20}' AS text FROM range(300) t(n)")
+    assert "100 more rows; --json prints all" in many
+
+
+def test_show_prints_a_warning_once_and_other_events_in_whole_words(tmp_path, run_at_80_columns):
+    run = store(tmp_path / "runs")
+    run.log_event(0, "warning", "a warning with " + "many words " * 12)
+    run.log_event(3, "lost", "client 2 sent no update because " + "of a reason " * 8)
+    out = run_at_80_columns("show", run.id)
+    assert out.count("a warning with") == 1 and "round 3: lost: client 2 sent no update" in out
+
+
+def test_the_monitor_does_not_cut_the_keys_in_which_runs_differ(tmp_path, run_at_80_columns):
+    for blocks in (2, 3):
+        store(tmp_path / "runs", f"evaluation.final_blocks_per_domain={blocks}")
+    out = run_at_80_columns("monitor", "--once")
+    assert all(f"evaluation.final_blocks_per_domain{blocks}" in "".join(out.split()).replace("=", "") for blocks in (2, 3))

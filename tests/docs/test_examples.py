@@ -15,7 +15,7 @@ import torch
 import fedrift
 from fedrift.core import registry
 from fedrift.partitioners import make_corpus
-from tests.docs.test_site import load_make_reference
+from tests.docs.test_site import load_script
 from tests.small_experiment import documents
 
 NAMES = [name for name in fedrift.__all__ if name != "__version__"]
@@ -72,7 +72,7 @@ def test_every_public_name_has_examples_that_run(things, monkeypatch):
 
 
 def test_every_public_name_describes_its_arguments_result_and_errors():
-    reference, missing = load_make_reference(), []
+    reference, missing = load_script("make_reference"), []
     for name in NAMES:
         thing = getattr(fedrift, name)
         sections = reference.split_docstring(thing)[1]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -34,16 +35,16 @@ def commands(name: str) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if line.startswith("fedrift ")]
 
 
-def load_make_reference():
-    """Return the module ``scripts/make_reference.py``, which reads the docstrings."""
-    spec = spec_from_file_location("make_reference", ROOT / "scripts" / "make_reference.py")
+def load_script(name: str):
+    """Return a module of ``scripts/``."""
+    spec = spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 def test_reference_pages_are_current():
-    module = load_make_reference()
+    module = load_script("make_reference")
     pages = module.make_pages()
     stale = [name for name, text in pages.items() if not module.is_current(name, text)]
     assert not stale, f"run `make reference`: {stale}"
@@ -62,6 +63,29 @@ def test_every_page_is_in_the_navigation_once():
 
     listed = files(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
     assert sorted(listed) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+
+
+@pytest.mark.parametrize("name", sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")))
+def test_a_page_begins_with_its_title(name):
+    # mkdocs takes the title from the first line only; a comment before it makes the navigation show the name of the file
+    assert read(name).startswith("# ")
+
+
+def test_long_cells_of_tables_keep_a_readable_width():
+    hook = load_script("mkdocs_links").on_page_content
+    short, long = "<td><code>" + "a" * 40 + "</code></td>", "<td>a  <code>b</code>\n" + "c" * 37 + "</td>"
+    assert hook(short + long) == short + long.replace("<td>", '<td class="long">')
+    assert "td.long { min-width" in read("assets/site.css")
+
+
+def test_the_paper_is_not_the_first_result_of_every_search():
+    hook = load_script("mkdocs_links").on_page_markdown
+    boosts = []
+    for name in ("study/paper.md", "reference/config.md"):
+        page = SimpleNamespace(file=SimpleNamespace(src_uri=name), meta={})
+        assert hook("text", page) == "text"
+        boosts.append(page.meta.get("search", {}).get("boost", 1))
+    assert boosts[0] < boosts[1]
 
 
 @pytest.mark.parametrize("name", ["index.md", *PAGES])

@@ -12,7 +12,7 @@ from fedrift.cli.console import sparkline
 from fedrift.core.errors import UserError
 from fedrift.core.records import Record
 from fedrift.diagnosis.cases import group_readable_runs
-from fedrift.report.monitor import LossTail, Monitor, group_findings, mean_curve, open_monitor
+from fedrift.report.monitor import LossTail, Monitor, group_findings, group_titles, mean_curve, open_monitor
 from fedrift.report.web import curves_to_json, row_id, snapshot_to_json
 from fedrift.storage import Run, list_runs
 from fedrift.studies import StudyManifest
@@ -247,3 +247,18 @@ def test_a_broken_run_of_a_study_hides_no_other_run(tmp_path):
     (manifest.root / "twin0" / "experiment.json").write_text("[1]")
     seen = {run.run: run for row in Monitor(manifest.root, manifest).take_snapshot().groups for run in row.runs}
     assert seen["run0"].rounds_done == 3 and seen["run0"].state == "unfinished"
+
+
+def test_runs_of_one_name_are_named_by_the_settings_that_distinguish_them():
+    base = {"algorithm": {"type": "FedAvg"}, "partition": {"type": "TopicMix", "severity": 1.0}}
+    training = [
+        {"a": 1, "b": 1, "c": 1, "d": 1, "lr": 0.1},
+        {"a": 2, "b": 2, "c": 2, "d": 2, "lr": 0.1},
+        {"a": 2, "b": 2, "c": 2, "d": 2, "lr": 0.3},
+    ]
+    titles = group_titles({str(number): {**base, "training": part} for number, part in enumerate(training)})
+    assert list(titles.values()) == [
+        "FedAvg · TopicMix 1, training.a=1, training.lr=0.1",
+        "FedAvg · TopicMix 1, training.a=2, training.lr=0.1",
+        "FedAvg · TopicMix 1, training.a=2, training.lr=0.3",
+    ]

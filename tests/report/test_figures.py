@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import vl_convert
 
 from fedrift.core.errors import UserError
 from fedrift.core.records import Record, Trajectory
-from fedrift.report import figures, save_figure
+from fedrift.report import charts, figures, save_figure
 from fedrift.report.data import band_rows, client_rows, curve_rows, loss_ceiling, mean_rows, split_off_scale
 
 from .runs import make_view, trajectory
@@ -41,6 +43,54 @@ def test_an_unsupported_file_type_is_refused(tmp_path):
 )
 def test_every_chart_can_be_drawn(chart):
     assert vl_convert.vegalite_to_svg(chart.to_dict()).startswith("<svg")
+
+
+def test_a_chart_without_dashes_or_data_gives_no_warning_in_the_browser():
+    # Vega writes a warning to the console for an encoding without a field, and for a mark whose rows are all filtered away
+    spec = figures.before_after_chart(client_rows(trajectory(), 0), width=200).to_dict()
+    assert not any("strokeDash" in layer["encoding"] for layer in spec["layer"])
+    row = {
+        "condition": 0,
+        "level": "x",
+        "which": "run",
+        "domain": "",
+        "round": 1,
+        "x": 1.0,
+        "value": 1.0,
+        "low": None,
+        "high": None,
+        "seeds": 1,
+    }
+    bare = [row, {**row, "round": 2}]
+    banded = [{**each, "low": 0.9, "high": 1.1} for each in bare]
+    layers = [len(charts.curve_chart(rows, [], {"x": "#000"}, title="loss")().to_dict()["layer"]) for rows in (bare, banded)]
+    assert layers == [2, 3]
+    layers = [len(charts.parameter_chart(bare, rows, {"x": "#000"}, x="lr", y="loss")().to_dict()["layer"]) for rows in ([], bare, banded)]
+    assert layers == [2, 4, 5]
+    cells = [{"condition": 0, "x": "a", "y": "b", "value": value, "note": ""} for value in (1.0, None)]
+    assert [len(charts.heatmap(cells[:n], x=["a"], y=["b"], value="loss")().to_dict()["layer"]) for n in (1, 2)] == [2, 3]
+
+
+def test_long_names_of_a_heat_map_are_whole_and_narrow_cells_have_no_numbers():
+    names = ["style, num clients per round 1", "style, num clients per round 5"]
+    cells = [{"condition": 0, "x": "a", "y": name, "value": 1.0, "note": ""} for name in names]
+
+    spec = charts.heatmap(cells, x=["a"], y=names, value="loss", style=charts.HeatmapStyle(number_format=".2f"))().to_dict()
+    wide, narrow = (vl_convert.vegalite_to_svg({**spec, "width": width}) for width in (200, 20))
+    assert all(f">{line}</tspan>" in narrow for line in ("style", "num clients per round 1", "num clients per round 5"))
+    assert [re.findall(r'opacity="(\d)">1.00<', svg) for svg in (wide, narrow)] == [["1", "1"], ["0", "0"]]
+
+
+def test_no_round_is_named_twice_on_a_short_axis():
+    rows = [{"run": "a", "which": "run", "round": round, "value": 1.0 + round} for round in (1, 2, 3)]
+    svg = vl_convert.vegalite_to_svg(figures.line_chart(rows, {"a": "#000"}, loss=False, width=200).to_dict())
+    labels = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    assert labels[: labels.index("round")] == ["1", "2", "3"]
+
+
+def test_the_axis_of_clients_names_them_also_where_there_is_one():
+    svg = vl_convert.vegalite_to_svg(figures.partition_heatmap(["a"], [[1]], width=99).to_dict())
+    assert "client 0" in svg
 
 
 def test_rounds_without_an_evaluation_have_no_row():

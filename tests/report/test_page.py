@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from fedrift.core.records import Trajectory
-from fedrift.report import write_report
+from fedrift.report import page, write_report
 
 from .runs import make_small_view, make_view, trajectory
 
@@ -74,6 +75,13 @@ def test_the_page_starts_with_the_verdict_and_ends_with_the_experiment(tmp_path)
     assert "partition_table" not in text
 
 
+def test_headings_of_the_verdict_table_may_wrap():
+    # in one line they made the table wider than the page on every screen; a value is never divided
+    css = (Path(page.__file__).parent / "page.css").read_text()
+    assert "nowrap" not in re.search(r"\nthead th {(.*?)}", css)[1] and ".verdict td[data-title] { white-space: nowrap; }" in css
+    assert "white-space" not in re.search(r"  .verdict td\[data-title\] {(.*?)}", css)[1]
+
+
 def test_a_run_and_its_baseline_have_one_color_and_different_dashes(tmp_path):
     chart = specs(render_page(tmp_path, make_view()))["chart-0"]
     encoding = chart["layer"][0]["encoding"]
@@ -123,6 +131,15 @@ def test_runs_with_equal_names_are_distinguished(tmp_path):
 
 def test_runs_with_equal_partitions_share_one_figure(tmp_path):
     assert visible_text(render_page(tmp_path, make_small_view("a"), make_small_view("b"))).count("training tokens by client") == 1
+
+
+def test_a_run_with_one_client_per_round_has_no_panel_of_a_consensus_that_is_always_one(tmp_path):
+    one = Trajectory([record._replace(value=1.0) if record.metric == "update.consensus" else record for record in trajectory().records])
+    titles = [
+        "consensus: 1 if all updates are equal" in render_page(tmp_path, make_view(trajectory=each, iid_baseline=None))
+        for each in (trajectory(), one)
+    ]
+    assert titles == [True, False]
 
 
 def test_many_clients_are_drawn_as_one_band(tmp_path):

@@ -17,7 +17,9 @@ import vl_convert
 from fedrift.report import study_results
 from fedrift.report.document import Figure, Section, escape_latex, latex_files, table_to_latex
 from fedrift.report.study_data import THIN_SQL, load_study_data
+from fedrift.report.study_figures import curve_figures
 from fedrift.report.study_report import build_document, render_study, write_study_report
+from fedrift.report.study_setup import distinct_partitions
 from fedrift.stats import holm, sign_flip_test
 from fedrift.studies import StudyManifest, export_study, import_study
 
@@ -188,6 +190,41 @@ def test_every_chart_draws_and_the_page_is_complete(deep):
     assert "<script src" not in html and "<link" not in html and not re.findall(r"""src\s*=""", marked)
     assert sorted(re.findall(r'class="chart" id="([^"]+)"', html)) == sorted(specs(html))
     assert html.count("window.vegaEmbed=") + html.count("window.vegaEmbed =") == 1
+
+
+def test_long_cells_have_a_minimum_width_and_the_first_column_stays_in_sight(document):
+    html = render_study(document)
+    rows = html[html.index('id="verdicts"') :]
+    assert "<td>The skew costs loss</td>" in rows  # up to 24 characters the column may be narrow
+    lengthy = replace(section(document, "verdicts").blocks[1], rows=(("a" * 25, "b" * 25, "1.0"),), numeric_columns=frozenset({2}))
+    html = render_study(replace(document, sections=(Section("verdicts", "Verdicts", (), (lengthy,)),)))
+    assert f'<th scope="row" class="long">{"a" * 25}</th><td class="long">{"b" * 25}</td><td class="number">1.0</td>' in html
+    assert "position: sticky; left: 0" in re.search(r"\ntable.data tbody th {(.*?)}", html)[1]
+
+
+def test_figures_that_can_only_show_one_value_are_left_out(whole):
+    study_data = load_study_data(whole)
+    curves = [curve_figures(study_data, "loss", "loss", "", title="", trivial=value) for value in (None, 1.0)]
+    assert all(len(figures) == 1 for figures in curves)
+    frame = study_data.mean_curves("loss").assign(mean=1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(study_data), "mean_curves", lambda self, metric: frame)
+        assert len(curve_figures(study_data, "loss", "loss", "", title="")) == 1
+        assert not curve_figures(study_data, "loss", "loss", "", title="", trivial=1.0)
+
+
+def test_different_partitions_of_one_name_also_name_their_stage(whole):
+    study_data = load_study_data(whole)
+    names = [name for name, *_ in distinct_partitions(study_data)]
+    assert names == ["TopicMix 0.5", "TopicMix, IID"]  # this store has one table for both severities
+    (stage,) = study_data.stages
+    other = next(each for each in stage.conditions[1:] if each.levels["partition.severity"] == "0.5")
+    one = next(iter(other.runs.values()))
+    experiments = {**study_data.experiments, one: {**study_data.experiments[one], "partition_table": {"domains": ["a"], "tokens": [[7.0]]}}}
+    conditions = tuple(replace(each, stage="central") if each == other else each for each in stage.conditions)
+    stages = (replace(stage, conditions=conditions),)
+    names = [name for name, *_ in distinct_partitions(replace(study_data, stages=stages, experiments=experiments))]
+    assert names == ["TopicMix 0.5, main", "TopicMix, IID", "TopicMix 0.5, central"]
 
 
 def test_diverged_runs_are_shown(deep):

@@ -528,6 +528,18 @@ def test_equivalence_needs_as_many_seeds_as_the_sentence_says(seeds, family, ver
     assert (f"at least {needed} are needed" in found.sentence) == (verdict == "inconclusive") and "No effect, however" not in found.sentence
 
 
+def test_a_sentence_keeps_the_name_of_a_metric_and_never_states_a_p_of_zero():
+    runs = make_levels(seeds=12).assign(**{"loss.clients": lambda frame: frame["loss"]})
+    said = [Trend(name=f"H{index}", metric="loss.clients", predictor="place") for index in range(2)]
+    found = s.evaluate_hypotheses(said, runs, ["place"])[0]
+    assert found.p_holm < 0.0001 and "< 0.0001 after Holm" in found.sentence and "0.0000" not in found.sentence
+    said = Greater(name="H", metric="loss.clients", group={"place": 5}, reference={"place": 1})
+    found = s.evaluate_hypotheses([said], runs, ["place"])[0]
+    assert "supported. loss.clients of place 5" in found.sentence
+    said = Greater(name="H", metric="loss", group={"place": 5}, reference={"place": 1})
+    assert "supported. Loss of place 5" in s.evaluate_hypotheses([said], runs, ["place"])[0].sentence
+
+
 def make_levels(seeds: int = 8) -> pd.DataFrame:
     """Return runs whose loss rises by .1 per unit of ``place``."""
     return make_cells([("a", level, level / 10) for level in (1, 2, 5)], seeds, noise=0.01)
