@@ -229,7 +229,8 @@ def find_table_files(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
     if unread and any(map(split_words, splits)) and not any(detect_split(name) == TRAIN for name in splits):
         raise UserError(
             f"{folder_name(folder)}: {format_names(unread)} is named after train but cannot be read, so that only "
-            f"{format_names(list(splits))} would be left. Supported formats: {SUPPORTED_FORMATS}; save it in one of them, or use one file alone as dataset"
+            f"{format_names(list(splits))} would be left. Supported formats: {SUPPORTED_FORMATS}; save it in one of them, or use "
+            "one file alone as dataset"
         )
     notes += missing_shard_notes(list(splits), folder_name(folder))
     if ignored:
