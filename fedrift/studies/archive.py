@@ -178,7 +178,7 @@ def _check_contents(staged_manifest: StudyManifest) -> None:
         run = Run(staged_manifest.root, folder.name)
         if run.id not in run_ids:
             raise UserError(f"run {run.id} is not part of the study {staged_manifest.name}")
-        stored = run.config
+        stored = run.read_config()
         id = compute_id(stored)
         if (id, stored["id"]) != (run.id, run.id):
             raise UserError(f"the experiment of run {run.id} has the id {id}: it was changed after the run, or it belongs to another run")
