@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 from ..core.errors import UserError
 from ..core.records import Record, Trajectory
 from . import jsonl
-from .files import explain_write_errors, format_error, write_atomically
+from .files import explain_write_errors, format_error, remove_file, write_atomically
 from .parquet import is_parquet_stale, parquet_path, read_parquet, write_parquet
 
 if TYPE_CHECKING:
@@ -349,7 +349,7 @@ class Run:
         jsonl.filter_lines(path, keep_record)
         for other, numbers_only in ((self.folder / "timings.jsonl", True), (self.folder / "events.jsonl", False)):
             jsonl.filter_lines(other, lambda row: _check_round_rows([row], other, numbers_only)[0]["round"] <= round)  # noqa: B023
-        (self.folder / "failed.json").unlink(missing_ok=True)
+        remove_file(self.folder / "failed.json")
         return records, num_records - len(records)
 
     @property
@@ -374,11 +374,11 @@ class Run:
             stored["experiment.json"] = _compute_json_checksum(self.read_config())
         stored["finished.json"] = _compute_json_checksum(summary)
         self.write_json("finished", {**summary, "stored": stored})
-        (self.folder / "failed.json").unlink(missing_ok=True)
+        remove_file(self.folder / "failed.json")
 
     def mark_unfinished(self) -> None:
         """Remove the mark and the checksums of ``mark_finished``, so that records can be added."""
-        (self.folder / "finished.json").unlink(missing_ok=True)
+        remove_file(self.folder / "finished.json")
 
     def mark_failed(self, round: int, message: str, traceback: str = "") -> None:
         """Record that the run stopped after ``round``, with the reason and the traceback; it can still be resumed."""

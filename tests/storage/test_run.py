@@ -454,3 +454,12 @@ def test_an_odd_summary_is_described_or_refused(tmp_path, content):
     else:
         with pytest.raises(UserError, match=r"finished\.json"):
             describe_finished_run(run)
+
+
+def test_a_mark_of_failure_that_is_a_folder_is_refused_in_one_line(tmp_path):
+    run = write_finished(tmp_path)
+    (run.folder / "failed.json").mkdir()
+    for change in (lambda: run.truncate_after(0), lambda: run.mark_finished({}), lambda: run.mark_failed(0, "killed")):
+        with pytest.raises(UserError, match=r"failed\.json is a folder") as refusal:
+            change()
+        assert "\n" not in str(refusal.value)
