@@ -69,11 +69,12 @@ def median_ci(d: np.ndarray, confidence_level: float = 0.95) -> Interval:
 
     Returns:
         The interval. Its ``confidence_level`` is the attained level, which is at least the requested one. If even the full range of the
-        differences does not attain it, the interval is the full range with its lower level (0.94 for five seeds).
+        differences does not attain it, the interval is the full range with its lower level (0.94 for five seeds). It is NaN if a
+        difference is NaN, because that has no rank.
     """
     sorted_d = np.sort(np.asarray(d, dtype=np.float64))
     count = len(sorted_d)
-    if count == 0:
+    if count == 0 or np.isnan(sorted_d).any():
         return Interval(math.nan, math.nan, math.nan, math.nan)
     rank = max(1, int(stats.binom.ppf((1 - confidence_level) / 2, count, 0.5)))
     if 2 * stats.binom.cdf(rank - 1, count, 0.5) > 1 - confidence_level + 1e-12:
@@ -299,7 +300,7 @@ def tost(d: np.ndarray, margin: float, alpha: float = ALPHA) -> EquivalenceResul
         return EquivalenceResult(PValue(math.nan, least, len(d), "TOST"), interval, margin)
     standard_error = float(d.std(ddof=1)) / math.sqrt(len(d))
     distance = -float(subtract(np.abs(d.mean()), margin))
-    value = float(stats.t.sf(distance / standard_error, len(d) - 1)) if standard_error else float(distance <= 0)
+    value = float(stats.t.sf(distance / standard_error, len(d) - 1)) if standard_error else float(not distance > 0)
     return EquivalenceResult(PValue(value, least, len(d), "TOST"), interval, margin)
 
 

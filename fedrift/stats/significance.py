@@ -112,6 +112,7 @@ def count_seeds(seeds: int) -> str:
 
 
 MAX_EXACT_SEEDS, NUM_FLIPS = 20, 99_999  # with more seeds, that many sign patterns are sampled
+MAX_SUMMAND = 1e300
 
 
 def sign_flip_test(d: np.ndarray) -> PValue:
@@ -122,7 +123,7 @@ def sign_flip_test(d: np.ndarray) -> PValue:
     it samples ``NUM_FLIPS`` patterns.
 
     Args:
-        d: The differences, [seeds], all finite.
+        d: The differences, [seeds]. If one is not finite, there is no p-value (NaN); ``wilcoxon`` allows infinite ones.
 
     Example:
         >>> sign_flip_test(np.array([0.11, 0.08, 0.14, 0.05, 0.12, 0.09])).value
@@ -134,6 +135,10 @@ def sign_flip_test(d: np.ndarray) -> PValue:
     name = "exact sign-flip" if is_exact else f"sign-flip, {NUM_FLIPS} draws"
     if count == 0:
         return PValue(1.0, 1.0, 0, name)
+    if not np.isfinite(d).all():
+        return PValue(math.nan, min_p(count), count, name)
+    if magnitudes.max() > MAX_SUMMAND:  # their sums would be infinite, and no two infinite sums differ
+        d, magnitudes = d / MAX_SUMMAND, magnitudes / MAX_SUMMAND
     if is_exact:
         sums, extra = sign_pattern_sums(magnitudes), 0
     else:
