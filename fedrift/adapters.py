@@ -196,13 +196,20 @@ def read_adapter(folder: Path) -> SavedAdapter:
     factors, dtypes = Tree(), {}
     for name, leaf in tensors.items():
         kind = next((kind for kind, suffix in SUFFIXES.items() if name.endswith(suffix)), "")
-        if not kind or leaf.ndim != 2:
-            raise UserError(f"{path} holds {name} {list(leaf.shape)}, and only LoRA factors of linear layers can be aggregated")
+        if not kind or leaf.ndim != 2 or not leaf.is_floating_point():
+            dtype = "" if leaf.is_floating_point() else f" of {str(leaf.dtype).removeprefix('torch.')}"
+            raise UserError(f"{path} holds {name} {list(leaf.shape)}{dtype}, and only LoRA factors of linear layers can be aggregated")
         module = name.removesuffix(SUFFIXES[kind])
         factors[f"{module}.{kind}"] = leaf if leaf.dtype == torch.float64 else leaf.float()
         dtypes[f"{module}.{kind}"] = leaf.dtype
     if len(factors) != 2 * len(adapter_modules(factors.keys())) or not factors:
         raise UserError(f"{path} does not hold a pair of A and B for each module")
+    for name, leaf in factors.items():
+        if leaf.shape[name.endswith(".B")] != config["r"]:
+            raise UserError(
+                f"{path} holds {name} {list(leaf.shape)}, but r is {quote_value(config['r'])} in {CONFIG_FILE}, so that PEFT does not load "
+                "it: save the adapter again"
+            )
     if not bool(torch.stack([leaf.isfinite().all() for leaf in factors.values()]).all()):
         raise UserError(f"{path} holds numbers that are not finite: leave this client out")
     return SavedAdapter(folder, config, factors, dtypes)
@@ -222,6 +229,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     for key, (allowed, meaning) in UNSUPPORTED_KEYS.items():
         if config.get(key) not in allowed:
             raise UserError(f"{path} has {key}={quote_value(config[key])}, and {meaning} cannot be aggregated")
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise UserError(f"{path} has r={quote_value(rank)}, and the rank of a LoRA adapter is a whole number of at least 1")
+    if alpha is None or not is_number(alpha) or not alpha > 0:
+        raise UserError(f"{path} has lora_alpha={quote_value(alpha)}, and the scale of a LoRA adapter is a finite number above 0")
     return config
 
 
@@ -278,12 +290,25 @@ def check_alike(first: SavedAdapter, other: SavedAdapter) -> None:
 
 def normalize_weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
     """The weights of ``count`` adapters with a sum of 1; equal ones by default."""
-    given = [1.0] * count if weights is None else [float(weight) for weight in weights]
+    given: list[Any] = [1.0] * count if weights is None else list(weights)
     if len(given) != count:
         raise UserError(f"{len(given)} weights for {count} adapters: give one weight per folder, in the same order")
-    if not all(math.isfinite(weight) and weight >= 0 for weight in given) or not sum(given) > 0:
+    if not all(is_number(weight) and weight >= 0 for weight in given) or not any(given):
         raise UserError(f"the weights are {quote_value(given)}: all must be finite and at least 0, and one must be above 0")
-    return tuple(weight / sum(given) for weight in given)
+    numbers = [float(weight) for weight in given]
+    if math.isinf(sum(numbers)):
+        numbers = [number / len(numbers) for number in numbers]
+    return tuple(number / sum(numbers) for number in numbers)
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a finite number that is no truth value and within the range of floats."""
+    if isinstance(value, (bool, str)):
+        return False
+    try:
+        return math.isfinite(value)
+    except (TypeError, OverflowError):
+        return False
 
 
 def check_output(folder: Path) -> Path:

@@ -6,6 +6,7 @@ Neither ``datasets`` nor ``flwr-datasets`` is imported: a data set is used throu
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from importlib import import_module
@@ -17,6 +18,7 @@ import numpy as np
 from .core.errors import UserError, quote_value, unknown_name_error
 from .core.random import numpy_stream
 from .data.corpus import TRAIN, Corpus
+from .data.rows import read_labels
 from .partition.base import Partition, Partitioner, document_id, partition_corpus
 from .partition.heterogeneity import NUM_RESPLITS, Heterogeneity, measure_heterogeneity
 
@@ -180,7 +182,7 @@ def heterogeneity(
 
     Raises:
         UserError: A client holds nothing, rows are not row numbers or out of range, a text is not text, there are not as many labels as
-            texts, or a column is not there.
+            texts, labels are structures or class numbers without a name, or a column is not there.
 
     Example:
         >>> report = fedrift.heterogeneity([[0, 2], [1, 3]], texts=["a b", "c d", "a a", "d d"], resplits=5)
@@ -197,25 +199,26 @@ def heterogeneity(
             )
         if not isinstance(partitions, Iterable):
             raise UserError(f"the partitions are {quote_value(partitions)}: give a list of row numbers for each client, or leave texts out")
-        clients = [read_rows(rows, texts, labels) for rows in partitions]
+        topics = name_labels(labels, None, "the labels", len(texts))
+        clients = [read_rows(rows, texts, topics) for rows in partitions]
     elif labels is not None:
         raise UserError("labels are given without texts: give the texts too, or name the column of the data sets with label_column")
     else:
         clients = [read_columns(each, text_column, label_column) for each in load_all(partitions)]
-    empty = [number for number, (own, _, _) in enumerate(clients) if not own]
+    empty = [number for number, (own, _) in enumerate(clients) if not own]
     if empty or not clients:
         raise UserError(f"client {empty[0]} holds no document" if empty else "there are no clients: give a list of row numbers for each")
-    names = [name for _, own, _ in clients for name in own] if all(own for _, own, _ in clients) else []
-    corpus = make_corpus([text for own, _, _ in clients for text in own], names, clients[0][2])
-    ends = np.cumsum([len(own) for own, _, _ in clients])
-    rows = tuple(np.arange(end - len(own), end) for end, (own, _, _) in zip(ends, clients, strict=True))
+    topics = [topic for _, own in clients for topic in own]
+    corpus = make_corpus([text for own, _ in clients for text in own], topics)
+    ends = np.cumsum([len(own) for own, _ in clients])
+    rows = tuple(np.arange(end - len(own), end) for end, (own, _) in zip(ends, clients, strict=True))
     return measure_heterogeneity(corpus, Partition(rows), numpy_stream(seed, "heterogeneity"), resplits=resplits)
 
 
 # From columns to a corpus.
 
-Columns = tuple[list[str], list[Any], Sequence[str]]
-"""Texts, labels (empty if there are none), and the names that whole numbers among the labels stand for."""
+Columns = tuple[list[str], list[str | None]]
+"""Texts and their topics; None if there is none."""
 
 
 def load_all(partitions: Any) -> list[Any]:
@@ -228,8 +231,8 @@ def load_all(partitions: Any) -> list[Any]:
     return found
 
 
-def read_rows(rows: Any, texts: Sequence[str], labels: Sequence[Any] | None) -> Columns:
-    """One client's texts and labels by row numbers, or by a mask with a truth value for each text."""
+def read_rows(rows: Any, texts: Sequence[str], topics: Sequence[str | None]) -> Columns:
+    """One client's texts and topics by row numbers, or by a mask with a truth value for each text."""
     if not isinstance(rows, Iterable) or isinstance(rows, (str, bytes)):
         raise UserError(f"the rows of a client are {quote_value(rows)}: give a list of row numbers for each client")
     numbers: list[Any] = rows.tolist() if hasattr(rows, "tolist") else list(rows)
@@ -246,7 +249,7 @@ def read_rows(rows: Any, texts: Sequence[str], labels: Sequence[Any] | None) -> 
             )
         if not 0 <= row < len(texts):
             raise UserError(f"row {row} is out of range: there are {len(texts)} texts")
-    return [texts[row] for row in numbers], [] if labels is None else [labels[row] for row in numbers], ()
+    return [texts[row] for row in numbers], [topics[row] for row in numbers]
 
 
 def check_texts(where: str, values: Iterable[Any]) -> list[str]:
@@ -265,41 +268,49 @@ def check_texts(where: str, values: Iterable[Any]) -> list[str]:
 
 
 def read_columns(dataset: Any, text_column: str, label_column: str | None) -> Columns:
-    """The texts and labels of a data set."""
+    """The texts and topics of a data set, whose class numbers stand for its own class names."""
     for column in filter(None, (text_column, label_column)):
         if column not in dataset.column_names:
             raise unknown_name_error("column", column, dataset.column_names)
     texts = check_texts(f"the column {text_column!r}", dataset[text_column])
-    if label_column is None:
-        return texts, [], ()
-    return texts, list(dataset[label_column]), getattr(dataset.features[label_column], "names", None) or ()
+    labels, feature = (None, None) if label_column is None else (dataset[label_column], dataset.features[label_column])
+    return texts, name_labels(labels, feature, f"the column {label_column!r}", len(texts))
 
 
-def make_corpus(texts: Sequence[str], labels: Sequence[Any], names: Sequence[str] = ()) -> Corpus:
-    """A corpus of training documents in the given order; sizes are in whitespace words. Labels below 0, None and NaN are none."""
-    known = [name_label(label, names) for label in labels] or [None] * len(texts)
-    domains = tuple(sorted({name for name in known if name is not None}))
-    number = {name: place for place, name in enumerate(domains)}
+def name_labels(labels: Iterable[Any] | None, feature: Any, where: str, count: int) -> list[str | None]:
+    """The topics of ``count`` texts, named as those of a corpus are (``data.rows.read_labels``), with its notes as warnings.
+
+    Whole numbers below 0 without a class name, and the missing values of pandas, are no topics.
+
+    Raises:
+        UserError: Labels are structures or bytes, or a class number has no name.
+    """
+    if labels is None:
+        return [None] * count
+    cells = [label.item() if getattr(label, "ndim", None) == 0 else label for label in labels]
+    is_missing = [(isinstance(cell, int) and cell < 0) or str(cell) in ("NaT", "<NA>") for cell in cells]
+    topics, notes = read_labels([None if missing else cell for cell, missing in zip(cells, is_missing, strict=True)], feature, where)
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
+    return topics
+
+
+def make_corpus(texts: Sequence[str], topics: Sequence[str | None]) -> Corpus:
+    """A corpus of training documents in the given order, with the topic of each; sizes are in whitespace words."""
+    domains = tuple(sorted({topic for topic in topics if topic is not None}))
+    number = {domain: place for place, domain in enumerate(domains)}
     written, source = np.empty(len(texts), dtype=object), np.empty(len(texts), dtype=object)
     written[:], source[:] = list(texts), ""
     return Corpus(
         "this data set",
         written,
-        np.array([-1 if name is None else number[name] for name in known], dtype=np.int64),
+        np.array([-1 if topic is None else number[topic] for topic in topics], dtype=np.int64),
         domains,
         source,
         np.full(len(texts), TRAIN, dtype=np.int8),
         np.array([len(text.split()) for text in texts], dtype=np.int64),
         has_source=False,
     )
-
-
-def name_label(label: Any, names: Sequence[str]) -> str | None:
-    """The name of a topic; None if there is none."""
-    name = str(label)  # missing values of pandas are not equal to themselves, nor to anything else
-    if label is None or name.casefold() in ("", "nan", "nat", "<na>") or (isinstance(label, (int, np.integer)) and label < 0):
-        return None
-    return str(names[int(label)]) if names and isinstance(label, (int, np.integer)) else name
 
 
 def replace_column(dataset: Any, column: str, values: Sequence[str]) -> Any:

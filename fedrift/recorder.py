@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
+from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
 from time import perf_counter
@@ -43,6 +44,7 @@ from .storage import Run, archive_run, collect_environment
 
 Params = Mapping[str, Tensor]
 LORA_FACTOR = re.compile(r"\.lora_([AB])(?:\.([^.]+))?\.weight$")
+MAX_INT = 1_000_000  # the largest number of clients and of rounds, as in a configuration
 UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")  # characters that a folder's name may not have
 
 
@@ -132,6 +134,8 @@ class Recorder:
         fresh: bool = False,
     ) -> None:
         check_arguments(name, num_clients, num_rounds, severity)
+        check_whole({"seed": seed, "local_steps": local_steps, **({} if vocab_size is None else {"vocab_size": vocab_size})})
+        check_numbers({"lora_scale": lora_scale}, is_amount=True)
         self.num_clients, self.num_rounds, self.lora_scale, self.vocab_size = num_clients, num_rounds, lora_scale, vocab_size
         config = {
             "dataset": {"name": name},
@@ -176,6 +180,7 @@ class Recorder:
         if self._round >= self.num_rounds:
             raise UserError(f"round {self._round + 1} begins, but num_rounds is {self.num_rounds}: count all rounds in num_rounds")
         if self.state is None:
+            check_tensors(params)
             self._whole_numbers = frozenset(name for name, leaf in params.items() if not leaf.is_floating_point())
         received = self._read(params)
         state = self._start(received) if self.state is None else self.state
@@ -227,10 +232,18 @@ class Recorder:
                 the parameters or the gradient do not fit.
         """
         began, state = perf_counter(), self._open_state()
-        if not 0 <= int(client) < self.num_clients or any(int(client) == other.client for other in self.updates):
-            raise UserError(f"client {client}: each of the clients 0 to {self.num_clients - 1} can send one update per round")
-        if not failed and not 0 <= weight < math.inf:
-            raise UserError(f"client {client}: its weight is {weight}; allowed: a finite number of at least 0, or failed=True")
+        if not self._is_client(client) or any(int(client) == other.client for other in self.updates):
+            raise UserError(f"client {quote_value(client)}: each of the clients 0 to {self.num_clients - 1} can send one update per round")
+        if not failed and not (is_number(weight) and 0 <= weight < math.inf):
+            raise UserError(f"client {client}: its weight is {quote_value(weight)}; allowed: a finite number of at least 0, or failed=True")
+        who = f"client {client}: its "
+        check_numbers({f"{who}number of steps": math.nan if steps is None else steps, f"{who}number of tokens": tokens}, is_amount=True)
+        losses = {"train_loss": train_loss, "first_loss": first_loss, "loss_before": loss_before, "loss_after": loss_after}
+        check_numbers({f"{who}{what}": value for what, value in losses.items()})
+        if num_bytes is not None:
+            if not isinstance(num_bytes, Sequence) or len(num_bytes) != 2:
+                raise UserError(f"{who}num_bytes is {quote_value(num_bytes)}: give two numbers, the bytes to the client and back")
+            check_numbers({f"{who}num_bytes": num_bytes[0], f"{who}num_bytes back": num_bytes[1]}, is_amount=True)
         moved = None if failed else self._read_delta(state.server.params, params, delta)
         gradient = None if mean_grad is None or failed else self._read(mean_grad)
         if gradient is not None:
@@ -277,6 +290,7 @@ class Recorder:
         if not self.updates:
             raise UserError(f"round {state.round + 1} ends without an update: call client_update for each client of the round")
         self._check_clients(loss_by_client or {})
+        check_numbers({f"seconds of {phase}": value for phase, value in (seconds or {}).items()}, is_amount=True)
         self.updates.sort(key=lambda update: update.client)
         result = make_result(state, self._read(params), self.updates)
         rows = self._evaluate(result)
@@ -310,6 +324,13 @@ class Recorder:
             UserError: A client's number is not allowed.
         """
         self._check_clients(by_client or {})
+        check_numbers(
+            {"the loss": math.nan if loss is None else loss, **{f"the loss of client {n}": x for n, x in (by_client or {}).items()}}
+        )
+        for domain, value in (by_domain or {}).items():
+            if not isinstance(domain, str) or not domain.strip():
+                raise UserError(f"loss_by_domain has the domain {quote_value(domain)}: the name of a domain is a text that is not empty")
+            check_numbers({f"the loss of the domain {quote_value(domain)}": value})
         number = self._round if round is None else round
         rows = [] if loss is None else [Record(number, "loss", "", -1, float(loss))]
         rows += [Record(number, "loss", domain, -1, float(value)) for domain, value in (by_domain or {}).items()]
@@ -322,9 +343,11 @@ class Recorder:
     def log_records(self, records: Sequence[Record]) -> None:
         """Record numbers of any name."""
         if records:
+            was_finished = self.run.is_finished  # an evaluation that comes after the last round
+            self.run.mark_unfinished()  # the stored checksums are those of fewer records
             self.run.append_records(records)
             self.history.add_records(records)
-            if self.run.is_finished:  # an evaluation that comes after the last round
+            if was_finished:
                 self.finish()
 
     def skip_round(self) -> None:
@@ -375,12 +398,17 @@ class Recorder:
 
     def _check_clients(self, clients: Iterable[int]) -> None:
         """Raise `UserError` if a client's number is not allowed."""
-        odd = [client for client in clients if not 0 <= int(client) < self.num_clients]
+        odd = [client for client in clients if not self._is_client(client)]
         if odd:
-            raise UserError(f"loss_by_client has client {odd[0]}, but the clients are 0 to {self.num_clients - 1}")
+            raise UserError(f"loss_by_client has client {quote_value(odd[0])}, but the clients are 0 to {self.num_clients - 1}")
+
+    def _is_client(self, client: Any) -> bool:
+        """Return whether a value is the number of a client."""
+        return is_number(client) and float(client).is_integer() and 0 <= client < self.num_clients
 
     def _read(self, params: Params) -> Tree:
         """Parameters as a tree. A mean of whole numbers, as some servers send for counters of batches, is not a parameter either."""
+        check_tensors(params)
         return to_tree({name: leaf for name, leaf in params.items() if name not in self._whole_numbers})
 
     def _read_delta(self, received: Tree, params: Params | None, delta: Params | None) -> Tree:
@@ -429,12 +457,53 @@ class Recorder:
 
 def check_arguments(name: str, num_clients: int, num_rounds: int, severity: float) -> None:
     """Raise `UserError` unless the arguments are allowed."""
-    if not name.strip():
+    if not isinstance(name, str) or not name.strip():
         raise UserError("name: give the experiment a name, such as my-app")
-    if num_clients < 1 or num_rounds < 1:
-        raise UserError(f"num_clients is {num_clients} and num_rounds is {num_rounds}; both must be at least 1")
-    if not 0 <= severity <= 1:
+    check_whole({"num_clients": num_clients, "num_rounds": num_rounds})
+    if num_clients < 1 or num_rounds < 1 or max(num_clients, num_rounds) > MAX_INT:
+        raise UserError(f"num_clients is {num_clients} and num_rounds is {num_rounds}; both must be from 1 to {MAX_INT:,}")
+    if not is_number(severity) or not 0 <= severity <= 1:
         raise UserError(f"severity is {quote_value(severity)}; allowed: 0 (IID data) to 1")
+
+
+def check_tensors(params: Any) -> None:
+    """Raise `UserError` unless parameters are tensors by name."""
+    if not isinstance(params, Mapping):
+        raise UserError(f"the parameters are of the type {type(params).__name__}: give tensors by name, such as model.state_dict()")
+    for name, leaf in params.items():
+        if not isinstance(leaf, Tensor):
+            raise UserError(f"the parameter {quote_value(name)} is of the type {type(leaf).__name__}: give it as a tensor of torch")
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number of Python or numpy, or a tensor of one number, and no truth value."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and value.dtype not in (torch.bool, torch.complex64, torch.complex128)
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_numbers(values: Mapping[str, Any], is_amount: bool = False) -> None:
+    """Check numbers, by what they are; NaN stands for an unknown one.
+
+    Args:
+        values: The numbers.
+        is_amount: Whether they must be finite and at least 0, if they are known.
+
+    Raises:
+        UserError: One of them is no number, or is not allowed.
+    """
+    for what, value in values.items():
+        if not is_number(value):
+            raise UserError(f"{what} is {quote_value(value)}, and must be a number")
+        if is_amount and not (0 <= value < math.inf or math.isnan(value)):
+            raise UserError(f"{what} is {quote_value(value)}, and must be a finite number of at least 0")
+
+
+def check_whole(values: Mapping[str, Any]) -> None:
+    """Raise `UserError` unless all values are whole numbers of at least 0."""
+    for what, value in values.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
+            raise UserError(f"{what} is {quote_value(value)}, and must be a whole number of at least 0")
 
 
 def make_id(name: str, severity: float, seed: int, config: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 
@@ -204,6 +205,18 @@ def test_adapters_of_a_random_base_are_refused(method, init, tmp_path):
         fedrift.aggregate_adapters(folders, method)
 
 
+def cast_factors(folder, dtype) -> None:
+    """Store the factors of an adapter in another type."""
+    path = folder / "adapter_model.safetensors"
+    save_file({name: leaf.to(dtype) for name, leaf in load_file(path).items()}, path)
+
+
+def test_weights_count_as_shares_whatever_their_size(tmp_path):
+    folders = [save_client(tmp_path, number) for number in range(2)]
+    for weights in ([1.0, 3.0], [1e308 / 3, 1e308], [1e-320, 3e-320], [10**30, 3 * 10**30]):
+        assert fedrift.aggregate_adapters(folders, weights=weights).weights == pytest.approx((0.25, 0.75), rel=1e-3)
+
+
 REFUSALS = {
     "another base": (lambda a, b: edit(b, base_model_name_or_path="other"), {}, "differ in base_model_name_or_path: '.* and 'other' in"),
     "another scale": (lambda a, b: edit(b, lora_alpha=12), {}, "differ in lora_alpha: 6 in .* and 12"),
@@ -217,6 +230,15 @@ REFUSALS = {
     "not safetensors": (lambda a, b: (b / "adapter_model.safetensors").write_bytes(b"no"), {}, "cannot be read as safetensors"),
     "weights": (lambda a, b: None, {"weights": [1.0]}, "1 weights for 2 adapters"),
     "negative": (lambda a, b: None, {"weights": [1.0, -1.0]}, "must be finite and at least 0"),
+    "weights in text": (lambda a, b: None, {"weights": "12"}, "must be finite and at least 0"),
+    "endless weight": (lambda a, b: None, {"weights": [10**400, 1]}, "must be finite and at least 0"),
+    "another rank than that of the file": (lambda a, b: [edit(each, r=4) for each in (a, b)], {}, r"\[2, \d+\], but r is 4 in"),
+    "rank 0": (lambda a, b: [edit(each, r=0) for each in (a, b)], {}, "has r=0, and the rank of a LoRA adapter"),
+    "rank in text": (lambda a, b: [edit(each, r="2") for each in (a, b)], {}, "has r='2', and the rank of a LoRA adapter"),
+    "no scale": (lambda a, b: [edit(each, lora_alpha=None) for each in (a, b)], {}, "lora_alpha=null, and the scale of a LoRA adapter"),
+    "scale 0": (lambda a, b: [edit(each, lora_alpha=0) for each in (a, b)], {}, "lora_alpha=0, and the scale of a LoRA adapter"),
+    "infinite scale": (lambda a, b: [edit(each, lora_alpha=math.inf) for each in (a, b)], {}, "lora_alpha=.inf, and the scale"),
+    "whole numbers": (lambda a, b: [cast_factors(each, torch.int32) for each in (a, b)], {}, "of int32, and only LoRA factors"),
     "method": (lambda a, b: None, {"method": "fedx"}, "no aggregation method 'fedx': did you mean 'fedex'"),
     "ffa": (lambda a, b: None, {"method": "ffa"}, "averages B under one frozen A, and .* differs between"),
 }

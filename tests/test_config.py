@@ -196,6 +196,8 @@ def test_every_class_accepts_its_defaults():
             "evaluation.blocks_per_domain: expected a whole number from 1 to 1,000,000, got 1000000",
         ),
         ("dataset: ''", "dataset.name: expected text of 1 to"),
+        ("algorithm: ''", "algorithm"),
+        ("algorithm: {type: '_-'}", "algorithm"),
         ("model: ''", "model: expected text of 1 to"),
         ("dataset:", "dataset: expected DatasetConfig as keys and values, got null"),
         ("model: ~", "model: expected text"),

@@ -21,6 +21,7 @@ from fedrift.algorithms import FedAvg, FedProx, LocalOnly, Pretrained, Scaffold
 from fedrift.cli.console import print_summary
 from fedrift.config.schema import edit_config, iid_baseline
 from fedrift.core.errors import UserError
+from fedrift.data import dataset
 from fedrift.diagnosis import judge_run
 from fedrift.engine.build import build_run, config_warnings
 from fedrift.engine.cache import resolve_fingerprints
@@ -215,6 +216,17 @@ def test_a_changed_general_text_or_own_probe_is_another_experiment(tmp_path, mon
     after = [resolve_fingerprints(config, make_cache(tmp_path)) for config in before]
     assert [one.id != other.id for one, other in zip(before, after, strict=True)] == [True, False, False, True]
     assert [bool(one.evaluation.fingerprint) for one in before] == [True, False, True, True]
+
+
+def test_the_general_text_is_read_once(tmp_path, monkeypatch):
+    file = tmp_path / "general.csv"
+    file.write_text("\n".join(["text", *(f"one text {number}" for number in range(20))]))
+    read, load = [], dataset.load_corpus
+    monkeypatch.setattr(dataset, "load_corpus", lambda config, **options: (read.append(config.name), load(config, **options))[1])
+    options = (f"evaluation.general_dataset={file}", "evaluation.probes=[general]", "evaluation.expensive_interval=1")
+    run = run_experiment(experiment(tmp_path, *options, "training.num_rounds=1"), make_cache(tmp_path))
+    assert read == [str(file)]
+    assert "general." in (run.folder / "records.jsonl").read_text()
 
 
 def test_clients_per_pass_changes_rounding_only(tmp_path):

@@ -94,7 +94,9 @@ class TrainingConfig:
         participation_rate: Fraction of the clients that participate in each round.
         num_clients_per_round: Number of clients that participate in each round. Replaces ``participation_rate``.
         local_steps: Optimizer steps of each client per round.
-        local_epochs: Passes of each client over its data per round. Replaces ``local_steps``.
+        local_epochs: Passes of each client over its data per round; replaces ``local_steps``. A client with n blocks trains on
+            b = ceil(``local_epochs`` n) blocks, in ceil(b / ``batch_size``) steps. Batches run across passes: all are full, except the
+            last one of the round if b is no multiple of ``batch_size``.
         batch_size: Sequences per step.
         max_seq_length: Tokens per sequence.
         client_optimizer: Optimizer of the local steps. It is initialized again in each round.

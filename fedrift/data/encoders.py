@@ -183,6 +183,8 @@ def encode_lsa(texts: Sequence[str]) -> np.ndarray:
         tf_idf = vectorizer.fit_transform(texts)
     except ValueError:  # no text contains a word
         return np.zeros((len(texts), 1))
+    if tf_idf.shape[1] == 1:  # TruncatedSVD refuses a single word, which has a single direction
+        return np.asarray(tf_idf.todense(), dtype=np.float64)
     dimensions = min(LSA_DIMENSIONS, *tf_idf.shape)
     seed = int(numpy_stream(0, "lsa").integers(2**31))
     return np.asarray(TruncatedSVD(dimensions, random_state=seed).fit_transform(tf_idf), dtype=np.float64)
@@ -238,21 +240,33 @@ def label_by_cluster(corpus: Corpus, vectors: np.ndarray, num_clusters: int, rng
 
     Raises:
         ValueError: The number of vectors is not D.
-        UserError: ``num_clusters`` is less than 2 or greater than the number of training documents.
+        UserError: ``num_clusters`` is less than 2 or greater than the number of training documents with different vectors.
     """
     if len(vectors) != len(corpus):
         raise ValueError(f"vectors must hold one vector for each of the {len(corpus)} documents, got {len(vectors)}")
     train = corpus.split == TRAIN
     if not 1 < num_clusters <= train.sum():
-        raise UserError(
-            f"the {train.sum()} training documents of dataset {corpus.name!r} cannot be divided into {num_clusters} clusters: "
-            f"set dataset.num_clusters to a number from 2 to {train.sum()}"
-        )
+        raise too_many_clusters_error(corpus.name, num_clusters, int(train.sum()), are_equal=False)
     from sklearn.cluster import KMeans  # imported here because it takes a second and most corpora do not need it
 
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    means = KMeans(num_clusters, n_init=4, random_state=int(rng.integers(2**31))).fit(vectors[train])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about fewer different vectors than clusters, which the error below says in full
+        means = KMeans(num_clusters, n_init=4, random_state=int(rng.integers(2**31))).fit(vectors[train])
+    num_found = len(np.unique(means.labels_))
+    if num_found < num_clusters:
+        raise too_many_clusters_error(corpus.name, num_clusters, num_found, are_equal=True)
     clusters = means.predict(vectors)
     by_size = np.argsort(-np.bincount(clusters, minlength=num_clusters), kind="stable")
     names = tuple(f"cluster{i:0{len(str(num_clusters - 1))}d}" for i in range(num_clusters))
     return replace(corpus, label=np.argsort(by_size)[clusters].astype(np.int64), domains=names)
+
+
+def too_many_clusters_error(name: str, num_clusters: int, limit: int, *, are_equal: bool) -> UserError:
+    """Return the error for a dataset that has at most ``limit`` clusters, because it has no more documents or their vectors are equal."""
+    reason = "only as many of its training documents have different embeddings" if are_equal else "it has no more training documents"
+    way_out = f"set dataset.num_clusters to a number from 2 to {limit}" if limit > 1 else "remove dataset.num_clusters"
+    return UserError(
+        f"dataset {name!r} cannot be divided into {num_clusters} clusters but into {limit} at most, because {reason}: {way_out}"
+        + (", or choose another dataset.encoder" if are_equal else "")
+    )

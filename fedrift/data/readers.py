@@ -225,6 +225,13 @@ def find_table_files(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
         return [], []
     ignored = [file.relative_to(folder).as_posix() for file in files if file not in tables.values()]
     splits, notes = detect_splits(list(tables), folder_name(folder))
+    unread = [name for name in ignored if "train" in split_words(name) or "training" in split_words(name)]
+    if unread and any(map(split_words, splits)) and not any(detect_split(name) == TRAIN for name in splits):
+        raise UserError(
+            f"{folder_name(folder)}: {format_names(unread)} is named after train but cannot be read, so that only "
+            f"{format_names(list(splits))} would be left. Supported formats: {SUPPORTED_FORMATS}; save it in one of them, or use "
+            "one file alone as dataset"
+        )
     notes += missing_shard_notes(list(splits), folder_name(folder))
     if ignored:
         notes.append(

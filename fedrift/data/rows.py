@@ -166,7 +166,11 @@ class ColumnNames(NamedTuple):
 DEFAULT_COLUMNS = ColumnNames()
 SPLIT_PATTERN = re.compile(rf"(?:^|[-._ /\d])({'|'.join(SPLIT_NAMES)})(?:set|data|split)?(?=$|[-._ /\d])")
 # Words that mean a split but are no split names, so that files with such names would be read as training data.
-SPLIT_LIKE_PATTERN = re.compile(r"(?:^|[-._ /\d])(trn|tst|devel|(?:hold|held)[-_ ]?out)(?:set|data|split)?(?=$|[-._ /\d])")
+SPLIT_LIKE_PATTERN = re.compile(
+    r"(?:^|[-._ /\d])(trn|tst|devel(?:opment)?|(?:hold|held)[-_ ]?out|trains|tests|evals|valids|validate|devtest|traindev|unseen)"
+    r"(?:set|data|split)?(?=$|[-._ /\d])"
+)
+CAMEL_CASE_PATTERN = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # the starts of words in myTest and IMDBTest
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,10 +259,12 @@ def check_not_split_like(names: Iterable[str], where: str) -> None:
     """Check that parts without split names, which are all read as training data, do not seem to be splits.
 
     Raises:
-        UserError: There are several parts, and a word such as tst or holdout is in the name of one of them.
+        UserError: There are several parts, and the name of one of them contains a word such as tst or holdout, or a split word that only
+            a capital letter separates from other words, as in myTest.
     """
     names = list(dict.fromkeys(names))
-    split_like = [name for name in names if SPLIT_LIKE_PATTERN.search(name.lower())]
+    words = {name: CAMEL_CASE_PATTERN.sub("-", name).lower() for name in names}
+    split_like = [name for name in names if SPLIT_LIKE_PATTERN.search(words[name]) or SPLIT_PATTERN.search(words[name])]
     if split_like and len(names) > 1:
         raise UserError(
             f"{where}: by their names, {format_names(split_like)} may be splits, but {format_names(names)} would all be training data. "

@@ -16,6 +16,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,7 @@ DECOMPRESSORS: Mapping[str, Callable[[bytes], bytes]] = {
     ".xz": partial(decompress_streams, make_decompressor=lzma.LZMADecompressor),
     ".zst": decompress_zst,
 }
+ARROW_END_MARK = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream of record batches
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # the first bytes of a file whose content Git LFS has not downloaded
 SUPPORTED_FORMATS = f"{' '.join(SUFFIXES)} {TEXT_SUFFIX}, each also with {' '.join(DECOMPRESSORS)}"
 
@@ -448,7 +450,7 @@ def read_columns(path: Path, kind: str, request: Sequence[str] | ColumnNames) ->
         if kind == ".arrow":
             table = read_arrow(data)
             names = resolve_columns(path.name, table.schema.names, request)
-            return arrow_columns(table.select(names), table.schema)
+            return replace(arrow_columns(table.select(names), table.schema), notes=arrow_notes(path.name, data))
         with pq.ParquetFile(pa.BufferReader(data) if is_compressed else path) as file:
             names = resolve_columns(path.name, file.schema_arrow.names, request)
             return arrow_columns(file.read(columns=names), file.schema_arrow)
@@ -470,14 +472,21 @@ def read_arrow(data: bytes) -> pa.Table:
     return pa.ipc.open_stream(pa.BufferReader(data)).read_all()
 
 
+def arrow_notes(where: str, data: bytes) -> tuple[str, ...]:
+    """Return a note if a stream of record batches has no end mark, so that further batches may be missing."""
+    if data[:6] == b"ARROW1" or data.endswith(ARROW_END_MARK):
+        return ()
+    return (f"{where} has no end mark: it may have been cut off, and rows may be missing",)
+
+
 def arrow_columns(table: pa.Table, schema: pa.Schema) -> Table:
     """Convert an Arrow table to lists of cells, with the features that ``datasets`` stored in the schema metadata."""
     features: Mapping[str, Any] = {}
     if b"huggingface" in (schema.metadata or {}):
         import datasets  # imported here because it takes half a second and most files do not need it
 
-        try:
-            features = datasets.Features.from_arrow_schema(schema)
+        try:  # Features.from_arrow_schema would drop class names if another program stored the class numbers in another type
+            features = datasets.Features.from_dict(json.loads(schema.metadata[b"huggingface"])["info"]["features"])
         except (ValueError, KeyError, TypeError, AttributeError):  # the metadata was written by a newer version or edited by hand
             features = {}
     return Table({name: table.column(name).to_pylist() for name in table.column_names}, tuple(schema.names), features)

@@ -23,13 +23,12 @@ from ..core.random import numpy_stream, torch_stream
 from ..core.tree import Tree
 from ..core.types import FederatedState
 from ..data import TEST, TRAIN, VALIDATION, Blocks, Corpus, TokenizedCorpus, pack_blocks, tokenize_corpus
-from ..data.dataset import load_general_corpus
 from ..data.encoders import embed_texts
 from ..data.tokenization import template_notes
 from ..models.arithmetic import ARITHMETICS, Arithmetic, ArithmeticChoice, choose_arithmetic, compare_step
 from ..models.export import check_peft_compatible
 from ..models.introspection import HiddenStateEncoder
-from ..models.presets import PRESETS, fingerprint_model
+from ..models.presets import fingerprint_model
 from ..models.stacked_model import StackedModel, mean_hidden_states, sample_tokens
 from ..models.trainable import Lora, Trainable
 from ..partition import Partition
@@ -344,12 +343,7 @@ def load_general_text(config: ExperimentConfig, resources: ResourceCache, corpus
     Returns:
         The blocks, with up to ``evaluation.general_tokens`` tokens in total; None if no such text is available.
     """
-    general_corpus = load_general_corpus(
-        corpus,
-        config.evaluation.general_dataset,
-        is_pocket_model=config.model == PRESETS["pocket"].name,
-        data_dir=resources.runtime.data_dir,
-    )
+    general_corpus = resources.get_general_corpus(config, corpus)
     if general_corpus is None:
         return None
     length = config.training.max_seq_length

@@ -110,7 +110,7 @@ def check_stored_run(config: ExperimentConfig, run: Run, runtime: Runtime) -> No
     """
     if not run.is_finished and not (run.folder / "experiment.json").exists():
         return
-    differences = diff_stored_configs(config.to_stored_dict(), run.config)
+    differences = diff_stored_configs(config.to_stored_dict(), run.read_config())
     if differences:
         further = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         raise UserError(
@@ -129,14 +129,14 @@ def check_stored_run(config: ExperimentConfig, run: Run, runtime: Runtime) -> No
 
 def describe_finished_run(run: Run) -> str:
     """Describe when and how a finished run was computed: ``finished on 2026-11-29, float32 on cpu, fedrift 0.1.0``."""
-    environment, finished, num_rounds = run.environment, run.read_json("finished"), run.config["training"]["num_rounds"]
-    date, last_round = str(finished.get("date", "")), finished.get("rounds", num_rounds)
+    environment, finished, num_rounds = run.environment, run.summary(), run.config["training"]["num_rounds"]
+    date, last_round = str(finished.get("date", "")), finished.get("rounds")
     engine = {**NUMERIC_DEFAULTS, **environment.get("engine", {})}
     options = [name for name in ("tf32", "compiled") if engine[name]] + ([] if engine["deterministic"] else ["not deterministic"])
     version = environment.get("packages", {}).get("fedrift") or "of an unknown version"
     day = f"finished on {date[:10]}" if date else "finished on an unknown date"
     numerics = f"{engine['dtype']} on {environment.get('device', 'an unknown device')}"
-    stopped = [f"stopped early after round {last_round} of {num_rounds}"] if last_round < num_rounds else []
+    stopped = [f"stopped early after round {last_round} of {num_rounds}"] if last_round is not None and last_round < num_rounds else []
     return ", ".join([day, *stopped, numerics, *options, f"fedrift {version}"])
 
 

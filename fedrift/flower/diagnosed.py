@@ -243,6 +243,8 @@ class Diagnosed(Strategy):  # type: ignore[misc]
                 continue
             reported = reports[node]
             numbers = {name: reported.get(self._name_of(name, names, reported), math.nan) for name, names in TRAIN_METRICS.items()}
+            for name in ("train.steps", "train.tokens"):  # an impossible number of a client is an unknown one
+                numbers[name] = numbers[name] if 0 <= numbers[name] < math.inf else math.nan
             self.recorder.client_update(
                 clients[node],
                 to_tensors(select_arrays(reply.content, record_key)),

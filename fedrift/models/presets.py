@@ -154,6 +154,10 @@ FINGERPRINTED_FILES = (
     "tokenizer.model",
     "spiece.model",
     "sentencepiece.bpe.model",
+    "sentencepiece.model",
+    "spm.model",
+    "tiktoken.model",
+    "tekken.json",
 )
 TEMPLATE_FILE = "chat_template.jinja"
 # The weight files that transformers tries, in its order. An index lists the files that contain the weights.

@@ -405,4 +405,4 @@ def iter_rows(frame: pd.DataFrame) -> Iterator[Any]:
 
 
 def _read_stored(run: Run) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    return run.config, dict(run.read_json("finished")) if run.is_finished else {}, run.environment
+    return run.config, run.summary(), run.environment

@@ -21,21 +21,21 @@ import numpy as np
 from ..core.errors import UserError
 from ..core.lazy_imports import optimize, special, stats
 from ..core.random import numpy_stream
-from .significance import ALPHA, Interval, PValue, min_p, rank_biserial, sign_flip_test, wilcoxon
+from .significance import ALPHA, ROUNDING_OF_OUTCOMES, Interval, PValue, min_p, rank_biserial, sign_flip_test, subtract, wilcoxon
 
 
 def paired_differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return ``a - b`` per pair, where a diverged run is infinite.
 
-    If both sides diverged, the difference is undefined and therefore NaN (see ``mask_both_diverged``).
+    If both sides diverged, the difference is undefined and therefore NaN (see ``mask_both_diverged``). Values that differ only by
+    rounding have the difference 0.
 
     Args:
         a: The values of one side, [seeds].
         b: The values of the other side, [seeds], in the same order.
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    with np.errstate(invalid="ignore"):
-        return np.where(mask_both_diverged(a, b), np.nan, a - b)
+    return np.where(mask_both_diverged(a, b), np.nan, subtract(a, b, ROUNDING_OF_OUTCOMES))
 
 
 def mask_both_diverged(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -69,11 +69,12 @@ def median_ci(d: np.ndarray, confidence_level: float = 0.95) -> Interval:
 
     Returns:
         The interval. Its ``confidence_level`` is the attained level, which is at least the requested one. If even the full range of the
-        differences does not attain it, the interval is the full range with its lower level (0.94 for five seeds).
+        differences does not attain it, the interval is the full range with its lower level (0.94 for five seeds). It is NaN if a
+        difference is NaN, because that has no rank.
     """
     sorted_d = np.sort(np.asarray(d, dtype=np.float64))
     count = len(sorted_d)
-    if count == 0:
+    if count == 0 or np.isnan(sorted_d).any():
         return Interval(math.nan, math.nan, math.nan, math.nan)
     rank = max(1, int(stats.binom.ppf((1 - confidence_level) / 2, count, 0.5)))
     if 2 * stats.binom.cdf(rank - 1, count, 0.5) > 1 - confidence_level + 1e-12:
@@ -298,8 +299,8 @@ def tost(d: np.ndarray, margin: float, alpha: float = ALPHA) -> EquivalenceResul
     if math.isnan(interval.low):
         return EquivalenceResult(PValue(math.nan, least, len(d), "TOST"), interval, margin)
     standard_error = float(d.std(ddof=1)) / math.sqrt(len(d))
-    distance = margin - abs(float(d.mean()))
-    value = float(stats.t.sf(distance / standard_error, len(d) - 1)) if standard_error else float(distance <= 0)
+    distance = -float(subtract(np.abs(d.mean()), margin))
+    value = float(stats.t.sf(distance / standard_error, len(d) - 1)) if standard_error else float(not distance > 0)
     return EquivalenceResult(PValue(value, least, len(d), "TOST"), interval, margin)
 
 

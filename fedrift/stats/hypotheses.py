@@ -52,15 +52,18 @@ from .selection import (
     values_per_seed,
 )
 from .significance import (
+    ROUNDING_OF_OUTCOMES,
     Interval,
     WorstEnd,
     clopper_pearson,
     count_seeds,
+    is_below,
     mcnemar,
     min_seeds,
     page_trend_test,
     sign_flip_test,
     spearman_within_blocks,
+    subtract,
 )
 
 FactorLevels = dict[str, Any]
@@ -327,7 +330,7 @@ class RecoveredFraction(Hypothesis):
             )
         # reference - target is above 0 where high values are bad, and below 0 otherwise
         sign = 1.0 if (self.worst_end or default_worst_end(self.metric)) == "high" else -1.0
-        gap_p, excess = sign_flip_test(gap), recovered - self.min_fraction * gap
+        gap_p, excess = sign_flip_test(gap), subtract(recovered, self.min_fraction * gap)
         p, notes = (
             sign_flip_test(excess),
             [f"the hypothesis predicts more than {100 * self.min_fraction:.0f} %"] if self.min_fraction else [],
@@ -393,7 +396,9 @@ class RateGreater(Hypothesis):
     def evaluate(self, runs: pd.DataFrame, factors: Sequence[str], criteria: DecisionCriteria) -> HypothesisResult:
         """Compare the seeds in which the event occurs on one side only; the event occurs in a seed if it occurs in any of its runs."""
         require_columns(runs, [self.metric, "iid_baseline", *REQUIRED_COLUMNS])
-        occurred = runs[self.metric].astype(float) if self.threshold is None else (runs[self.metric] > self.threshold).astype(float)
+        occurred = runs[self.metric].astype(float)
+        if self.threshold is not None:
+            occurred = pd.Series(subtract(occurred.to_numpy(), self.threshold) > 0, index=runs.index).astype(float)
         diverged = runs["diverged"].astype(bool)
         is_known = runs[self.metric].notna() & (runs["status"].eq("finished") if "status" in runs else True)
         occurred = occurred.where(is_known, np.nan).where(~diverged, 1.0)  # a diverged run always has the event, an unfinished one may yet
@@ -478,7 +483,9 @@ class LinearContrast(Hypothesis):
         seeds = pd.concat(columns, axis=1, join="inner").index
         up, down = np.isposinf(joined).any(axis=1), np.isneginf(joined).any(axis=1)
         both = np.asarray(up & down)
-        total = np.where(up, np.inf, np.where(down, -np.inf, np.where(np.isfinite(joined), joined, 0.0).sum(axis=1)))
+        finite = np.where(np.isfinite(joined), joined, 0.0)
+        is_rounding = np.abs(finite.sum(axis=1)) <= ROUNDING_OF_OUTCOMES * np.abs(finite).sum(axis=1)
+        total = np.where(up, np.inf, np.where(down, -np.inf, np.where(is_rounding, 0.0, finite.sum(axis=1))))
         every = set().union(*(set(side["seed"]) for side in sides))
         both_diverged = max(values.both_diverged for values in found) + int(both.sum())
         values = pd.Series(total[~both], index=seeds[: len(total)][~both], dtype=float)
@@ -564,8 +571,9 @@ def interpolate_ladder(rows: pd.DataFrame | None, match: str, at: float) -> floa
     known = (place > 0) & np.isfinite(place) & np.isfinite(value)
     order = np.argsort(place[known])
     steps, heights = place[known][order], value[known][order]
-    if not len(steps) or not at > 0 or not steps[0] <= at <= steps[-1]:
+    if not len(steps) or not at > 0 or is_below(at, steps[0]) or is_below(steps[-1], at):
         return math.nan
+    at = min(max(at, steps[0]), steps[-1])
     is_diverged = np.isinf(value) | rows["both_diverged"].to_numpy(dtype=bool)
     if (is_diverged & (place >= steps[steps <= at][-1]) & (place <= steps[steps >= at][0])).any():
         return math.nan  # a straight line between its neighbors would hide that it diverged

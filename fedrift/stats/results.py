@@ -10,7 +10,7 @@ import numpy as np
 from ..core.lazy_imports import pd
 from .effects import compare_paired, detectable_margin, mean_ci, min_detectable_effect, tost
 from .selection import PerSeedValues
-from .significance import Interval, PValue, count_seeds
+from .significance import Interval, PValue, count_seeds, is_below, subtract
 
 
 @dataclass(frozen=True)
@@ -110,20 +110,21 @@ def directional_result(
     if not len(d):
         return empty_result(description, "difference", per_seed.incomplete, diverged=diverged, both_diverged=per_seed.both_diverged)
     numbers = d.to_numpy(dtype=np.float64)
-    comparison = compare_paired(numbers - sign * margin, 1 - criteria.alpha, criteria.alpha, criteria.power, criteria.family_size)
+    beyond = subtract(numbers, sign * margin)
+    comparison = compare_paired(beyond, 1 - criteria.alpha, criteria.alpha, criteria.power, criteria.family_size)
     shift = sign * margin
     centered = comparison.interval
     interval = Interval(centered.estimate + shift, centered.low + shift, centered.high + shift, centered.confidence_level)
     bounds = mean_ci(numbers, 1 - 2 * criteria.strictest_alpha)
     largest_plausible = sign * (bounds.high if sign > 0 else bounds.low)  # in the predicted direction
-    is_ruled_out = min_effect > 0 and largest_plausible < min_effect and 0.5 ** len(numbers) <= criteria.strictest_alpha
+    is_ruled_out = min_effect > 0 and is_below(largest_plausible, min_effect) and 0.5 ** len(numbers) <= criteria.strictest_alpha
     notes = []
     if comparison.infinite:
         notes.append(
             f"in {comparison.infinite} of {comparison.seeds} seeds only one side {describe_infinite(description)}, so the median and ranks "
             "replace the mean"
         )
-    equal = int((numbers == margin * sign).sum())
+    equal = int((beyond == 0).sum())
     if equal:
         notes.append(f"{equal} of {count_seeds(len(numbers))} {'does' if equal == 1 else 'do'} not differ at all")
     if is_ruled_out:
@@ -169,16 +170,17 @@ def equivalence_result(
             points=seed_points(d),
         )
     equivalence, interval = tost(numbers, margin, criteria.alpha), mean_ci(numbers, 1 - 2 * criteria.strictest_alpha)
-    is_ruled_out = (interval.low > margin or interval.high < -margin) and equivalence.p.min_attainable_p <= criteria.strictest_alpha
+    is_beyond = is_below(margin, interval.low) or is_below(interval.high, -margin)
+    is_ruled_out = is_beyond and equivalence.p.min_attainable_p <= criteria.strictest_alpha
     sd = float(numbers.std(ddof=1)) if len(numbers) > 1 else math.nan
-    is_inside = bool(abs(numbers.mean()) < margin)
+    is_inside = is_below(abs(float(numbers.mean())), margin)
     return HypothesisResult(
         description,
         "difference",
         equivalence.interval,
         equivalence.p,
         is_inside,
-        bool(is_ruled_out),
+        is_ruled_out,
         incomplete,
         diverged,
         detectable=detectable_margin(len(numbers), sd, criteria.strictest_alpha, criteria.power),

@@ -19,6 +19,9 @@ from ..core.lazy_imports import stats
 from ..core.random import numpy_stream
 
 ALPHA = 0.05
+# Means, sums and differences of the same numbers differ in their last digits with the order of the terms. A verdict must not.
+ROUNDING = 1e-9  # numbers that differ from a bound by at most this share of it are equal to it
+ROUNDING_OF_OUTCOMES = 1e-12  # the same for two outcomes, such as counts of bytes, of which many digits count
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class PValue:
 
     def is_significant(self, alpha: float = ALPHA) -> bool:
         """Return whether the p-value is at most ``alpha`` and the number of seeds allows this."""
-        return self.value <= alpha and self.min_attainable_p <= alpha
+        return is_at_most(self.value, alpha) and is_at_most(self.min_attainable_p, alpha)
 
     def __str__(self) -> str:
         if math.isnan(self.value):
@@ -59,6 +62,29 @@ class Interval:
 
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high
+
+
+def is_at_most(value: float, bound: float) -> bool:
+    """Return whether a number is at most a bound, where numbers that differ from the bound only by rounding are equal to it."""
+    return value <= bound + ROUNDING * abs(bound)
+
+
+def is_below(value: float, bound: float) -> bool:
+    """Return whether a number is below a bound by more than rounding."""
+    return value < bound - ROUNDING * abs(bound)
+
+
+def subtract(values: np.ndarray, bounds: float | np.ndarray, tolerance: float = ROUNDING) -> np.ndarray:
+    """Return ``values - bounds``, with 0 where both differ only by rounding, so that rounding has no sign.
+
+    Args:
+        values: The numbers, [seeds]; they may be infinite.
+        bounds: What is subtracted, one number or [seeds].
+        tolerance: The share of ``bounds`` that counts as rounding.
+    """
+    with np.errstate(invalid="ignore"):
+        difference = np.asarray(values, dtype=np.float64) - bounds
+    return np.where(np.abs(difference) <= tolerance * np.abs(np.where(np.isfinite(bounds), bounds, 0.0)), 0.0, difference)
 
 
 def min_p(seeds: int) -> float:
@@ -86,6 +112,7 @@ def count_seeds(seeds: int) -> str:
 
 
 MAX_EXACT_SEEDS, NUM_FLIPS = 20, 99_999  # with more seeds, that many sign patterns are sampled
+MAX_SUMMAND = 1e300
 
 
 def sign_flip_test(d: np.ndarray) -> PValue:
@@ -96,7 +123,7 @@ def sign_flip_test(d: np.ndarray) -> PValue:
     it samples ``NUM_FLIPS`` patterns.
 
     Args:
-        d: The differences, [seeds], all finite.
+        d: The differences, [seeds]. If one is not finite, there is no p-value (NaN); ``wilcoxon`` allows infinite ones.
 
     Example:
         >>> sign_flip_test(np.array([0.11, 0.08, 0.14, 0.05, 0.12, 0.09])).value
@@ -108,6 +135,10 @@ def sign_flip_test(d: np.ndarray) -> PValue:
     name = "exact sign-flip" if is_exact else f"sign-flip, {NUM_FLIPS} draws"
     if count == 0:
         return PValue(1.0, 1.0, 0, name)
+    if not np.isfinite(d).all():
+        return PValue(math.nan, min_p(count), count, name)
+    if magnitudes.max() > MAX_SUMMAND:  # their sums would be infinite, and no two infinite sums differ
+        d, magnitudes = d / MAX_SUMMAND, magnitudes / MAX_SUMMAND
     if is_exact:
         sums, extra = sign_pattern_sums(magnitudes), 0
     else:
@@ -140,7 +171,18 @@ def assign_worst_rank(values: np.ndarray, diverged: np.ndarray, worst_end: Worst
 def signed_ranks(d: np.ndarray) -> np.ndarray:
     """Return the ranks of |d| with the signs of d; ties share their mean rank, and zeros stay 0 and rank lowest (Pratt)."""
     d = np.asarray(d, dtype=np.float64)
-    return np.sign(d) * stats.rankdata(np.abs(d)) if len(d) else d
+    return np.sign(d) * midranks(np.abs(d)) if len(d) else d
+
+
+def midranks(values: np.ndarray) -> np.ndarray:
+    """Return the ranks of the values [runs]; values that differ only by rounding share their mean rank."""
+    values = np.asarray(values, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    ascending = values[order]
+    is_larger = subtract(ascending[1:], ascending[:-1], ROUNDING_OF_OUTCOMES) > 0
+    ranks = np.empty(len(values))
+    ranks[order] = stats.rankdata(np.cumsum(np.concatenate([[False], is_larger])))
+    return ranks
 
 
 def wilcoxon(d: np.ndarray) -> PValue:
@@ -227,7 +269,7 @@ def page_trend_test(table: np.ndarray) -> PValue:
         return sign_test(table[:, 1] - table[:, 0])
     if seeds < 2:
         return spearman_within_blocks(np.tile(np.arange(levels), seeds), table.ravel(), np.repeat(np.arange(seeds), levels)).p
-    ranks = np.stack([stats.rankdata(row) for row in table])
+    ranks = np.stack([midranks(row) for row in table])
     one_sided = [float(stats.page_trend_test(oriented, ranked=True).pvalue) for oriented in (ranks, levels + 1 - ranks)]
     return PValue(min(1.0, 2 * min(one_sided)), min_attainable_p, seeds, "Page's L")
 
@@ -278,7 +320,7 @@ def spearman_within_blocks(x: np.ndarray, y: np.ndarray, blocks: np.ndarray) -> 
 
 def standardize_ranks(values: np.ndarray) -> np.ndarray:
     """Return the midranks, centered and scaled to length 1 (0 if all are equal), so that dot products are Spearman's rho."""
-    ranks = stats.rankdata(values)
+    ranks = midranks(values)
     ranks = ranks - ranks.mean()
     length = math.sqrt(float(ranks @ ranks))
     return ranks / length if length else ranks

@@ -23,7 +23,7 @@ from ..core.lazy_imports import pd
 from .hypotheses import MIN_TREND_SEEDS, Hypothesis, Interaction, evaluate_one, list_selections
 from .results import DecisionCriteria, HypothesisResult, describe_infinite, empty_result
 from .selection import outcome_values, require_columns, select_runs
-from .significance import ALPHA, count_seeds, format_p, holm, min_seeds
+from .significance import ALPHA, count_seeds, format_p, holm, is_at_most, is_below, min_seeds
 
 
 def format_verdict(name: str, verdict: str, result: HypothesisResult, adjusted_p: float, criteria: DecisionCriteria) -> str:
@@ -222,7 +222,7 @@ def build_verdict(hypothesis: Hypothesis, result: HypothesisResult, adjusted_p: 
 
 def decide_verdict(result: HypothesisResult, adjusted_p: float, criteria: DecisionCriteria) -> str:
     """Decide between supported, refuted and inconclusive by the rules of this module."""
-    is_significant = result.p.is_significant(criteria.alpha) and adjusted_p <= criteria.alpha
+    is_significant = result.p.is_significant(criteria.alpha) and is_at_most(adjusted_p, criteria.alpha)
     if is_significant and result.has_predicted_sign and not result.is_ruled_out:
         return "supported"
     if result.is_ruled_out or (is_significant and not result.has_predicted_sign):
@@ -264,7 +264,7 @@ def find_void_conditions(runs: pd.DataFrame, gate: Gate) -> dict[tuple[Any, Any]
     require_columns(runs, ["stage", "condition"])
     rows = outcome_values(runs, gate.metric)
     means = rows.groupby(["stage", "condition"], observed=True)["value"].agg(_mean_of_known)
-    return {cast(tuple[Any, Any], name): float(value) for name, value in means.items() if value < gate.min}
+    return {cast(tuple[Any, Any], name): float(value) for name, value in means.items() if is_below(float(value), gate.min)}
 
 
 def _mean_of_known(values: pd.Series) -> float:

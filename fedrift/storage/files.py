@@ -50,6 +50,12 @@ def replace_atomically(path: Path, size: int) -> Iterator[Path]:
         raise
 
 
+def remove_file(path: Path) -> None:
+    """Remove a file if it exists; raise UserError if it cannot be removed or is a folder."""
+    with explain_write_errors(path, 0):
+        path.unlink(missing_ok=True)
+
+
 def compute_digest(metadata: str, parts: Iterable[tuple[str, Any]]) -> str:
     """Return the SHA-256 of the contents of a file, 64 hex digits, which is stored in that file.
 
@@ -105,6 +111,8 @@ def explain_write_errors(path: Path, size: int) -> Iterator[None]:
     except TimeoutError:  # from a lock, not from writing
         raise
     except OSError as error:
+        if os.path.isdir(path):  # Path.is_dir raises an error without permission to search the parent folder
+            raise UserError(f"{path} is a folder, but fedrift must write a file there; move it and run the same command again") from error
         if error.errno not in DISK_FULL_ERRNOS:
             raise UserError(
                 f"{path} cannot be written: {error.strerror or error}. Make {path.parent} writable, or choose another folder"

@@ -100,7 +100,7 @@ def compute_checksum(path: Path, previous: Sequence[int] = EMPTY_CHECKSUM) -> li
 def has_prefix(path: Path, checksum: Sequence[int]) -> bool:
     """Return whether a file still begins with the bytes of an earlier checksum."""
     remaining, crc = checksum[0], 0
-    if not path.exists():
+    if not path.is_file():
         return remaining == 0
     with open(path, "rb") as file:
         while remaining and (chunk := file.read(min(remaining, 1 << 20))):

@@ -21,7 +21,7 @@ import json
 import os
 import platform
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 from ..core.errors import UserError
 from ..core.records import Record, Trajectory
 from . import jsonl
-from .files import explain_write_errors, format_error, write_atomically
+from .files import explain_write_errors, format_error, remove_file, write_atomically
 from .parquet import is_parquet_stale, parquet_path, read_parquet, write_parquet
 
 if TYPE_CHECKING:
@@ -128,7 +128,19 @@ class Run:
         """Return the resolved experiment as plain JSON.
 
         Raises:
-            UserError: The file is not an experiment. A missing key raises this error when it is accessed.
+            UserError: The file is not an experiment, or has changed since the run finished. A missing key raises this error when it is
+                accessed.
+        """
+        content = self.read_config()
+        if self.summary().get("stored", {}).get("experiment.json", checksum := _compute_json_checksum(content)) != checksum:
+            raise self._changed_error("experiment.json")
+        return content
+
+    def read_config(self) -> dict[str, Any]:
+        """Return the content of ``experiment.json``, which may have changed since the run finished.
+
+        Raises:
+            UserError: The file is not an experiment.
         """
         content: dict[str, Any] = self.read_json("experiment", dict)
         for name, value in content.items():
@@ -189,6 +201,9 @@ class Run:
                 f"{self.folder / 'finished.json'}: 'stored' must be an object of checksums, got {str(stored)[:80]!r}; "
                 "remove the run's folder to start the run again"
             )
+        plain = {name: value for name, value in summary.items() if name != "stored"}
+        if stored.get("finished.json", checksum := _compute_json_checksum(plain)) != checksum:
+            raise self._changed_error("finished.json")
         return summary
 
     def failure_message(self) -> str:
@@ -277,12 +292,17 @@ class Run:
     def _check_checksums(self, prefix: str) -> None:
         for name, checksum in self.summary().get("stored", {}).items():
             path = self.folder / name
-            if name.startswith(prefix) and not jsonl.has_prefix(path, checksum):
-                size = path.stat().st_size if path.exists() else 0
-                raise UserError(
-                    f"{path} has changed since the run finished ({size:,} bytes now, {checksum[0]:,} then). Restore a copy of it, "
-                    f"or start the run again (`fedrift run --fresh`, or remove {self.folder})"
-                )
+            if not name.startswith(prefix):
+                continue
+            size = path.stat().st_size if path.is_file() else 0
+            if size != checksum[0] or not jsonl.has_prefix(path, checksum):
+                raise self._changed_error(name, f" ({size:,} bytes now, {checksum[0]:,} then)")
+
+    def _changed_error(self, name: str, sizes: str = "") -> UserError:
+        return UserError(
+            f"{self.folder / name} has changed since the run finished{sizes}. Restore a copy of it, or start the run again "
+            f"(`fedrift run --fresh`, or remove {self.folder})"
+        )
 
     def metrics(self) -> pd.DataFrame:
         """Return all recorded numbers as a table with the columns round, metric, domain, client and value."""
@@ -329,7 +349,7 @@ class Run:
         jsonl.filter_lines(path, keep_record)
         for other, numbers_only in ((self.folder / "timings.jsonl", True), (self.folder / "events.jsonl", False)):
             jsonl.filter_lines(other, lambda row: _check_round_rows([row], other, numbers_only)[0]["round"] <= round)  # noqa: B023
-        (self.folder / "failed.json").unlink(missing_ok=True)
+        remove_file(self.folder / "failed.json")
         return records, num_records - len(records)
 
     @property
@@ -338,7 +358,7 @@ class Run:
         return (self.folder / "finished.json").exists()
 
     def mark_finished(self, summary: dict[str, Any], records: Sequence[Record] | None = None) -> None:
-        """Mark the run as finished and store its summary and the checksums of its records and models.
+        """Mark the run as finished and store its summary and the checksums of its experiment, records, models and the summary itself.
 
         Args:
             summary: The summary, as plain JSON.
@@ -350,8 +370,15 @@ class Run:
             path for path in (self.folder / "records.jsonl", *sorted((self.folder / "model").rglob("*.safetensors"))) if path.is_file()
         ]
         stored = {path.relative_to(self.folder).as_posix(): jsonl.compute_checksum(path) for path in files}
-        self.write_json("finished", {**summary, "stored": stored} if stored else summary)
-        (self.folder / "failed.json").unlink(missing_ok=True)
+        if (self.folder / "experiment.json").exists():
+            stored["experiment.json"] = _compute_json_checksum(self.read_config())
+        stored["finished.json"] = _compute_json_checksum(summary)
+        self.write_json("finished", {**summary, "stored": stored})
+        remove_file(self.folder / "failed.json")
+
+    def mark_unfinished(self) -> None:
+        """Remove the mark and the checksums of ``mark_finished``, so that records can be added."""
+        remove_file(self.folder / "finished.json")
 
     def mark_failed(self, round: int, message: str, traceback: str = "") -> None:
         """Record that the run stopped after ``round``, with the reason and the traceback; it can still be resumed."""
@@ -445,6 +472,13 @@ def _check_round_rows(rows: list[Any], path: Path, numbers_only: bool = False) -
                 "changed the file; remove the run's folder to start the run again."
             )
     return rows
+
+
+def _compute_json_checksum(value: Mapping[str, Any]) -> list[int]:
+    """Return the size and the CRC-32 of a JSON object; 1 and 1.0 are equal, and the order of keys does not matter."""
+    plain = json.loads(json.dumps(value, default=_to_plain), parse_int=float)
+    content = json.dumps(plain, sort_keys=True).encode()
+    return [len(content), zlib.crc32(content)]
 
 
 def _is_checksum(value: Any) -> bool:

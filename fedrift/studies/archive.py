@@ -178,12 +178,14 @@ def _check_contents(staged_manifest: StudyManifest) -> None:
         run = Run(staged_manifest.root, folder.name)
         if run.id not in run_ids:
             raise UserError(f"run {run.id} is not part of the study {staged_manifest.name}")
-        stored = run.config
+        stored = run.read_config()
         id = compute_id(stored)
         if (id, stored["id"]) != (run.id, run.id):
             raise UserError(f"the experiment of run {run.id} has the id {id}: it was changed after the run, or it belongs to another run")
         run.check_files()
         checksum = run.compute_records_checksum()
+        if run.is_finished and not checksum[0]:
+            raise UserError(f"run {run.id} is finished, but the archive has no records of it")
         check_run_column(run.folder)
         if run.summary().get("stored", {}).get("records.jsonl", checksum) != checksum:
             raise UserError(f"the records of run {run.id} are not those with which it finished, according to its finished.json")

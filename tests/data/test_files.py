@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -204,6 +205,17 @@ def test_a_damaged_parquet_file_is_refused_without_a_traceback(tmp_path, damage)
     pd.DataFrame({"text": [f"text {n}" for n in range(50)]}).to_parquet(path)
     path.write_bytes(damage(path.read_bytes()))
     assert "b.parquet" in refusal(path)
+
+
+def test_a_stream_of_batches_that_was_cut_between_two_of_them_has_a_note(tmp_path):
+    sink, table = pa.BufferOutputStream(), pa.table({"text": [f"text {number}" for number in range(20)]})
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        ends = [(writer.write_batch(batch), sink.tell())[1] for batch in table.to_batches(5)]
+    path, whole = tmp_path / "t.arrow", sink.getvalue().to_pybytes()
+    path.write_bytes(whole)
+    assert (len(load(path)), load(path).notes) == (20, ())
+    path.write_bytes(whole[: ends[1]])
+    assert (len(load(path)), load(path).notes) == (10, ("t.arrow has no end mark: it may have been cut off, and rows may be missing",))
 
 
 def test_text_in_another_encoding_is_refused_with_its_place(tmp_path):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import datasets
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fedrift.core.errors import UserError
@@ -93,6 +95,18 @@ def test_cells_that_are_not_topics_are_refused(tmp_path, cells, words):
     pd.DataFrame({"text": ["a"], "label": cells}).to_parquet(tmp_path / "t.parquet")
     with pytest.raises(UserError, match=words):
         load_corpus(DatasetConfig(str(tmp_path / "t.parquet")))
+
+
+@pytest.mark.parametrize("stored", [pa.int8(), pa.int32(), pa.uint16(), pa.float64()])
+def test_class_numbers_have_names_whatever_type_stores_them(tmp_path, stored):
+    """Other programs store the column in another type, or as one that cannot be null, but keep the metadata."""
+    features = datasets.Features({"text": datasets.Value("string"), "label": CLASSES})
+    data = datasets.Dataset.from_dict({"text": list("pqrs"), "label": [0, 1, 2, 1]}, features=features)
+    data.to_parquet(tmp_path / "t.parquet")
+    table = pq.read_table(tmp_path / "t.parquet")
+    schema = pa.schema([table.schema.field("text"), pa.field("label", stored, nullable=False)], table.schema.metadata)
+    pq.write_table(table.cast(schema), tmp_path / "t.parquet")
+    assert topics(load_corpus(DatasetConfig(str(tmp_path / "t.parquet")))) == ["food", "sport", "none", "sport"]
 
 
 def test_a_class_number_without_a_name_is_refused():

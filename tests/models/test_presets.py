@@ -104,7 +104,9 @@ def test_presets_and_hub_ids_have_no_fingerprint():
     assert fingerprint_model("pocket") == fingerprint_model("smollm2-135m") == fingerprint_model("somebody/some-model") == ""
 
 
-@pytest.mark.parametrize("changed", ["config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize(
+    "changed", ["config.json", "tokenizer.json", "model.safetensors", "merges.txt", "tiktoken.model", "tekken.json", "spm.model"]
+)
 def test_a_folder_whose_files_changed_has_another_fingerprint(folder, changed):
     before = fingerprint_model(str(folder))
     assert len(before) == 64

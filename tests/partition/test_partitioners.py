@@ -51,7 +51,7 @@ def test_every_partition_gives_datasets_with_all_columns(name, dataset):
     assert all(part.features == dataset.features and len(part) for part in parts)
     rows = [row for part in parts for row in part["id"]]
     assert len(rows) == len(set(rows)) and [part["id"] for part in parts] == made.indices
-    corpus = make_corpus(dataset["text"], dataset["label"], TOPICS)
+    corpus = make_corpus(dataset["text"], [TOPICS[label] for label in dataset["label"]])
     native = partition_corpus(PARTITIONS[name], corpus, partial(numpy_stream, 3, "partition"))
     assert [part["id"] for part in parts] == [own.tolist() for own in native.rows]
     changed = any(text != dataset[row]["text"] for part in parts for row, text in zip(part["id"], part["text"], strict=True))
@@ -107,6 +107,41 @@ def test_a_missing_label_is_no_topic(missing):
     assert fedrift.heterogeneity([[0], [1]], ["a", "b"], [missing, "x"], resplits=0).domains == ("x",)
 
 
+def dataset_of(labels, names=None):
+    """Return a dataset of one word per text; ``names`` are the class names of whole numbers."""
+    feature = {"features": Features(text=Value("string"), label=ClassLabel(names=names))} if names else {}
+    return Dataset.from_dict({"text": [f"word {number}" for number in range(len(labels))], "label": labels}, **feature)
+
+
+def test_each_client_has_its_own_class_names():
+    """Client 1 lists the same classes in another order, client 2 has one more, and client 3 has names instead of numbers."""
+    clients = [
+        dataset_of([0, 1, 1], ["food", "sport"]),
+        dataset_of([0, 1, 1], ["sport", "food"]),
+        dataset_of([2, -1], ["food", "sport", "tech"]),
+        dataset_of(["tech", "food"]),
+    ]
+    for order in (clients, clients[::-1]):
+        report = fedrift.heterogeneity(order, label_column="label", resplits=0)
+        assert report.domains == ("food", "sport", "tech")
+        counts = (report.tokens_by_domain[:: 1 if order is clients else -1] / 2).tolist()
+        assert [row[:3] for row in counts] == [[1, 2, 0], [2, 1, 0], [0, 0, 1], [1, 0, 1]]
+
+
+def test_equal_labels_of_different_types_are_one_topic():
+    clients = [dataset_of([1.0, None, 2.0]), dataset_of([1, 2, 1]), dataset_of(["1", "2", "2"])]
+    assert fedrift.heterogeneity(clients, label_column="label", resplits=0).domains == ("1", "2")
+    assert fedrift.heterogeneity([[0], [1]], ["a", "b"], [np.float32(1.0), np.int64(1)], resplits=0).domains == ("1",)
+
+
+def test_labels_that_need_a_remark_give_a_warning():
+    lists = dataset_of([["food", "sport"], ["sport"]])
+    with pytest.warns(UserWarning, match="holds lists: the first item is used"):
+        assert fedrift.heterogeneity([lists, lists], label_column="label", resplits=0).domains == ("food", "sport")
+    with pytest.warns(UserWarning, match="1 labels are 'None' and count as missing"):
+        assert fedrift.heterogeneity([[0], [1]], ["a", "b"], ["None", "x"], resplits=0).domains == ("x",)
+
+
 def test_random_clients_do_not_differ_in_length_if_many_texts_are_equally_long():
     draw = np.random.default_rng(0)
     for longest, bound in ((11, 0.03), (9, 1e-12)):
@@ -138,6 +173,7 @@ def test_mistakes_are_refused(dataset):
         (lambda: fedrift.heterogeneity([[0], [1]], ["a", "b"], ["x"]), "1 labels for 2 texts"),
         (lambda: fedrift.heterogeneity([[0], [1]], ["a", "b"], ["x"] * 3), "3 labels for 2 texts"),
         (lambda: fedrift.heterogeneity([dataset], labels=["x"]), "labels are given without texts"),
+        (lambda: fedrift.heterogeneity([dataset_of([{"id": 1}])], label_column="label"), r"holds structures \(id\)"),
         (lambda: fedrift.heterogeneity(fedrift.partitioner(mix, dataset), ["a"]), "leave texts out"),
     ):
         with pytest.raises(fedrift.UserError, match=message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from fedrift.algorithms import FedAvg
@@ -60,6 +61,29 @@ def test_an_epoch_reads_every_block_once():
 
 def test_half_an_epoch_reads_half_the_blocks():
     assert len(seen(batches((8,), batch_size=2, local_epochs=0.5), 0, [0], 0)) == 4
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "batch_size", "epochs", "sizes"),
+    [
+        (5, 2, 1.0, [2, 2, 1]),
+        (5, 2, 2.0, [2] * 5),  # the third batch has the last block of the first pass and the first one of the second
+        (5, 3, 3.0, [3] * 5),
+        (5, 4, 0.5, [3]),
+        (7, 2, 1.5, [2, 2, 2, 2, 2, 1]),
+        (3, 8, 2.0, [6]),
+        (10, 2, 0.3, [2, 1]),  # 0.3 of 10 blocks are 3 and not 4, whatever the rounding of the product
+        (10, 2, 1.1, [2, 2, 2, 2, 2, 1]),
+        (1, 4, 0.001, [1]),
+    ],
+)
+def test_local_epochs_take_as_many_steps_as_documented(num_blocks, batch_size, epochs, sizes):
+    reader = batches((num_blocks,), batch_size=batch_size, local_epochs=epochs)
+    assert [batch["tokens"].shape[1] for batch in reader(0, torch.tensor([0]))] == sizes
+    read = seen(reader, 0, [0], 0)
+    assert all(
+        sorted(read[start : start + num_blocks]) == list(range(num_blocks)) for start in range(0, len(read) - num_blocks, num_blocks)
+    )
 
 
 def test_weight_counts_the_predicted_tokens_only():

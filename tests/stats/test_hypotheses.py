@@ -650,3 +650,78 @@ def test_a_shared_baseline_belongs_to_every_stage_of_its_runs():
     assert [found[stage].effect for stage in ("main", "second")] == pytest.approx([0.2, 0.2], abs=0.01)
     assert found["third"].seeds == 0
     assert set(s.select_runs(runs, {"stage": "second"}, {"iid": True})["run"]) == {f"iid {seed}" for seed in range(8)}
+
+
+def exact_arms(differences, seeds=8, reference=4.1):
+    """Return runs of the arms "b" (``reference``) and "a" (``reference`` plus the difference), both without noise."""
+    return make_arms({"a": reference + differences, "b": reference}, seeds, noise=0.0)
+
+
+@pytest.mark.parametrize("reference", [0.1, 0.7, 1.1, 3.3, 4.1, 7.3])
+@pytest.mark.parametrize("margin", [0.01, 0.05, 0.1, 0.3])
+def test_a_difference_equal_to_its_margin_up_to_rounding_shows_nothing(margin, reference):
+    """``(reference + margin) - reference`` is often a little above or below ``margin``; the verdict must not depend on it."""
+    sides = {"metric": "loss", "group": {"arm": "a"}, "reference": {"arm": "b"}}
+    up, down = exact_arms(margin, reference=reference), exact_arms(-margin, reference=reference)
+    for runs, directed in ((up, Greater), (down, Less)):
+        verdict = s.evaluate_hypotheses([directed(name="H", margin=margin, **sides)], runs, ["arm"])[0]
+        assert (verdict.verdict, verdict.p) == ("inconclusive", 1.0)
+        smallest = s.evaluate_hypotheses([directed(name="H", min_effect=margin, **sides)], runs, ["arm"])[0]
+        assert smallest.verdict == "supported"  # an effect of this size is not ruled out
+        within = s.evaluate_hypotheses([Equivalent(name="H", margin=margin, **sides)], runs, ["arm"])[0]
+        assert (within.verdict, within.p >= 0.5) == ("inconclusive", True)
+
+
+def test_a_difference_clearly_beside_its_margin_still_counts():
+    sides = {"metric": "loss", "group": {"arm": "a"}, "reference": {"arm": "b"}}
+    above, below = exact_arms(0.050001), exact_arms(0.049999)
+    assert s.evaluate_hypotheses([Greater(name="H", margin=0.05, **sides)], above, ["arm"])[0].verdict == "supported"
+    assert s.evaluate_hypotheses([Equivalent(name="H", margin=0.05, **sides)], above, ["arm"])[0].verdict == "refuted"
+    assert s.evaluate_hypotheses([Equivalent(name="H", margin=0.05, **sides)], below, ["arm"])[0].verdict == "supported"
+
+
+def test_a_sum_that_is_zero_up_to_rounding_has_no_sign():
+    runs = make_arms({"a": 0.3, "b": 0.1, "c": 0.2}, noise=0.0)
+    terms = (ContrastTerm(weight=1.0, select={"arm": "b"}), ContrastTerm(weight=1.0, select={"arm": "c"}))
+    claim = LinearContrast(name="H", metric="loss", terms=(*terms, ContrastTerm(weight=-1.0, select={"arm": "a"})))
+    verdict = s.evaluate_hypotheses([claim], runs, ["arm"])[0]
+    assert 0.1 + 0.2 > 0.3  # only by rounding
+    assert (verdict.verdict, verdict.effect, verdict.p) == ("inconclusive", 0.0, 1.0)
+
+
+def test_an_event_at_its_threshold_up_to_rounding_is_none():
+    runs = make_arms({"a": 0.1 + 0.2, "b": 0.2}, noise=0.0)
+    claim = RateGreater(name="H", metric="loss", threshold=0.3, group={"arm": "a"}, reference={"arm": "b"})
+    assert s.evaluate_hypotheses([claim], runs, ["arm"])[0].effect == 0.0
+
+
+def test_a_recovered_share_equal_to_its_bound_up_to_rounding_is_not_above_it():
+    runs = make_arms({"start": 1.1, "fixed": 1.1 - 0.1, "goal": 1.1 - 0.2}, noise=0.0)
+    claim = RecoveredFraction(
+        name="H", metric="loss", group={"arm": "fixed"}, reference={"arm": "start"}, target={"arm": "goal"}, min_fraction=0.5
+    )
+    assert s.evaluate_hypotheses([claim], runs, ["arm"])[0].verdict == "inconclusive"
+
+
+def test_levels_that_are_equal_up_to_rounding_are_no_trend():
+    runs = study(lambda *_: 0.0, noise=0.0, severities=(0.25, 0.5, 1.0), algorithms=("FedAvg",))
+    rounding = runs["partition.severity"].rank(method="dense") * 2e-16
+    runs = runs.assign(loss=4.0 * (1 + rounding))
+    claim = Trend(name="H", metric="loss", predictor="partition.severity")
+    assert runs["loss"].nunique() > 1
+    assert evaluate_one(claim, runs).verdict == "inconclusive"
+
+
+def test_a_measured_value_at_the_end_of_the_ladder_is_on_it():
+    rungs = [
+        {"run": f"{arm} {seed}", "seed": seed, "iid": False, "diverged": False, "iid_baseline": "", "stage": "main", "condition": arm,
+         "arm": arm, "loss": loss, "norm": norm}
+        for arm, loss, norm in (("low", 1.0, 0.1), ("high", 2.0, 0.3), ("group", 2.5, 0.1 + 0.2))
+        for seed in range(8)
+    ]  # fmt: skip
+    claim = MatchedDifference(
+        name="H", metric="loss", match="norm", direction="greater", group={"arm": "group"}, reference={"arm": ["low", "high"]}
+    )
+    verdict = s.evaluate_hypotheses([claim], pd.DataFrame(rungs), ["arm"])[0]
+    assert (verdict.verdict, verdict.incomplete) == ("supported", 0)
+    assert verdict.effect == pytest.approx(0.5)

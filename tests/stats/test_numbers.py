@@ -218,3 +218,27 @@ def test_the_median_lies_in_its_interval(d):
     found = s.median_ci(d)
     assert found.low <= found.estimate <= found.high
     assert found.confidence_level >= (0.95 if len(d) >= 6 else 0)
+
+
+@pytest.mark.parametrize("test", [s.sign_flip_test, s.wilcoxon])
+@pytest.mark.parametrize("odd", [[math.nan] * 6, [1.0, math.nan, 2.0, 3.0, 4.0, 5.0]])
+def test_numbers_that_are_missing_have_no_p(test, odd):
+    """Every comparison with NaN is false, so that no sign pattern would be as extreme and p would be 0."""
+    result = test(np.array(odd))
+    assert math.isnan(result.value) and str(result) == "no p" and not result.is_significant()
+
+
+def test_infinite_differences_have_no_sign_flip_p_and_large_ones_have_one():
+    assert math.isnan(s.sign_flip_test(np.array([math.inf] * 6)).value)
+    small = np.array([1.0, -1.0, 1.0, 1.0, 1.0, 1.5])
+    assert s.sign_flip_test(1e308 * small).value == s.sign_flip_test(small).value == 0.1875  # 12 of 64 patterns
+    assert s.wilcoxon(np.array([math.inf] * 6)).value == 0.03125
+
+
+def test_a_median_of_missing_numbers_has_no_interval():
+    interval = s.median_ci(np.array([1.0, math.nan, 2.0, 3.0, 4.0, 5.0]))
+    assert all(math.isnan(value) for value in (interval.estimate, interval.low, interval.high))
+
+
+def test_nothing_is_equivalent_within_a_margin_that_is_no_number():
+    assert s.tost(np.zeros(6), math.nan).p.value == 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +54,10 @@ def change(path, old=b"3.8", new=b"3.9"):
     path.write_bytes(content.replace(old, new, 1))
 
 
+def repeat_content(path: Path) -> None:
+    path.write_bytes(path.read_bytes() * 2)
+
+
 LOST = {
     "records cut": (lambda run: truncate_file(run.folder / "records.jsonl"), r"records\.jsonl has [\d,]+ of the [\d,]+ bytes"),
     "records deleted": (lambda run: (run.folder / "records.jsonl").unlink(), r"records\.jsonl is missing"),
@@ -61,6 +66,8 @@ LOST = {
     "record changed": (lambda run: change(run.folder / "records.jsonl"), r"records\.jsonl was changed"),
     "record garbled": (lambda run: change(run.folder / "records.jsonl", b'"loss"', b"\x00\xff-~ ;"), r"was changed"),
     "last line torn": (lambda run: truncate_file(run.folder / "records.jsonl", 0.999), r"records\.jsonl has"),
+    "records doubled": (lambda run: repeat_content(run.folder / "records.jsonl"), r"records of round 4 or earlier were added"),
+    "record added": (lambda run: run.append_records([Record(4, "loss", "", -1, 9.5)]), r"records of round 4 or earlier were added"),
     "events cut": (lambda run: truncate_file(run.folder / "events.jsonl"), r"events\.jsonl has"),
     "events deleted": (lambda run: (run.folder / "events.jsonl").unlink(), r"events\.jsonl is missing"),
     "timings cut": (lambda run: truncate_file(run.folder / "timings.jsonl"), r"timings\.jsonl has no line for round 3$|for round 3\."),

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from fedrift.core.errors import UserError
 from fedrift.core.records import Record
+from fedrift.engine.run import describe_finished_run
 from fedrift.storage import Run, check_environment, collect_environment, files, jsonl
 
 
@@ -191,7 +192,7 @@ def test_the_status_follows_the_run(tmp_path):
     run.truncate_after(2)
     assert run.status == "unfinished"
     run.mark_finished({"loss": 4.2})
-    assert run.is_finished and run.status == "finished" and run.read_json("finished") == {"loss": 4.2}
+    assert run.is_finished and run.status == "finished" and run.summary()["loss"] == 4.2
 
 
 def test_a_missing_or_broken_file_is_refused_with_its_name(run):
@@ -389,3 +390,76 @@ def test_a_too_deeply_nested_line_is_refused_in_one_line(run):
     (run.folder / "events.jsonl").write_bytes(b"[" * 100_000 + b"\n")
     with pytest.raises(UserError, match="line 1 is not JSON"):
         run.events()
+
+
+def write_finished(folder) -> Run:
+    """Store a small finished run."""
+    run = Run(folder, "x")
+    run.write_json("experiment", {"training": {"num_rounds": 1, "client_optimizer": {"lr": 0.5}}, "seed": 3})
+    run.append_records([Record(0, "loss", "", -1, 4.5), Record(1, "loss", "", -1, 4.25)])
+    run.mark_finished({"rounds": 1, "loss": 4.25, "seconds": {"train": 1.5}})
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("experiment.json", "0.5", "0.4"),
+        ("experiment.json", '"seed": 3', '"seed": 2'),
+        ("finished.json", "4.25", "4.24"),
+        ("finished.json", "1.5", "1.6"),
+        ("records.jsonl", "4.25", "4.24"),
+        ("records.jsonl", "[0, ", '[0, "loss", "", -1, 9.5]\n[0, '),
+    ],
+)
+def test_a_changed_file_of_a_finished_run_is_refused(tmp_path, name, old, new):
+    """Otherwise its other numbers or settings would be shown without a word."""
+    run = write_finished(tmp_path)
+    content = (run.folder / name).read_text()
+    assert old in content
+    (run.folder / name).write_text(content.replace(old, new, 1))
+    with pytest.raises(UserError, match=f"{name} has changed since the run finished"):
+        run.config, run.summary(), run.records()
+
+
+def test_records_that_were_added_to_a_finished_run_are_refused(tmp_path):
+    run = write_finished(tmp_path)
+    run.append_records([Record(1, "loss", "", -1, 9.5)])
+    with pytest.raises(UserError, match=r"records\.jsonl has changed"):
+        run.records()
+
+
+def test_a_file_of_a_finished_run_that_is_a_folder_is_refused(tmp_path):
+    run = write_finished(tmp_path)
+    (run.folder / "records.jsonl").unlink()
+    (run.folder / "records.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"records\.jsonl has changed"):
+        run.records()
+
+
+def test_another_form_of_the_same_values_is_no_change(tmp_path):
+    run = write_finished(tmp_path)
+    for name in ("experiment", "finished"):
+        path = run.folder / f"{name}.json"
+        path.write_text(json.dumps(dict(reversed(json.loads(path.read_text()).items()))).replace('"seed": 3', '"seed": 3.0'))
+    assert (run.config["seed"], run.summary()["loss"], len(run.records())) == (3, 4.25, 2)
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "1e999", '{"rounds": null}', '{"rounds": "3"}'])
+def test_an_odd_summary_is_described_or_refused(tmp_path, content):
+    run = write_finished(tmp_path)
+    (run.folder / "finished.json").write_text(content)
+    if content == '{"rounds": null}':
+        assert "finished on an unknown date" in describe_finished_run(run)
+    else:
+        with pytest.raises(UserError, match=r"finished\.json"):
+            describe_finished_run(run)
+
+
+def test_a_mark_of_failure_that_is_a_folder_is_refused_in_one_line(tmp_path):
+    run = write_finished(tmp_path)
+    (run.folder / "failed.json").mkdir()
+    for change in (lambda: run.truncate_after(0), lambda: run.mark_finished({}), lambda: run.mark_failed(0, "killed")):
+        with pytest.raises(UserError, match=r"failed\.json is a folder") as refusal:
+            change()
+        assert "\n" not in str(refusal.value)

@@ -177,6 +177,7 @@ CHANGED = {
     "finished null": ("finished.json", lambda said: None, "must contain an object"),
     "seconds": ("finished.json", lambda said: {"seconds": ["a"]}, "'seconds'"),
     "loss": ("finished.json", lambda said: {**said, "loss": "x"}, "'loss' must be a number"),
+    "another loss": ("finished.json", lambda said: {**said, "loss": 1.25}, r"finished\.json has changed since the run finished"),
     "rounds": ("finished.json", lambda said: {**said, "rounds": [1]}, "'rounds' must be a number"),
     "findings 1": ("findings.json", lambda said: [1], "must contain a list of objects"),
     "decisions": ("clustering.json", lambda said: [[1]], "is not a valid row of a round"),
@@ -188,6 +189,16 @@ def test_invalid_files_and_other_experiments_are_refused(sound, tmp_path, case):
     name, change, told = CHANGED[case]
     path = write_zip(tmp_path / "x.zip", change_json(members(sound, tmp_path / "s.zip"), name, change))
     assert re.search(told, refusal(path, tmp_path / "runs"))
+
+
+def test_a_finished_run_without_records_is_refused(sound, tmp_path):
+    """Archives of old versions have no checksums, so that nothing else would tell that the records are lost."""
+    packed = members(sound, tmp_path / "s.zip")
+    lost = next(name for name in packed if name.endswith("records.parquet"))
+    finished = lost.replace("records.parquet", "finished.json")
+    packed = change_json(packed, "finished.json", lambda said: {key: value for key, value in said.items() if key != "stored"})
+    path = write_zip(tmp_path / "x.zip", {name: content for name, content in packed.items() if name != lost})
+    assert finished in packed and "is finished, but the archive has no records of it" in refusal(path, tmp_path / "runs")
 
 
 LINES = {

@@ -78,6 +78,8 @@ class Registry:
         if name.casefold() == "none" and kind.__name__.startswith("No"):
             return kind  # type: ignore[no-any-return]
         requested, suffix = _plain_name(name), _plain_name(kind.__name__.removeprefix("No"))
+        if not requested:  # it would be the base class without its own name
+            return None
         matches = {cls for choice, cls in choices.items() if requested in (plain := _plain_name(choice), plain.removesuffix(suffix))}
         return matches.pop() if len(matches) == 1 else None
 
