@@ -56,9 +56,9 @@ def test_a_finished_run_is_shown_with_date_precision_and_version(finished_run, r
     assert code == 0
     date = json.loads(before["finished.json"])["date"][:10]
     version = json.loads(before["environment.json"])["packages"]["fedrift"]
-    lines = [line for line in err.splitlines() if "not run again" in line]
+    lines = [line for line in err.splitlines() if "not computed again" in line]
     assert len(lines) == 1 and len(date) == 10
-    assert lines[0].endswith(f"finished on {date}, float32 on cpu, fedrift {version}: not run again; --fresh runs it again")
+    assert lines[0].endswith(f"finished on {date}, float32 on cpu, fedrift {version}; it is not computed again; --fresh repeats it")
     assert {path.name: path.read_bytes() for path in get_only_run(runs_copy).iterdir() if path.is_file()} == before
 
 

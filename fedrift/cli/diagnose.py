@@ -66,7 +66,8 @@ def diagnose(
 
     Runs that differ only in their seed are judged together. Each run is compared with its matched IID baseline. The detectors
     also use further reference runs if they are stored: centralized training, local-only training, FedSGD, other learning rates
-    and other numbers of local steps. One or two seeds can only raise a suspicion; three seeds can confirm a finding.
+    and other numbers of local steps. One or two seeds can only raise a suspicion. A finding is confirmed with
+    at least three seeds if most of them show it, their IID baselines do not, and the interval of the paired excess lies above zero.
 
     The command prints the findings and writes them to `findings.json` in each run directory.
     """

@@ -85,16 +85,16 @@ ClientsPerPass = Annotated[
         "--clients-per-pass",
         min=0,
         max=100_000,
-        help="The number of clients that train in one forward pass; by default the available memory decides. The value 0 measures the "
-        "time of a step with this number and with one client per pass, and uses the faster. The option changes only rounding.",
+        help="The number of clients that train in one forward pass; by default the available memory decides. The value 0 times a "
+        "step with the number that fits into memory and a step with one client, and uses the faster. Results differ only by rounding.",
     ),
 ]
 Dtype = Annotated[
     str,
     typer.Option(
         "--dtype",
-        help="The data type in which the frozen base weights compute: auto, float32, bfloat16, or fastest, which times a training step in "
-        "both and uses bfloat16 if it is at least 1.3 times as fast.",
+        help="The precision of the passes through the frozen base model: auto, float32, bfloat16, or fastest, which times a training step "
+        "in both and uses bfloat16 if it is at least 1.3 times as fast.",
     ),
 ]
 Compile = Annotated[

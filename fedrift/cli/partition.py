@@ -55,7 +55,8 @@ def show(
 
     `fedrift partition show my.yaml --gradients --html my-partition.html` also compares the clients' gradients.
 
-    The command prints the measures, the documents per client and the distinctive words of each client. It writes an HTML page
+    The command prints how far the clients' words, domains and embeddings differ, the documents per client and the distinctive words of
+    each client. It writes an HTML page
     with figures.
     """
     from functools import partial

@@ -65,7 +65,7 @@ HiddenStates = Annotated[
     bool,
     typer.Option("--hidden-states", help="Also compare the hidden states of the final models, layer by layer; this loads both models."),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the runs, their ids, confounded effects and the cost.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the runs, their ids, confounded effects, training tokens and time.")]
 MeasureSpeed = Annotated[
     bool,
     typer.Option(
@@ -380,7 +380,7 @@ Clusters = Annotated[
     int | None, typer.Option("--clusters", min=1, max=100_000, help="The number of clusters; by default it is estimated from the texts.")
 ]
 IfcaRestarts = Annotated[
-    int, typer.Option("--ifca-restarts", min=1, max=1000, help="The number of IFCA initializations per seed; the cost counts all of them.")
+    int, typer.Option("--ifca-restarts", min=1, max=1000, help="The number of IFCA initializations per seed, whose tokens all count.")
 ]
 RandomRepeats = Annotated[int, typer.Option("--random-repeats", min=1, max=1000, help="The number of random clusterings per seed.")]
 Encoder = Annotated[str, typer.Option("--encoder", help="The text embedding: wordllama, minilm, states, hashing or lsa.")]
@@ -422,9 +422,9 @@ def compare_clustering(
     quantity skew at several severities.
 
     Conditions: `unclustered` (FedAvg with one global model), `text` (k-means on text embeddings), `random` (random clusters of the same
-    sizes), `oracle` (the true domains), `update` (clusters of the first updates), `ifca` (IFCA), `local` (each client trains alone),
-    `tuned` and `text+tuned` (personalization: each client fine-tunes the final model of `unclustered` or `text` on its own data), `pooled`
-    (centralized training on the data of all clients) and `iid` (the IID baseline). `cfl` (clustered federated learning) and `soft`
+    sizes), `oracle` (the true domains), `update` (clusters of the first updates), `ifca` (IFCA), `local-only` (each client trains alone),
+    `fine-tuned` and `text+fine-tuned` (personalization: each client fine-tunes the final model of `unclustered` or `text` on its own data),
+    `centralized` (training on the data of all clients) and `iid` (the IID baseline). `cfl` (clustered federated learning) and `soft`
     (soft clustering) are optional. Each condition is compared with `random` and `unclustered` by paired tests over seeds. With five
     seeds or fewer, no test can reach p < 0.05.
 

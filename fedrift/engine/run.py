@@ -72,7 +72,7 @@ def run_experiment(
             from ..models.arithmetic import ArithmeticChoice
 
             resources.share_arithmetic(lambda: ArithmeticChoice(run.environment.get("engine", {}).get("dtype", "float32")))
-        resources.runtime.on_message(f"run {run.id[:6]}: {describe_finished_run(run)}: not run again; --fresh runs it again")
+        resources.runtime.on_message(f"run {run.id[:6]}: {describe_finished_run(run)}; it is not computed again; --fresh repeats it")
         return run
     with run.lock():
         try:
@@ -328,7 +328,11 @@ def client_events(result: RoundResult) -> Iterator[tuple[int, str, str]]:
     for row, client in enumerate(result.cohort.tolist()):
         note = result.update.notes[row] if result.update.notes else ""
         if result.update.failed[row]:
-            yield client, "client failed", note or "non-finite numbers: the update is not used, and the client state is unchanged"
+            yield (
+                client,
+                "client failed",
+                note or "numbers of the update are not finite; it is not used, and the client state is unchanged",
+            )
         elif note:
             yield client, "client", note
 

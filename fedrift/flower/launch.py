@@ -485,7 +485,7 @@ def run_federation(
     run = Run(ensure_runs_dir(resources.runtime.runs_dir), config.id)
     check_stored_run(config, run, resources.runtime)
     if run.is_finished:
-        resources.runtime.on_message(f"run {run.id[:6]}: {describe_finished_run(run)}: not run again; --fresh runs it again")
+        resources.runtime.on_message(f"run {run.id[:6]}: {describe_finished_run(run)}; it is not computed again; --fresh repeats it")
         return run
     clients, tls = config.partition.num_clients, nodes.tls if nodes else None
     port, home = find_free_port(), group.folder / "flwr"

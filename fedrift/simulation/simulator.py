@@ -1,8 +1,8 @@
 """Local training: the interface between the round loop and the clients, and clients that are simulated on one machine.
 
-The simulator stacks everything of a cohort along the axis C. The computations of the clients are independent, so one backward pass of
-the sum of their losses gives each client its own gradient. This needs no processes, no copies of the base model, and no ``vmap``. A
-cohort that does not fit into memory is split into micro-cohorts, which train one after another.
+The simulator stacks the models, states and batches of a cohort along the axis C. The computations of the clients are independent, so one
+backward pass of the sum of their losses gives each client its own gradient. This needs no processes, no copies of the base model, and no
+``vmap``. A cohort that does not fit into memory is split into micro-cohorts, which train one after another.
 
 Axis letters: N clients in total, C clients of the cohort, A clients with a step in the current batch, M models of the server,
 B sequences per batch, H hidden dimensions.

@@ -85,15 +85,15 @@ CONDITIONS: dict[str, Condition] = {
         lambda config, repeat: {"clustering": {"type": "IFCA", "num_clusters": config.ifca_clusters, "restart": repeat}},
         lambda config: config.ifca_restarts,
     ),
-    "local": Condition("local training only", lambda config, _: {"algorithm": {"type": "LocalOnly"}}),
-    "tuned": Condition(
+    "local-only": Condition("local training only", lambda config, _: {"algorithm": {"type": "LocalOnly"}}),
+    "fine-tuned": Condition(
         "one model for all, then local steps", lambda config, _: {"algorithm": with_base_server(config, "FedAvgFineTuning")}
     ),
-    "text+tuned": Condition(
+    "text+fine-tuned": Condition(
         "text clusters, then local steps",
         lambda config, _: {"clustering": config.text_clustering, "algorithm": with_base_server(config, "FedAvgFineTuning")},
     ),
-    "pooled": Condition("centralized training on all text", lambda config, _: {"algorithm": {"type": "Centralized"}}),
+    "centralized": Condition("centralized training on all text", lambda config, _: {"algorithm": {"type": "Centralized"}}),
     "cfl": Condition("CFL, recursive bipartition", lambda config, _: {"clustering": {"type": "CFL"}}),
     "soft": Condition(
         "soft mixtures of text clusters",
@@ -127,9 +127,18 @@ def expand_conditions(conditions: tuple[str, ...], config: ComparisonConfig) -> 
     return runs
 
 
+EARLIER_LABELS = {
+    "vanilla": "unclustered",
+    "local": "local-only",
+    "tuned": "fine-tuned",
+    "text+tuned": "text+fine-tuned",
+    "pooled": "centralized",
+}
+
+
 def current_label(stored_label: str) -> str:
-    """Return the label of a stored run: a study of an earlier version calls the condition ``unclustered`` ``vanilla``."""
-    return "unclustered" if stored_label == "vanilla" else stored_label
+    """Return the present label of a stored run, because studies of earlier versions have other names of some conditions."""
+    return EARLIER_LABELS.get(stored_label, stored_label)
 
 
 def parse_condition_label(label: str) -> tuple[str, int]:

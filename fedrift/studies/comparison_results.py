@@ -345,7 +345,7 @@ def collect_results(manifest: StudyManifest) -> ComparisonResults:
         )
         if condition == "text":
             decisions.append({"seed": seed, **{key: value for key, value in first_assignment(run).items() if key != "centroids"}})
-        if number == 0 and condition not in ("iid", "pooled"):
+        if number == 0 and condition not in ("iid", "centralized"):
             evidence.setdefault(condition, []).append(build_evidence(run, seed, entries, manifest, load_trajectory))
     frame = pd.DataFrame(rows, columns=["run", "condition", "number", "seed", "iid", "diverged", *COMPARISON_METRICS, "train"])
     if frame.loc[frame["condition"] == "ifca", "number"].nunique() > 1:  # with a single restart the best equals the mean
@@ -392,7 +392,7 @@ def build_evidence(
         return other if other and other.is_finished and other.id != run.id else None
 
     iid_baseline, centralized, local = (
-        load_trajectory(other) if (other := finished_run(label)) else None for label in ("iid", "pooled", "local")
+        load_trajectory(other) if (other := finished_run(label)) else None for label in ("iid", "centralized", "local-only")
     )
     return RunEvidence(load_trajectory(run), iid_baseline, centralized, local, info=extract_run_info(run.config), seed=seed)
 

@@ -16,7 +16,7 @@ from fedrift.report.comparison import render_html, render_markdown, report_parts
 from fedrift.stats import mean_ci, sign_flip_test
 from fedrift.storage import Run
 from fedrift.storage.jsonl import to_json
-from fedrift.studies.comparison import CONDITIONS, build_comparison
+from fedrift.studies.comparison import CONDITIONS, EARLIER_LABELS, build_comparison
 from fedrift.studies.comparison_results import BEST_IFCA, COMPARISON_METRICS, ComparisonResults, client_losses, collect_results
 from fedrift.studies.run import run_study
 from tests.small_experiment import documents
@@ -34,7 +34,7 @@ def runs(manifest):
 
 def test_a_study_with_the_earlier_name_of_a_condition_is_read(manifest, results, monkeypatch):
     contents = manifest.read()
-    earlier = {"unclustered": "vanilla"}
+    earlier = {present: past for past, present in EARLIER_LABELS.items()}
     entries = [replace(entry, factors={"method": earlier.get(method := entry.factors["method"], method)}) for entry in contents["runs"]]
     monkeypatch.setattr(type(manifest), "read", lambda self: {**contents, "runs": entries})
     pd.testing.assert_frame_equal(collect_results(manifest).rows, results.rows)
@@ -57,7 +57,7 @@ def test_conditions_share_partition_initial_weights_and_amount_of_training(runs)
     for seed in (0, 1):
         unclustered = runs["unclustered", seed]
         for (label, of), run in runs.items():
-            if of != seed or label in ("iid", "pooled"):
+            if of != seed or label in ("iid", "centralized"):
                 continue
             assert run.config["partition_table"] == unclustered.config["partition_table"]
             one, other = run.trajectory(), unclustered.trajectory()
@@ -95,9 +95,9 @@ def test_the_best_start_has_the_lowest_training_loss(results):
 
 
 def test_the_pooled_model_is_evaluated_on_the_text_of_every_client(runs):
-    unclustered, pooled = runs["unclustered", 0], runs["pooled", 0]
-    own, cross = client_losses(pooled.trajectory(), unclustered)
-    seen, table = pooled.trajectory(), unclustered.config["partition_table"]
+    unclustered, centralized = runs["unclustered", 0], runs["centralized", 0]
+    own, cross = client_losses(centralized.trajectory(), unclustered)
+    seen, table = centralized.trajectory(), unclustered.config["partition_table"]
     loss = np.array([seen.curve("final.loss", name)[-1] for name in table["domains"]])
     for client, tokens in enumerate(table["tokens"]):
         home = int(np.argmax(tokens))  # each client has one topic
@@ -110,7 +110,7 @@ def test_the_pooled_model_is_evaluated_on_the_text_of_every_client(runs):
 
 
 def test_personalized_models_are_evaluated(runs):
-    tuned = runs["tuned", 0].trajectory()
+    tuned = runs["fine-tuned", 0].trajectory()
     assert tuned.client_table("final.loss.own")[-1] == pytest.approx(
         tuned.client_table("final.loss.personalized")[-1]
     )  # clients of one topic and all blocks
@@ -133,7 +133,7 @@ def test_differences_are_paired_by_seed_with_exact_p_values(results):
 
 
 def test_every_condition_is_diagnosed_with_the_same_baselines(results):
-    assert set(results.diagnoses) == set(CONDITIONS) - {"iid", "pooled"}
+    assert set(results.diagnoses) == set(CONDITIONS) - {"iid", "centralized"}
     gap = next(each for each in results.diagnoses["unclustered"] if each.failure == "loss gap")
     assert gap.grade != "not measured" and gap.num_seeds == 2 and math.isfinite(gap.excess)
 
@@ -242,7 +242,10 @@ def test_general_text_and_syntax_are_changes_since_the_start_of_each_run(compari
         "minimal_pairs": 4,
     }
     watched = replace(
-        comparison, conditions=("unclustered", "iid", "local"), seeds=(0,), raw_config={**comparison.raw_config, "evaluation": evaluate}
+        comparison,
+        conditions=("unclustered", "iid", "local-only"),
+        seeds=(0,),
+        raw_config={**comparison.raw_config, "evaluation": evaluate},
     )
     manifest = run_study(watched.build_study(), there)
     rows = collect_results(manifest).rows.set_index("condition")

@@ -189,7 +189,7 @@ def prose(comparisons: Mapping[str, Row]) -> list[str]:
     ten_client_comparisons = [comparison for label, comparison in comparisons.items() if label.endswith("10")]
     for comparison in ten_client_comparisons:
         row = next(row for row in comparison["failures"] if row["failure"] == "forgetting of general text")
-        assert {condition for condition, grade in row.items() if grade == "confirmed"} == {"local"}
+        assert {condition for condition, grade in row.items() if grade == "confirmed"} == {"local-only"}
 
     def own(rows: Row, condition: str) -> float:
         return rows[condition, "unclustered", "own"]["effect"]
@@ -212,8 +212,8 @@ def prose(comparisons: Mapping[str, Row]) -> list[str]:
         f"It costs {min(row['compute'] for row in ifca):.1f} to {max(row['compute'] for row in ifca):.1f} times the compute of unclustered FedAvg per start."
         f" It ends with {min(row['models'] for row in ifca):.0f} to {max(row['models'] for row in ifca):.0f} models, whose ARI with the"
         f" topics is {value_range((row['ari'] for row in ifca), '.2f')}.",
-        f"on own text ({value_range(own(rows, 'pooled') for rows in contrasts.values())} nats over unclustered FedAvg)",
-        "With 10 clients `forgetting of general text` is confirmed for `local` on every corpus",
+        f"on own text ({value_range(own(rows, 'centralized') for rows in contrasts.values())} nats over unclustered FedAvg)",
+        "With 10 clients `forgetting of general text` is confirmed for `local-only` on every corpus",
     ]
 
 

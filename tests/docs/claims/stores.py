@@ -7,6 +7,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from fedrift.studies.comparison import EARLIER_LABELS
+
 ROOT = Path(__file__).resolve().parents[3]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -20,7 +22,10 @@ def extract_study(root: Path, name: str) -> None:
 def load_result(name: str) -> dict[str, Any]:
     """Load a file of ``benchmarks/results``."""
     text = (RESULTS / f"{name}.json").read_text()
-    return dict(json.loads(text.replace('"vanilla', '"unclustered')))  # results of 2026-11-25 have the earlier name of this condition
+    if name.startswith("clustering-"):  # results of 2026-11-25 have earlier names of some conditions
+        for earlier, present in EARLIER_LABELS.items():
+            text = text.replace(f'"{earlier}"', f'"{present}"').replace(f'"{earlier}.', f'"{present}.')
+    return dict(json.loads(text))
 
 
 def signed(value: float, digits: int = 3) -> str:
