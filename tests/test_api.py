@@ -63,7 +63,7 @@ def test_runs_can_be_started_diagnosed_and_compared(tmp_path, caplog):
     assert fedrift.load_run(run.id[:6], tmp_path / "runs").id == run.id
     with caplog.at_level(logging.INFO, logger="fedrift"):
         assert fedrift.run(config, runs_dir=tmp_path / "runs").id == run.id  # a finished run is not run again
-    assert "not run again" in caplog.text
+    assert "not computed again" in caplog.text
 
 
 def test_a_dictionary_a_file_and_a_configuration_are_the_same_experiment(tmp_path):

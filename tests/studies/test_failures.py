@@ -190,17 +190,17 @@ def copy_study(folder, tmp_path, finished_study, **runtime):
 
 def test_reused_runs_are_counted_and_fresh_runs_them_again(folder, tmp_path, finished_study):
     expected, before, told = finished_study
-    assert not any("not run again" in line for line in told)
+    assert not any("not computed again" in line for line in told)
     manifest, there, told = copy_study(folder, tmp_path, finished_study)
     ids = {entry.run for entry in before.read()["runs"]}
     run_study(expected, there)
-    (line,) = [line for line in told if "not run again" in line]
+    (line,) = [line for line in told if "not computed again" in line]
     assert line.startswith(f"runs: {len(ids)} of {len(ids)} were finished on ") and "float32 on cpu" in line
     told.clear()
     for id in ids:
         (tmp_path / "runs" / id / "mark").touch()
     run_study(expected, there, fresh=True)
-    assert not any("not run again" in line for line in told) and f"{len(ids)} stored runs are now in" in told[0]
+    assert not any("not computed again" in line for line in told) and f"{len(ids)} stored runs are now in" in told[0]
     assert {path.name for path in (tmp_path / "runs" / "replaced").iterdir()} == {f"{id}.1" for id in ids}
     assert all(manifest.get_run(id).is_finished and not (manifest.get_run(id).folder / "mark").exists() for id in ids)
     pairs = build_study_table(manifest), build_study_table(before)
