@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from fedrift import __version__
-from fedrift.report import study_dynamics, study_results, study_setup
+from fedrift.report import study_dynamics, study_outcomes, study_results, study_setup
 from fedrift.report.document import Document, Figure, LegendKey, MissingSection, Section, Table
 from fedrift.report.format import DASH, format_interval, format_number, format_signed, pluralize, seed_mean_ci
 from fedrift.report.study_data import Condition, StudyData, load_study_data, short_name
@@ -70,6 +70,7 @@ class Question:
         hypotheses: The hypotheses, in the order of the text.
         leads: Conclusions, the strongest first; the first one whose verdicts hold is printed.
         otherwise: The sentence if none of the leads holds and all hypotheses have been run.
+        notes: Paragraphs on exploratory numbers; each is printed once the studies that it names are finished.
     """
 
     key: str
@@ -77,6 +78,7 @@ class Question:
     hypotheses: tuple[Key, ...]
     leads: tuple[Lead, ...]
     otherwise: str
+    notes: tuple[str, ...] = ()
 
 
 def parse_key(text: str) -> Key:
@@ -102,6 +104,7 @@ def read_questions(entries: Sequence[Mapping[str, Any]]) -> tuple[Question, ...]
                 for conclusion in entry["conclusions"]
             ),
             entry["otherwise"],
+            tuple(entry.get("notes", ())),
         )
         for entry in entries
     )
@@ -111,6 +114,7 @@ CONTENT = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding=
 QUESTIONS = read_questions(CONTENT["questions"])
 RELATED_WORK = tuple(CONTENT["related_work"])
 LIMITS = tuple(CONTENT["limits"])
+TABLES = tuple(CONTENT["tables"])
 
 
 def load_studies(runs_dirs: Sequence[Path], on_progress: Callable[[str], None] = lambda message: None) -> dict[str, StudyData]:
@@ -168,9 +172,12 @@ def format_effect(verdict: HypothesisVerdict) -> str:
     return f"{format_signed(verdict.effect)}{unit} ({format_interval(verdict.low, verdict.high, is_signed=True)})"
 
 
+IN_NATS = ("loss", "gap", "last.", "final.loss", "final.gap", "final.clients", "absence", "baseline.absence", "rise after")
+
+
 def is_in_nats(metric: str) -> bool:
-    """Return whether a metric is a loss or a difference of losses."""
-    return metric.split(" ")[0] in {"loss", "gap", "gap.worst", "loss.clients", "absence", "baseline.absence", "final.loss"}
+    """Return whether an outcome is a loss or a difference of losses."""
+    return metric.startswith(IN_NATS) and not metric.startswith("gap.relative")
 
 
 def describe_unjudged(question: Question, verdicts: Mapping[Key, HypothesisVerdict]) -> tuple[str, ...]:
@@ -192,7 +199,7 @@ def lead_holds(lead: Lead, verdicts: Mapping[Key, HypothesisVerdict], studies: M
     """Return whether the verdicts and the means are those that a conclusion needs."""
     if any(key not in verdicts or verdicts[key].verdict != verdict for key, verdict in lead.needs.items()):
         return False
-    means = [[float(mean_of_condition(studies, *text.split("/"))) for text in group] for group in lead.rising]
+    means = [[mean_of_condition(studies, address) for address in group] for group in lead.rising]
     return all(low < high for group in means for low, high in pairwise(group))
 
 
@@ -210,33 +217,98 @@ def choose_lead(
 
 
 def fill_text(text: str, verdicts: Mapping[Key, HypothesisVerdict], studies: Mapping[str, StudyData]) -> str:
-    """Replace ``{study/hypothesis}`` by an effect, and ``{=study/stage/level, level/metric}`` by the mean of a condition over its seeds.
+    """Replace the placeholders of a text by numbers.
 
-    The metric may end in `` of the IID baseline``.
+    ``{study/hypothesis}`` is the effect of a hypothesis. ``{=ADDRESS}`` is the mean of an outcome over the seeds of a condition, and
+    ``{%ADDRESS}`` the same in percent. ``{~ADDRESS - ADDRESS}`` is the difference of two conditions, paired in the seed, with its 95 %
+    t-interval, and ``{~ADDRESS}`` a mean with its interval; both are exploratory. See `read_values` for an address.
     """
 
     def replacement(match: re.Match[str]) -> str:
         words = " ".join(match[1].split())
-        return mean_of_condition(studies, *words[1:].split("/")) if words.startswith("=") else format_effect(verdicts[parse_key(words)])
+        if words[0] == "=":
+            return f"{mean_of_condition(studies, words[1:]):.3f}"
+        if words[0] == "%":
+            return f"{100 * mean_of_condition(studies, words[1:]):.1f} %"
+        return format_difference(studies, words[1:]) if words[0] == "~" else format_effect(verdicts[parse_key(words)])
 
     return re.sub(r"\{([^}]+)\}", replacement, text)
 
 
-def mean_of_condition(studies: Mapping[str, StudyData], study: str, stage: str, levels: str, metric: str) -> str:
-    """Return the mean over seeds of an outcome in the one condition of a stage that has all given levels.
+def list_placeholders(text: str) -> tuple[set[Key], set[tuple[str, str]]]:
+    """Return the hypotheses that the placeholders of a text name, and the stages, as study and stage."""
+    hypotheses, stages = set(), set()
+    for words in (" ".join(match.split()) for match in re.findall(r"\{([^}]+)\}", text)):
+        if words[0] in "=%~":
+            stages |= {parse_key(address.rpartition("/")[0].rpartition("/")[0]) for address in words[1:].split(" - ")}
+        else:
+            hypotheses.add(parse_key(words))
+    return hypotheses, stages
+
+
+def finished_stages(studies: Mapping[str, StudyData]) -> set[tuple[str, str]]:
+    """Return the stages of the finished studies, as study and stage; ``*`` stands for all stages of a study."""
+    finished = [(name, data) for name, data in studies.items() if is_complete(data)]
+    return {(name, stage) for name, data in finished for stage in ("*", *(each.name for each in data.stages))}
+
+
+def read_values(studies: Mapping[str, StudyData], address: str) -> dict[int, float]:
+    """Return an outcome of a condition by seed.
+
+    Args:
+        studies: The studies by name.
+        address: ``study/stage/level, level/outcome``, with an outcome of `study_outcomes.find_outcome`, which may end in `` of the IID
+            baseline``. The condition is the one of the stage that has all the levels. With several levels separated by ``|``, or ``*`` in
+            place of the stage, the result is the smallest value among the conditions, in each seed.
 
     Raises:
-        SystemExit: No condition or several conditions have them, or the outcome is missing.
+        SystemExit: No condition or several conditions have the levels, or the address is not complete.
     """
-    data, wanted = studies[study], set(levels.split(", "))
-    found = [condition for condition in data.conditions if condition.stage == stage and wanted <= set(condition.levels.values())]
-    name, _, of_baseline = metric.partition(" of the ")
-    values = data.outcome_by_run(name)
-    runs = [run for condition in found for run in (condition.baselines if of_baseline else condition.runs).values()]
-    mean = mean_of_finite([values.get(run, math.nan) for run in runs])
-    if len(found) != 1 or math.isnan(mean):
-        raise SystemExit(f"scripts/study_paper.yaml: {len(found)} conditions of {study}/{stage} have {levels!r}, and {metric} is {mean}")
-    return f"{mean:.3f}"
+    parts = address.split("/")
+    if len(parts) != 4:
+        raise SystemExit(f"scripts/study_paper.yaml: {address!r} is not study/stage/levels/outcome")
+    data, stage, wanted = studies[parts[0]], parts[1], [set(level.split("|")) for level in parts[2].split(", ")]
+    found = [
+        condition
+        for condition in data.conditions
+        if stage in ("*", condition.stage) and all(levels & set(condition.levels.values()) for levels in wanted)
+    ]
+    if not found or (len(found) > 1 and stage != "*" and "|" not in parts[2]):
+        raise SystemExit(f"scripts/study_paper.yaml: {len(found)} conditions of {parts[0]}/{stage} have {parts[2]!r}; name exactly one")
+    name, _, of_baseline = parts[3].partition(" of the ")
+    values = study_outcomes.find_outcome(data, name)
+    columns = [condition.baselines if of_baseline else condition.runs for condition in found]
+    return {seed: min(values.get(column.get(seed, ""), math.nan) for column in columns) for seed in found[0].runs}
+
+
+def mean_of_condition(studies: Mapping[str, StudyData], address: str) -> float:
+    """Return the mean of an outcome over the seeds of a condition.
+
+    Raises:
+        SystemExit: No condition or several conditions have the levels, or the outcome is missing.
+    """
+    mean = mean_of_finite(list(read_values(studies, address).values()))
+    if math.isnan(mean):
+        raise SystemExit(f"scripts/study_paper.yaml: {address} is missing in a seed, or not finite")
+    return mean
+
+
+def format_difference(studies: Mapping[str, StudyData], words: str) -> str:
+    """Format the mean over seeds of the difference of two conditions, or of one, with its 95 % t-interval.
+
+    Raises:
+        SystemExit: The two conditions have other seeds, or an outcome is missing.
+    """
+    first, *others = [read_values(studies, address) for address in words.split(" - ")]
+    seeds = set(first)
+    if len(others) > 1 or any(set(other) != seeds for other in others):
+        raise SystemExit(f"scripts/study_paper.yaml: {words!r} does not name one or two conditions with the same seeds")
+    values = [first[seed] - sum(other[seed] for other in others) for seed in sorted(seeds)]
+    mean, low, high, _ = seed_mean_ci(values)
+    if math.isnan(mean) or any(map(math.isnan, values)):
+        raise SystemExit(f"scripts/study_paper.yaml: {words} is missing in a seed, or not finite")
+    unit = " nats" if is_in_nats(words.split(" - ")[0].split("/")[3]) else ""
+    return f"{format_signed(mean)}{unit} ({format_interval(low, high, is_signed=True)})"
 
 
 def result_sections(studies: Mapping[str, StudyData], verdicts: Mapping[Key, HypothesisVerdict]) -> list[Section]:
@@ -252,11 +324,57 @@ def result_sections(studies: Mapping[str, StudyData], verdicts: Mapping[Key, Hyp
             blocks = [
                 replace(block, key=f"{question.key}-{block.key}", caption=f"{question.title}. {block.caption}") for block in section.blocks
             ]
-        text = (choose_lead(question, verdicts, studies), *describe_unjudged(question, verdicts))
+        text = (
+            choose_lead(question, verdicts, studies),
+            *describe_unjudged(question, verdicts),
+            *fill_finished(question.notes, verdicts, studies),
+        )
         if question.key == "induced" and "induced" in studies and (found := rate_map(studies["induced"])):
             text, blocks = (*text, found[0]), [*blocks, found[1]]
-        sections.append(Section(question.key, question.title, text, (*blocks, *question_figures(question.key, studies))))
+        tables = value_tables(question.key, studies)
+        sections.append(Section(question.key, question.title, text, (*blocks, *tables, *question_figures(question.key, studies))))
     return sections
+
+
+def fill_finished(texts: Sequence[str], verdicts: Mapping[Key, HypothesisVerdict], studies: Mapping[str, StudyData]) -> tuple[str, ...]:
+    """Return those texts, with their numbers, all of whose studies are finished."""
+    finished, shown = finished_stages(studies), []
+    for text in texts:
+        hypotheses, stages = list_placeholders(text)
+        if stages <= finished and hypotheses <= set(verdicts):
+            shown.append(fill_text(text, verdicts, studies))
+    return tuple(shown)
+
+
+def value_tables(section: str, studies: Mapping[str, StudyData]) -> list[Table]:
+    """Return the tables of ``study_paper.yaml`` that belong to a section and whose studies are finished.
+
+    A row is an address with ``@`` in place of the outcome. A column is an outcome, or ``outcome - address``: the difference to another
+    condition, paired in the seed, with its 95 % t-interval. A dash: no run of the condition has the outcome.
+    """
+    finished = finished_stages(studies)
+    tables = []
+    for entry in TABLES:
+        if entry["section"] != section or not {parse_key(address.rsplit("/", 2)[0]) for address in entry["rows"].values()} <= finished:
+            continue
+        rows = tuple(
+            (label, *(value_cell(studies, row, column) for column in entry["columns"].values())) for label, row in entry["rows"].items()
+        )
+        tables.append(
+            Table(entry["key"], entry["caption"], (entry["first"], *entry["columns"]), rows, frozenset(range(1, 1 + len(entry["columns"]))))
+        )
+    return tables
+
+
+def value_cell(studies: Mapping[str, StudyData], row: str, column: str) -> str:
+    """Return one cell of a table of `value_tables`."""
+    outcome, *reference = column.split(" - ")
+    address = row.replace("@", outcome)
+    if all(map(math.isnan, read_values(studies, address).values())):
+        return DASH
+    if reference:
+        return format_difference(studies, f"{address} - {reference[0]}").replace(" nats", "")
+    return format_number(mean_of_finite(list(read_values(studies, address).values())))
 
 
 def _with_verdicts(study_data: StudyData, verdicts: tuple[HypothesisVerdict, ...]) -> StudyData:
@@ -384,6 +502,65 @@ def outcome_section(studies: Mapping[str, StudyData]) -> Section:
     )
     text = f"{pluralize(total, 'condition')} have finished runs; {void} are void and {pluralize(diverged, 'run')} diverged."
     return Section("outcomes", "All conditions", (text,), (table,))
+
+
+def sensitivity_section(studies: Mapping[str, StudyData], verdicts: Mapping[Key, HypothesisVerdict]) -> Section:
+    """Tabulate the verdict on every hypothesis on a loss by the registered outcome, the last evaluation and the final evaluation."""
+    rows, changed = [], []
+    for name, data in studies.items():
+        others = [{verdict.name: verdict for verdict in study_outcomes.verdicts_at_end(data, end)} for end in ("last", "final")]
+        for registered in data.verdicts:
+            if (name, registered.name) not in verdicts or registered.metric not in study_outcomes.LOSSES:
+                continue
+            found = [registered, *(other[registered.name] for other in others)]
+            known = [verdict for verdict in found if math.isfinite(verdict.effect)]
+            differs = len({verdict.verdict for verdict in known}) > 1
+            rows.append((name, registered.name, registered.metric, *map(format_judged, found), "yes" if differs else ""))
+            if differs:
+                ends = [
+                    f"{verdict} by the {' and the '.join(labels)} evaluation"
+                    for verdict in ("supported", "refuted", "inconclusive")
+                    if (labels := [label for label, each in zip(("last", "final"), found[1:], strict=True) if each.verdict == verdict])
+                    and verdict != registered.verdict
+                ]
+                changed.append(f"{registered.name} (`{name}`) is {registered.verdict} by the registered outcome and {' and '.join(ends)}")
+    text = (
+        "A registered outcome is the mean over the last five evaluations, which cover another share of a run in each study:"
+        f" {'; '.join(f'`{name}` {describe_windows(data)}' for name, data in studies.items())}.",
+        "The table repeats every hypothesis on a loss with the same test, margin, family and gate on two other outcomes: the last"
+        " evaluation alone, and the final evaluation after the last round, which is on more text. It is exploratory, not registered: only the"
+        " registered outcome decides, and the other two show what a verdict depends on. They have more noise than a mean of five"
+        " evaluations, so that a verdict may be lost although the effect remains.",
+        f"{len(rows) - len(changed)} of {len(rows)} verdicts are the same by all three."
+        + (f" The others: {'; '.join(changed)}." if changed else ""),
+    )
+    table = Table(
+        "sensitivity",
+        "Sensitivity of the verdicts to the outcome: effect with its interval (90 % for equivalence tests, otherwise 95 %) and verdict.",
+        ("study", "hypothesis", "outcome", "registered", "last evaluation", "final evaluation", "differs"),
+        tuple(rows),
+        is_long=True,
+    )
+    return Section("sensitivity", "Sensitivity of the verdicts to the outcome", text, (table,) if rows else ())
+
+
+def describe_windows(data: StudyData) -> str:
+    """Return which rounds the registered outcome of a study averages: ``rounds 12 to 16 of 16, 6 to 10 of 10``."""
+    windows = {}
+    for run in study_outcomes.trajectories(data).values():
+        rounds = [int(number) for number in study_outcomes.get_series(run, "loss")[0] if number > 0][-5:]
+        if rounds:
+            windows[f"{rounds[0]} to {rounds[-1]} of {run.rounds.max()}" + (f" ({len(rounds)} evaluations)" if len(rounds) < 5 else "")] = (
+                None
+            )
+    return f"rounds {', '.join(sorted(windows))}"
+
+
+def format_judged(verdict: HypothesisVerdict) -> str:
+    """Format an effect with its interval and its verdict."""
+    if not math.isfinite(verdict.effect):
+        return DASH
+    return f"{format_signed(verdict.effect)} ({format_interval(verdict.low, verdict.high, is_signed=True)}), {verdict.verdict}"
 
 
 def main_effects_section(data: StudyData) -> Section | MissingSection:
@@ -591,10 +768,8 @@ def build_paper(studies: Mapping[str, StudyData]) -> Document:
         Section("methods", "Methods", methods_text),
         *result_sections(studies, verdicts),
     ]
-    stages = {(name, stage.name) for name, data in studies.items() if is_complete(data) for stage in data.stages}
-    limits = tuple(  # a limit that states numbers of a study is printed once this study is finished
-        fill_text(text, verdicts, studies) for text in LIMITS if set(re.findall(r"\{=(\w+)/([^/]+)/", text)) <= stages
-    )
+    limits = fill_finished(LIMITS, verdicts, studies)
+    sections.append(sensitivity_section(studies, verdicts))
     missing = list(missing_sections(studies))
     if "grid" in studies:
         grid = main_effects_section(studies["grid"])

@@ -11,11 +11,13 @@ from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
+from scipy import stats
 
 from fedrift.config.schema import parse_config
 from fedrift.report import study_setup
 from fedrift.report.document import LegendKey
 from fedrift.report.study_data import Condition, StudyData
+from fedrift.report.study_outcomes import find_outcome
 from scripts import study_paper
 from tests.report.stored_study import make_study
 
@@ -190,19 +192,76 @@ def test_main_effects_that_are_not_balanced_are_named(monkeypatch, void, is_said
     assert ("so that a difference between levels contains effects of other factors" in text) == is_said
 
 
-def test_a_text_can_state_the_mean_of_one_condition(tmp_path):
+@pytest.fixture
+def stored(tmp_path):
+    """The studies of a made store, and the two conditions of FedAvg at severity 1 and 0.5."""
     make_study(tmp_path / "runs", "recency", hypotheses=HYPOTHESES, effect=0.3)
     studies = study_paper.load_studies([tmp_path / "runs"])
-    data = studies["recency"]
-    (condition,) = [each for each in data.conditions if set(each.levels.values()) == {"FedAvg", "1"}]
-    losses = data.outcome_by_run("loss")
+    by_severity = {
+        each.levels["partition.severity"]: each for each in studies["recency"].conditions if each.levels["algorithm"] == "FedAvg"
+    }
+    return studies, by_severity["1"], by_severity["0.5"]
+
+
+def test_a_text_can_state_the_mean_of_one_condition(stored):
+    studies, condition, _ = stored
+    losses = studies["recency"].outcome_by_run("loss")
     for metric, runs in (("loss", condition.runs), ("loss of the IID baseline", condition.baselines)):
         mean = sum(losses[run] for run in runs.values()) / len(runs)
-        text = study_paper.fill_text(f"ends at {{=recency/{condition.stage}/FedAvg, 1/{metric}}}.", {}, studies)
-        assert text == f"ends at {mean:.3f}."
+        address = f"recency/{condition.stage}/FedAvg, 1/{metric}"
+        assert study_paper.fill_text(f"ends at {{={address}}}.", {}, studies) == f"ends at {mean:.3f}."
+        assert study_paper.fill_text(f"{{%{address}}}", {}, studies) == f"{100 * mean:.1f} %"
     for levels in ("FedAvg", "FedAvg, 7"):
         with pytest.raises(SystemExit, match="conditions of recency"):
             study_paper.fill_text(f"{{=recency/{condition.stage}/{levels}/loss}}", {}, studies)
+    with pytest.raises(SystemExit, match="is not study/stage/levels/outcome"):
+        study_paper.fill_text(f"{{=recency/{condition.stage}/loss}}", {}, studies)
+
+
+@pytest.mark.parametrize("outcome", ["loss", "last.loss", "loss in round 3"])
+def test_a_text_can_state_a_difference_of_two_conditions_paired_in_the_seed(stored, outcome):
+    studies, condition, milder = stored
+    values = find_outcome(studies["recency"], outcome)
+    differences = [values[condition.runs[seed]] - values[milder.runs[seed]] for seed in condition.runs]
+    interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    pair = " - ".join(f"recency/{condition.stage}/FedAvg, {severity}/{outcome}" for severity in ("1", "0.5"))
+    expected = f"{sum(differences) / len(differences):+.3f} nats ({interval.low:+.3f} to {interval.high:+.3f})"
+    assert study_paper.fill_text(f"{{~{pair}}}", {}, studies) == expected
+    assert len(set(differences)) == len(condition.runs) > 1  # so that an unpaired difference has another interval
+
+
+def test_several_levels_give_the_smallest_value_of_each_seed(stored):
+    studies, condition, milder = stored
+    losses = studies["recency"].outcome_by_run("loss")
+    found = study_paper.read_values(studies, f"recency/{condition.stage}/FedAvg, 1|0.5/loss")
+    assert found == {seed: min(losses[condition.runs[seed]], losses[milder.runs[seed]]) for seed in condition.runs}
+
+
+def test_a_note_and_a_table_are_printed_once_their_studies_are_finished(stored, monkeypatch):
+    studies, condition, _ = stored
+    row = f"recency/{condition.stage}/FedAvg, 1/@"
+    columns = {"end": "loss", "less itself": f"loss - recency/{condition.stage}/FedAvg, 1/loss", "step": "step"}
+    table = {"key": "t", "section": "recency", "first": "run", "caption": "C.", "columns": columns, "rows": {"FedAvg": row}}
+    other = {**table, "rows": {"FedAvg": row, "other": "drift/main/FedAvg/@"}}
+    monkeypatch.setattr(study_paper, "TABLES", (table, other))
+    (shown,) = study_paper.value_tables("recency", studies)
+    mean = sum(studies["recency"].outcome_by_run("loss")[run] for run in condition.runs.values()) / len(condition.runs)
+    assert shown.columns == ("run", *columns)
+    assert shown.rows == (("FedAvg", f"{mean:.3f}", "+0.000 (+0.000 to +0.000)", "–"),)
+    texts = ["One {=" + row.replace("@", "loss") + "}.", "Two {=drift/main/FedAvg/loss}."]
+    assert study_paper.fill_finished(texts, {}, studies) == (f"One {mean:.3f}.",)
+
+
+def test_a_verdict_that_depends_on_the_outcome_is_named(stored, monkeypatch):
+    studies, _, _ = stored
+    data, verdicts = studies["recency"], study_paper.read_verdicts(studies)
+    section = study_paper.sensitivity_section(studies, verdicts)
+    assert section.text[-1] == "2 of 2 verdicts are the same by all three." and [row[-1] for row in section.blocks[0].rows] == ["", ""]
+    others = [replace(verdict, verdict="refuted") if verdict.name == "P1 style" else verdict for verdict in data.verdicts]
+    monkeypatch.setattr(study_paper.study_outcomes, "verdicts_at_end", lambda data, end: others)
+    text = study_paper.sensitivity_section(studies, verdicts).text[-1]
+    assert "1 of 2 verdicts are the same" in text
+    assert "P1 style (`recency`) is supported by the registered outcome and refuted by the last and the final evaluation." in text
 
 
 def test_every_conclusion_uses_registered_hypotheses_of_its_question():
@@ -210,9 +269,9 @@ def test_every_conclusion_uses_registered_hypotheses_of_its_question():
     for question in study_paper.QUESTIONS:
         assert set(question.hypotheses) <= registered
         for lead in question.leads:
-            named = {study_paper.parse_key(match) for match in re.findall(r"\{([^=}][^}]*)\}", lead.text)}
-            studies = {match.split("/")[0] for match in re.findall(r"\{=([^}]+)\}", lead.text)}
-            assert studies <= {study for study, _ in lead.needs}
+            text = f"{lead.text} {lead.short}"
+            named, stages = study_paper.list_placeholders(text)
+            assert {study for study, _ in stages} <= {study for study, _ in lead.needs}
             assert named <= set(lead.needs) <= set(question.hypotheses)
     judged = {key for question in study_paper.QUESTIONS for key in question.hypotheses}
     assert registered - judged <= {("grid", name) for _, name in registered}  # the grid's other hypotheses are main effects
