@@ -13,7 +13,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +28,8 @@ from fedrift.report.format import DASH, format_interval, format_number, format_s
 from fedrift.report.study_data import Condition, StudyData, load_study_data, short_name
 from fedrift.report.study_report import MAX_PAPER_PANELS, render_pdf
 from fedrift.stats import HypothesisVerdict
+from fedrift.stats.hypotheses import Hypothesis
+from fedrift.stats.selection import format_selection
 from fedrift.stats.verdicts import Gate, find_void_conditions
 from fedrift.storage.files import write_atomically
 from fedrift.studies import StudyManifest, load_study
@@ -38,6 +40,8 @@ STUDIES = ("recency", "drift", "drift_wide", "dose", "repair", "real_styles", "r
 TITLE = "When federated fine-tuning of language models breaks under heterogeneity, and what repairs it"
 # Where training breaks in two ways, and what repairs it. Other questions follow if one of these has no answer.
 README_QUESTIONS = ("recency", "drift", "clusters", "larger")
+ABSTRACT_QUESTIONS = ("recency", "remedy", "drift", "clusters", "larger")
+ENDS: dict[str, study_outcomes.End] = {" (last)": "last", " (final)": "final"}
 README_MARKERS = ("<!-- findings -->", "<!-- end of findings -->")
 
 Key = tuple[str, str]  # study, hypothesis
@@ -48,7 +52,8 @@ class Lead:
     """State a conclusion that holds only for certain verdicts.
 
     Attributes:
-        needs: The verdicts that the conclusion rests on: for each hypothesis, the verdict that it must have.
+        needs: The verdicts that the conclusion rests on: for each hypothesis, the verdict that it must have. A name that ends in
+            `` (last)`` or `` (final)`` is the hypothesis by the last or by the final evaluation (`sensitivity_section`).
         rising: Groups of means, as ``study/stage/level, level/metric``; the conclusion needs that each group rises from left to right.
         text: The conclusion. ``{study/hypothesis}`` stands for the effect of that hypothesis with its interval.
         short: The same in fewer words, for the abstract and the README; empty: they print `text`.
@@ -71,6 +76,8 @@ class Question:
         leads: Conclusions, the strongest first; the first one whose verdicts hold is printed.
         otherwise: The sentence if none of the leads holds and all hypotheses have been run.
         notes: Paragraphs on exploratory numbers; each is printed once the studies that it names are finished.
+        sentences: For a hypothesis, the sentence that its verdict asks for; ``any`` stands for the verdicts that are not named.
+        versions: The hypothesis of a second version of a study, for that of the first.
     """
 
     key: str
@@ -79,6 +86,8 @@ class Question:
     leads: tuple[Lead, ...]
     otherwise: str
     notes: tuple[str, ...] = ()
+    sentences: Mapping[Key, Mapping[str, str]] = field(default_factory=dict)
+    versions: Mapping[Key, Key] = field(default_factory=dict)
 
 
 def parse_key(text: str) -> Key:
@@ -105,6 +114,8 @@ def read_questions(entries: Sequence[Mapping[str, Any]]) -> tuple[Question, ...]
             ),
             entry["otherwise"],
             tuple(entry.get("notes", ())),
+            {parse_key(key): texts for key, texts in entry.get("sentences", {}).items()},
+            {parse_key(first): parse_key(second) for first, second in entry.get("versions", {}).items()},
         )
         for entry in entries
     )
@@ -115,6 +126,7 @@ QUESTIONS = read_questions(CONTENT["questions"])
 RELATED_WORK = tuple(CONTENT["related_work"])
 LIMITS = tuple(CONTENT["limits"])
 TABLES = tuple(CONTENT["tables"])
+METHODS = tuple(CONTENT["methods"])
 
 
 def load_studies(runs_dirs: Sequence[Path], on_progress: Callable[[str], None] = lambda message: None) -> dict[str, StudyData]:
@@ -197,16 +209,56 @@ def describe_unjudged(question: Question, verdicts: Mapping[Key, HypothesisVerdi
 
 def lead_holds(lead: Lead, verdicts: Mapping[Key, HypothesisVerdict], studies: Mapping[str, StudyData]) -> bool:
     """Return whether the verdicts and the means are those that a conclusion needs."""
-    if any(key not in verdicts or verdicts[key].verdict != verdict for key, verdict in lead.needs.items()):
+    if any(find_verdict(key, verdicts, studies) != verdict for key, verdict in lead.needs.items()):
         return False
     means = [[mean_of_condition(studies, address) for address in group] for group in lead.rising]
     return all(low < high for group in means for low, high in pairwise(group))
 
 
+def find_verdict(key: Key, verdicts: Mapping[Key, HypothesisVerdict], studies: Mapping[str, StudyData]) -> str:
+    """Return the verdict on a hypothesis, or with `` (last)`` or `` (final)`` that at another end of the run; empty if it has none."""
+    study, name = key
+    for suffix, end in ENDS.items():
+        if name.endswith(suffix) and (study, name.removesuffix(suffix)) in verdicts:
+            return next(
+                each.verdict for each in study_outcomes.verdicts_at_end(studies[study], end) if each.name == name.removesuffix(suffix)
+            )
+    return verdicts[key].verdict if key in verdicts else ""
+
+
+def describe_disagreement(question: Question, verdicts: Mapping[Key, HypothesisVerdict]) -> str:
+    """Name the hypotheses on which two versions of a study disagree; empty if there are none.
+
+    The rule was fixed before the second versions ran: both verdicts are reported, and the abstract draws no other conclusion.
+    """
+    found = [
+        f"{first[1]} ({verdicts[first].verdict} in `{first[0]}`, {format_effect(verdicts[first])}; {verdicts[second].verdict} in"
+        f" `{second[0]}`, {format_effect(verdicts[second])})"
+        for first, second in question.versions.items()
+        if first in verdicts and second in verdicts and verdicts[first].verdict != verdicts[second].verdict
+    ]
+    return f"The two versions of the study disagree, so that these are not established: {'; '.join(found)}." if found else ""
+
+
+def state_each(question: Question, verdicts: Mapping[Key, HypothesisVerdict], studies: Mapping[str, StudyData]) -> str:
+    """Return the sentences that the verdicts of single hypotheses ask for."""
+    texts = [
+        chosen
+        for key, by_verdict in question.sentences.items()
+        if key in verdicts and (chosen := by_verdict.get(verdicts[key].verdict, by_verdict.get("any", "")))
+    ]
+    return " ".join(fill_text(text, verdicts, studies) for text in texts)
+
+
 def choose_lead(
     question: Question, verdicts: Mapping[Key, HypothesisVerdict], studies: Mapping[str, StudyData], is_short: bool = False
 ) -> str:
-    """Return the strongest conclusion that the verdicts allow; a question with missing studies says so."""
+    """Return the strongest conclusion that the verdicts allow; a question with missing studies says so.
+
+    Where two versions of a study disagree, the short form is that they do.
+    """
+    if is_short and (disagreement := describe_disagreement(question, verdicts)):
+        return disagreement
     for lead in question.leads:
         if lead_holds(lead, verdicts, studies):
             return fill_text((is_short and lead.short) or lead.text, verdicts, studies)
@@ -324,8 +376,11 @@ def result_sections(studies: Mapping[str, StudyData], verdicts: Mapping[Key, Hyp
             blocks = [
                 replace(block, key=f"{question.key}-{block.key}", caption=f"{question.title}. {block.caption}") for block in section.blocks
             ]
+            hypotheses = [find_hypothesis(key) for key in keys if key in verdicts]
+            blocks = [add_margins(block, hypotheses) if isinstance(block, Table) else block for block in blocks]
         text = (
             choose_lead(question, verdicts, studies),
+            *filter(None, (state_each(question, verdicts, studies), describe_disagreement(question, verdicts))),
             *describe_unjudged(question, verdicts),
             *fill_finished(question.notes, verdicts, studies),
         )
@@ -334,6 +389,31 @@ def result_sections(studies: Mapping[str, StudyData], verdicts: Mapping[Key, Hyp
         tables = value_tables(question.key, studies)
         sections.append(Section(question.key, question.title, text, (*blocks, *tables, *question_figures(question.key, studies))))
     return sections
+
+
+def find_hypothesis(key: Key) -> Hypothesis:
+    """Return a registered hypothesis from the file of its study."""
+    return next(each for each in load_study(ROOT / "studies" / f"{key[0]}.yaml").hypotheses if each.name == key[1])
+
+
+def add_margins(table: Table, hypotheses: Sequence[Hypothesis]) -> Table:
+    """Add the margin of each hypothesis to the table of verdicts, and the formula of each weighted sum."""
+    place = table.columns.index("effect")
+    rows = []
+    for row, hypothesis in zip(table.rows, hypotheses, strict=True):
+        terms = [f"{term.weight:+g} ({format_selection(term.select)})" for term in getattr(hypothesis, "terms", ())]
+        margin = getattr(hypothesis, "margin", None)
+        metric = f"{hypothesis.metric}: {' '.join(terms)}" if terms else row[place - 1]
+        rows.append((*row[: place - 1], metric, DASH if margin is None else f"{margin:g}", *row[place:]))
+    numbers = {index if index < place else index + 1 for index in table.numeric_columns} | {place}
+    note = "The margin belongs to the tested hypothesis; for an equivalence it is the limit on both sides."
+    return replace(
+        table,
+        columns=(*table.columns[:place], "margin", *table.columns[place:]),
+        rows=tuple(rows),
+        numeric_columns=frozenset(numbers),
+        note=note,
+    )
 
 
 def fill_finished(texts: Sequence[str], verdicts: Mapping[Key, HypothesisVerdict], studies: Mapping[str, StudyData]) -> tuple[str, ...]:
@@ -431,8 +511,9 @@ def rate_map(data: StudyData) -> tuple[str, Table] | None:
     )
     sentence = (
         f"On the map of rate, local steps and participation, skewed data end above the untrained model and the IID baseline below it in "
-        f"{only_skewed} of {pluralize(len(rows), 'cell')}. In {num_void} of these the IID baseline gains less than the {limit} nats of the "
-        "gate, so that the map describes where training on IID data is slow and training on skewed data fails; it is no test."
+        f"{only_skewed} of {pluralize(len(rows), 'cell')}. In {'all' if num_void == only_skewed else num_void} of these the IID baseline"
+        f" gains less than the {limit} nats of the gate, so that the map describes where training on IID data is slow and training on"
+        " skewed data fails; it is no test."
     )
     return sentence, table
 
@@ -461,6 +542,7 @@ def outcome_section(studies: Mapping[str, StudyData]) -> Section:
     void = diverged = total = 0
     for name, data in studies.items():
         numbers = {metric: data.outcome_by_run(metric) for metric in ("start", "loss", "loss.clients", "gap", "gap.relative")}
+        numbers["own start"] = study_outcomes.find_outcome(data, "loss.clients in round 0") if "loss.clients" in data.frame else {}
         has_diverged = dict(zip(data.frame["run"], data.frame["diverged"], strict=True))
         shown, outside = set(finished_conditions(data)), void_conditions(data)
         for stage in data.stages:
@@ -478,13 +560,15 @@ def outcome_section(studies: Mapping[str, StudyData]) -> Section:
                     (
                         name,
                         name_condition(data, condition),
+                        *describe_training(data, runs[0]),
                         format_number(cells["start"][0]),
                         format_number(cells["loss"][0]),
+                        format_number(cells["own start"][0]) if math.isfinite(cells["own start"][0]) else DASH,
                         format_number(cells["loss.clients"][0]) if math.isfinite(cells["loss.clients"][0]) else DASH,
                         f"{format_signed(cells['gap'][0])} ({format_interval(cells['gap'][1], cells['gap'][2], is_signed=True)})"
                         if math.isfinite(cells["gap"][0])
                         else DASH,
-                        format_number(cells["gap.relative"][0]) if math.isfinite(cells["gap.relative"][0]) else DASH,
+                        format_number(cells["gap.relative"][0]) if math.isfinite(cells["gap.relative"][0]) and not is_void else DASH,
                         str(len(runs)),
                         str(count),
                         "void" if is_void else "",
@@ -494,14 +578,26 @@ def outcome_section(studies: Mapping[str, StudyData]) -> Section:
         "outcomes",
         "Every condition: the loss of the untrained model and of the trained one (nats per token, means over seeds), that of every"
         " client's model on the client's own held-out text where a study measures it, the gap to the IID baseline with its 95 %"
-        " t-interval, and the gap relative to what the baseline gained. Conditions whose baseline gained too little are void.",
-        ("study", "condition", "untrained", "end", "end, own text", "gap", "relative", "seeds", "diverged", "gate"),
+        " t-interval, and the gap relative to what the baseline gained (not shown for void conditions, whose baseline gained too little).",
+        (
+            *("study", "condition", "client rate", "clients in a round", "rounds", "untrained", "end", "untrained, own text"),
+            *("end, own text", "gap", "relative", "seeds", "diverged", "gate"),
+        ),
         tuple(rows),
-        frozenset({2, 3, 4, 5, 6, 7, 8}),
+        frozenset(range(2, 13)),
         is_long=True,
     )
     text = f"{pluralize(total, 'condition')} have finished runs; {void} are void and {pluralize(diverged, 'run')} diverged."
     return Section("outcomes", "All conditions", (text,), (table,))
+
+
+def describe_training(data: StudyData, run: str) -> tuple[str, str, str]:
+    """Return the client learning rate of a run, how many of how many clients train in a round, and the number of rounds."""
+    config = data.experiments.get(run)
+    if config is None or "training" not in config:
+        return DASH, DASH, DASH
+    training, total = config["training"], config["partition"]["num_clients"]
+    return f"{training['client_optimizer']['lr']:g}", f"{study_setup.cohort_size(config)} of {total}", str(training["num_rounds"])
 
 
 def sensitivity_section(studies: Mapping[str, StudyData], verdicts: Mapping[Key, HypothesisVerdict]) -> Section:
@@ -528,7 +624,7 @@ def sensitivity_section(studies: Mapping[str, StudyData], verdicts: Mapping[Key,
         "A registered outcome is the mean over the last five evaluations, which cover another share of a run in each study:"
         f" {'; '.join(f'`{name}` {describe_windows(data)}' for name, data in studies.items())}.",
         "The table repeats every hypothesis on a loss with the same test, margin, family and gate on two other outcomes: the last"
-        " evaluation alone, and the final evaluation after the last round, which is on more text. It is exploratory, not registered: only the"
+        " evaluation alone, and the final evaluation after the last round, which is on more text. It is exploratory: only the"
         " registered outcome decides, and the other two show what a verdict depends on. They have more noise than a mean of five"
         " evaluations, so that a verdict may be lost although the effect remains.",
         f"{len(rows) - len(changed)} of {len(rows)} verdicts are the same by all three."
@@ -682,20 +778,33 @@ def tuning_section(studies: Mapping[str, StudyData]) -> Section:
             name,
             choice["group"],
             study_setup.format_settings(choice["settings"]) or "none",
+            format_number(study_setup.to_float(choice["score"])),
             str(len(choice["trials"])),
             ", ".join(choice["at_search_boundary"]) or DASH,
         )
         for name, data in studies.items()
         for choice in data.manifest_values["tuning_results"]
     ]
+    trials = tuple(
+        (name, choice["group"], study_setup.format_settings(trial["settings"]), format_number(study_setup.to_float(trial["mean"])))
+        for name, data in studies.items()
+        for choice in data.manifest_values["tuning_results"]
+        for trial in choice["trials"]
+    )
+    edges = sum(row[-1] != DASH for row in rows)
+    text = (
+        "Trials are compared by the registered loss on validation text, on one tuning seed, which no run has."
+        f" In {edges} of {len(rows)} groups a best value lies at an edge of its grid."
+    )
     table = Table(
         "tuned",
         "Tuned settings. The column “edge” names settings whose best value is the largest or smallest of the grid.",
-        ("study", "group", "selected", "trials", "edge"),
+        ("study", "group", "selected", "loss", "trials", "edge"),
         tuple(rows),
-        frozenset({3}),
+        frozenset({3, 4}),
     )
-    return Section("tuned", "Tuned settings", (), (table,) if rows else ())
+    every = Table("trials", "Every tuning trial.", ("study", "group", "settings", "loss"), trials, frozenset({3}), is_long=True)
+    return Section("tuned", "Tuned settings", (text,), (table, every)) if rows else Section("tuned", "Tuned settings")
 
 
 def missing_sections(studies: Mapping[str, StudyData]) -> tuple[MissingSection, ...]:
@@ -703,7 +812,13 @@ def missing_sections(studies: Mapping[str, StudyData]) -> tuple[MissingSection, 
     missing = []
     for name in STUDIES:
         if name not in studies:
-            missing.append(MissingSection(f"The study `{name}`", "it has not been run"))
+            has_part = (ROOT / "studies" / "partial" / f"{name}.zip").is_file()
+            reason = (
+                "it is not finished: its tuning and a part of its runs are stored in `studies/partial`"
+                if has_part
+                else "it has not been run"
+            )
+            missing.append(MissingSection(f"The study `{name}`", reason))
             continue
         data = studies[name]
         entries = [entry for entry in data.manifest_values["runs"] if entry.role != "trial"]
@@ -721,20 +836,45 @@ def missing_sections(studies: Mapping[str, StudyData]) -> tuple[MissingSection, 
 
 def write_abstract(studies: Mapping[str, StudyData], verdicts: Mapping[Key, HypothesisVerdict]) -> str:
     """Return the abstract: one paragraph, every result in it chosen by a verdict."""
-    runs = {entry.run for data in studies.values() for entry in data.manifest_values["runs"]}
-    finished = {run for data in studies.values() for run in data.finished}
+    num_runs, num_trials = count_runs(studies)
     sentences = [
-        "We ask when federated fine-tuning of a small causal language model breaks under extreme heterogeneity, how FedAvg, FedProx and"
-        " SCAFFOLD differ there, and what repairs it.",
-        f"{len(finished & runs)} runs of {pluralize(len(studies), 'study', 'studies')}, registered beforehand, are compared. A gap is the"
-        " end of a run less that of its IID baseline, which has the same documents, seed and settings; losses are in nats per token, with"
-        " 95 % intervals over seeds.",
+        "We ask when federated fine-tuning of a small causal language model breaks under extreme heterogeneity, and what repairs it.",
+        f"We compare {num_runs:,} runs, IID baselines included, of {pluralize(len(studies), 'study', 'studies')} registered beforehand,"
+        f" tuned in {num_trials:,} trials. A gap is the loss of a run less that of its IID baseline, each a mean over the last five"
+        " evaluations, in nats per token, with a 95 % interval over seeds.",
     ]
     for question in QUESTIONS:
-        if any(lead_holds(lead, verdicts, studies) for lead in question.leads):
-            sentences.append(choose_lead(question, verdicts, studies, is_short=True))
+        if question.key in ABSTRACT_QUESTIONS and any(lead_holds(lead, verdicts, studies) for lead in question.leads):
+            sentences.append(choose_lead(question, verdicts, studies, is_short=True).replace(" nats (", " ("))
     sentences.append(count_verdicts(verdicts))
     return " ".join(sentences)
+
+
+def count_runs(studies: Mapping[str, StudyData]) -> tuple[int, int]:
+    """Return the number of distinct finished runs, IID baselines included, and that of the tuning trials that are no such runs."""
+    entries = [(entry.run, entry.role) for data in studies.values() for entry in data.manifest_values["runs"] if entry.run in data.finished]
+    runs = {run for run, role in entries if role != "trial"}
+    return len(runs), len({run for run, role in entries} - runs)
+
+
+def describe_evaluation(studies: Mapping[str, StudyData]) -> str:
+    """Say on how much held-out text each study evaluates."""
+    sizes = []
+    for name, data in studies.items():
+        found = {}
+        for condition in data.conditions:
+            config = data.experiments.get(next(iter(condition.runs.values())), {})
+            if "partition_table" in config and "evaluation" in config:
+                blocks, length = config["evaluation"]["blocks_per_domain"], config["training"]["max_seq_length"]
+                domains = len(config["partition_table"]["domains"])
+                found[f"{blocks} x {length} for each of {domains} domains ({blocks * length * domains:,} in all)"] = None
+        sizes += [f"`{name}` {', '.join(found)}"] if found else []
+    return (
+        f"Every evaluation is on the same held-out tokens for all seeds, blocks x tokens: {'; '.join(sizes)}. This is a small test set: an"
+        " interval over seeds does not cover the choice of these texts."
+        if sizes
+        else ""
+    )
 
 
 def build_paper(studies: Mapping[str, StudyData]) -> Document:
@@ -746,17 +886,8 @@ def build_paper(studies: Mapping[str, StudyData]) -> Document:
     name, first = next(iter(studies.items()))
     methods = study_setup.methods_section(first)
     methods_text = (
-        "The studies, their hypotheses, limits, seeds, tuning budgets and gates were committed before any run of the seeds 100 to 107"
-        " (`docs/study/plan.md`), second versions of a study before any run of their seeds 110 to 117, and the induced failures before any"
-        " run of the seeds 120 to 127; their rates come from the tuning of `recency`. The unit is a seed; differences are paired in the"
-        " seed. A condition whose IID baseline gains less than"
-        " 0.15 nats is void. Hypotheses are judged by exact sign-flip tests with Holm correction within a family, equivalence by two"
-        " one-sided tests, trends by Page's L. The margin is part of the null hypothesis: the difference less the margin is tested."
-        " A hypothesis is supported if its test rejects this null hypothesis, refuted if the data rule out an effect of the"
-        " size of the margin (an equivalence: if the interval lies beyond the margin), and inconclusive otherwise.",
-        "The sandbox is a synthetic language whose sources share no open-class words. The end of a run is the mean loss of its last five"
-        " evaluations, on 4 blocks of 64 held-out tokens per domain; a gap is the end of a run less that of its IID baseline. Own text is a"
-        " client's held-out text as the client rewrites it. Severity 0 is IID, severity 1 the extreme of a partition.",
+        *METHODS,
+        describe_evaluation(studies),
         *(
             (f"The base experiment, and first condition, of the study `{name}`: {methods.text[1]}", methods.text[2])
             if isinstance(methods, Section)
@@ -765,7 +896,7 @@ def build_paper(studies: Mapping[str, StudyData]) -> Document:
     )
     sections = [
         Section("related", "Related work", RELATED_WORK),
-        Section("methods", "Methods", methods_text),
+        Section("methods", "Methods", tuple(filter(None, methods_text))),
         *result_sections(studies, verdicts),
     ]
     limits = fill_finished(LIMITS, verdicts, studies)
@@ -879,10 +1010,12 @@ def readme_findings(studies: Mapping[str, StudyData]) -> str:
 def count_verdicts(verdicts: Mapping[Key, HypothesisVerdict]) -> str:
     """Return the sentence that counts the verdicts."""
     counts = Counter(verdict.verdict for verdict in verdicts.values())
+    # two hypotheses with the same values in each seed are one contrast, although their tests may differ
+    contrasts = {(verdict.metric, tuple((seed, round(value, 9)) for seed, value in verdict.points)) for verdict in verdicts.values()}
     return (
-        f"Of {pluralize(sum(counts.values()), 'hypothesis', 'hypotheses')} whose runs are finished, {counts['supported']} are supported,"
-        f" {counts['refuted']} refuted, {counts['inconclusive']} inconclusive and {counts['void']} void, because an IID"
-        " baseline learned too little."
+        f"Of {pluralize(sum(counts.values()), 'finished hypothesis', 'finished hypotheses')} on"
+        f" {pluralize(len(contrasts), 'distinct contrast')}, {counts['supported']} are supported, {counts['refuted']} refuted,"
+        f" {counts['inconclusive']} inconclusive and {counts['void']} void, because an IID baseline learned too little."
     )
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..clustering.selection import mean_adjusted_rand_index
 from ..core.errors import UserError
 from ..core.records import Trajectory
 from ..stats import HypothesisVerdict
@@ -25,7 +26,7 @@ from .study_data import StudyData
 End = Literal["last", "final"]
 # The losses that a study registers -> the same at another end of the run.
 LOSSES: dict[str, str] = {"loss": "loss", "gap": "gap", "loss.clients": "clients", "gain": "gain"}
-RECORDED = ("loss", "final.loss", "final.loss.own", "syntax.accuracy", "update.step", PARTICIPATION_METRIC)
+RECORDED = ("loss", "final.loss", "final.loss.own", "syntax.accuracy", "update.step", "cluster.id", PARTICIPATION_METRIC)
 
 
 @cache
@@ -44,7 +45,8 @@ def find_outcome(data: StudyData, name: str) -> dict[str, float]:
             place of the mean of the last five), the same with ``final.`` (the final evaluation, on more text), ``METRIC in round N`` (a
             recorded metric, or ``loss.clients``, in one evaluated round), ``step`` (mean norm of the change of the shared model in a
             round), ``undrawn`` (number of clients that never take part), ``gap.drawn`` (the gap over the domains whose client takes part),
-            or ``rise after K`` (the change of a client's own loss from its last round to the round that is its K-th without it).
+            ``rise after K`` (the change of a client's own loss from its last round to the round that is its K-th without it), or
+            ``style.ari`` (the adjusted Rand index of the clusters against the clients' styles, where client k has style k mod S).
 
     Returns:
         The outcome by run; NaN where a run does not have it.
@@ -70,11 +72,23 @@ def find_outcome(data: StudyData, name: str) -> dict[str, float]:
         return {run: rise_after(each, int(match[1])) for run, each in runs.items()}
     if name == "step":
         return {run: float(get_series(each, "update.step")[1].mean()) for run, each in runs.items() if "update.step" in each.metrics}
+    if name == "style.ari":
+        return {run: style_agreement(data, run) for run, each in runs.items() if each.has_client_table("cluster.id")}
     if name == "undrawn":
         return {run: float((~took_part(each).any(axis=0)).sum()) for run, each in runs.items()}
     if name == "gap.drawn":
         return {run: gap_of_drawn(data, run, runs[baselines[run]]) for run in runs if baselines.get(run) in runs}
     raise UserError(f"unknown outcome {name!r}; the study has {', '.join(data.study_config['metrics'])}, and find_outcome names others")
+
+
+def style_agreement(data: StudyData, run: str) -> float:
+    """Return the adjusted Rand index of the last clusters of a run against the styles of its clients; NaN without styles."""
+    styles = data.experiments[run]["partition"].get("styles")
+    clusters = trajectories(data)[run].client_table("cluster.id")
+    clusters = clusters[~np.isnan(clusters).any(axis=1)]
+    if not styles or not len(clusters):
+        return math.nan
+    return mean_adjusted_rand_index(np.stack([clusters[-1].astype(int), np.arange(clusters.shape[1]) % len(styles)]))
 
 
 def took_part(run: Trajectory) -> np.ndarray:
@@ -142,6 +156,7 @@ def gap_of_drawn(data: StudyData, run: str, baseline: Trajectory) -> float:
     return float(np.mean(gaps)) if gaps else math.nan
 
 
+@cache
 def verdicts_at_end(data: StudyData, end: End) -> tuple[HypothesisVerdict, ...]:
     """Return the verdicts with the same tests, margins, families and gate, where losses are read at another end of a run.
 

@@ -109,6 +109,7 @@ def make_data(cells, stage: str = "map", metrics=("gain", "baseline.gain", "loss
         study_config={"metrics": list(metrics), "gate": {"min": 0.15}},
         manifest_values={"factors": list(cells[0][0]), "complete": True},
         finished={run: {} for condition in conditions for run in condition.runs.values()},
+        experiments={},
     )
     data.outcome_by_run = lambda name: StudyData.outcome_by_run(data, name)
     return data
@@ -154,7 +155,7 @@ def test_a_condition_is_void_by_its_baseline_whether_or_not_a_run_diverged(monke
     data = make_data([({"lr": index}, cell) for index, cell in enumerate(cells)])
     rows = study_paper.outcome_section({"induced": data}).blocks[0].rows
     assert [row[-1] for row in rows] == ["void", "void", "", "void"] and [row[-2] for row in rows] == ["0", "1", "1", "0"]
-    assert rows[2][2] == "4.500"  # the untrained model does not depend on what the run did
+    assert rows[2][5] == "4.500"  # the untrained model does not depend on what the run did
     monkeypatch.setattr(study_setup, "methods_section", lambda data: None)
     assert study_paper.main_effects_section(data).text[0].startswith("1 condition of 4 count")
     finding = SimpleNamespace(failure="trouble", first_round=1, excess=0.1, sentence="It happened.", grade="confirmed")
@@ -272,9 +273,10 @@ def test_every_conclusion_uses_registered_hypotheses_of_its_question():
             text = f"{lead.text} {lead.short}"
             named, stages = study_paper.list_placeholders(text)
             assert {study for study, _ in stages} <= {study for study, _ in lead.needs}
-            assert named <= set(lead.needs) <= set(question.hypotheses)
+            needed = {(study, name.removesuffix(" (last)").removesuffix(" (final)")) for study, name in lead.needs}
+            assert named <= needed <= set(question.hypotheses)
     judged = {key for question in study_paper.QUESTIONS for key in question.hypotheses}
-    assert registered - judged <= {("grid", name) for _, name in registered}  # the grid's other hypotheses are main effects
+    assert registered == judged
 
 
 def test_the_readme_gets_the_findings_between_its_markers(tmp_path):
@@ -332,8 +334,66 @@ def test_the_abstract_prints_the_short_form_of_a_conclusion_and_the_section_the_
     make_study(tmp_path / "runs", "recency", hypotheses=HYPOTHESES, effect=0.3)
     studies = study_paper.load_studies([tmp_path / "runs"])
     lead = study_paper.Lead({}, "The whole conclusion.", (), "The short one.")
-    question = study_paper.Question("key", "Title", (), (lead,), "None holds.")
+    question = study_paper.Question("recency", "Title", (), (lead,), "None holds.")
     monkeypatch.setattr(study_paper, "QUESTIONS", (question, replace(question, leads=(replace(lead, short=""),))))
     abstract = study_paper.write_abstract(studies, {})
     assert "The short one. The whole conclusion." in abstract  # without a short form, the whole
     assert study_paper.choose_lead(question, {}, studies) == "The whole conclusion."
+
+
+def test_every_verdict_on_a_second_version_has_a_sentence():
+    """The sentences were written before the second versions ran, for each verdict that they may have."""
+    for question in study_paper.QUESTIONS:
+        for key, sentences in question.sentences.items():
+            assert key in question.hypotheses
+            assert {"any"} == set(sentences) or {"supported", "refuted", "inconclusive", "void"} == set(sentences)
+            for text in sentences.values():
+                assert study_paper.list_placeholders(text)[0] <= {key}
+        seconds = {key for key in question.hypotheses if key[0] in ("drift_wide", "real_styles_long", "grid")}
+        assert seconds == set(question.sentences)
+
+
+def test_a_sentence_follows_the_verdict_and_versions_that_disagree_are_named(stored):
+    studies, _, _ = stored
+    verdicts = study_paper.read_verdicts(studies)
+    first, second = ("recency", "P1 style"), ("recency", "P1 sandbox")
+    sentences = {first: {"supported": "It is.", "refuted": "It is not."}, second: {"any": "Whatever: {recency/P1 sandbox}."}}
+    lead = study_paper.Lead({first: "supported"}, "The conclusion.", (), "Short.")
+    question = study_paper.Question("recency", "T", (first, second), (lead,), "", (), sentences, {first: second})
+    said = study_paper.state_each(question, verdicts, studies)
+    assert said.startswith("It is. Whatever: +0.") and not study_paper.describe_disagreement(question, verdicts)
+    assert study_paper.choose_lead(question, verdicts, studies, is_short=True) == "Short."
+    verdicts = {**verdicts, second: replace(verdicts[second], verdict="refuted")}
+    disagreement = study_paper.describe_disagreement(question, verdicts)
+    assert "P1 style (supported in `recency`" in disagreement and "refuted in `recency`" in disagreement
+    assert study_paper.choose_lead(question, verdicts, studies, is_short=True) == disagreement
+
+
+def test_a_conclusion_can_need_the_verdict_of_another_end_of_the_run(stored, monkeypatch):
+    studies, _, _ = stored
+    verdicts = study_paper.read_verdicts(studies)
+    others = [replace(verdict, verdict="inconclusive") for verdict in studies["recency"].verdicts]
+    monkeypatch.setattr(study_paper.study_outcomes, "verdicts_at_end", lambda data, end: others if end == "last" else data.verdicts)
+    for name, holds in (("P1 style (last)", False), ("P1 style (final)", True), ("P1 style", True), ("P9 (last)", False)):
+        assert study_paper.lead_holds(study_paper.Lead({("recency", name): "supported"}, ""), verdicts, studies) == holds
+
+
+def test_the_table_of_hypotheses_has_the_margins_and_the_formula_of_a_sum():
+    keys = [("recency", "P1 style"), ("recency", "P3 half style"), ("recency", "P1 trend style")]
+    names = ("hypothesis", "metric", "effect")
+    table = study_paper.Table("t", "", names, tuple((key[1], "gap", "+0.1") for key in keys), frozenset({2}))
+    table = study_paper.add_margins(table, [study_paper.find_hypothesis(key) for key in keys])
+    assert table.columns == ("hypothesis", "metric", "margin", "effect") and table.numeric_columns == {2, 3}
+    assert [row[2] for row in table.rows] == ["0.03", "0", "–"]
+    assert table.rows[1][1] == "gap: +1 (method damped) -0.5 (stage participation, method FedAvg)" and table.rows[0][1] == "gap"
+
+
+def test_hypotheses_with_the_same_values_are_one_contrast_and_trials_are_not_runs(stored):
+    studies, _, _ = stored
+    verdicts = study_paper.read_verdicts(studies)
+    assert study_paper.count_verdicts(verdicts).startswith("Of 2 finished hypotheses on 1 distinct contrast, 2 are supported")
+    runs = {entry.run for entry in studies["recency"].manifest_values["runs"]}
+    assert study_paper.count_runs(studies) == (len(runs), 0)
+    trial = replace(studies["recency"].manifest_values["runs"][0], run="trial", role="trial")
+    data = replace(studies["recency"], manifest_values={"runs": [*studies["recency"].manifest_values["runs"], trial]})
+    assert study_paper.count_runs({"recency": replace(data, finished={**data.finished, "trial": {}})}) == (len(runs), 1)
