@@ -22,14 +22,15 @@ from typing import Any
 import yaml
 
 from fedrift import __version__
-from fedrift.report import study_dynamics, study_outcomes, study_results, study_setup
-from fedrift.report.document import Document, Figure, LegendKey, MissingSection, Section, Table
+from fedrift.report import charts, study_dynamics, study_outcomes, study_results, study_setup
+from fedrift.report.document import Document, Figure, LegendKey, MissingSection, Panel, Section, Table
 from fedrift.report.format import DASH, format_interval, format_number, format_signed, pluralize, seed_mean_ci
 from fedrift.report.study_data import Condition, StudyData, load_study_data, short_name
 from fedrift.report.study_report import MAX_PAPER_PANELS, render_pdf
 from fedrift.stats import HypothesisVerdict
-from fedrift.stats.hypotheses import Hypothesis
+from fedrift.stats.hypotheses import Equivalent, Hypothesis, Less, MatchedDifference
 from fedrift.stats.selection import format_selection
+from fedrift.stats.significance import format_p, holm
 from fedrift.stats.verdicts import Gate, find_void_conditions
 from fedrift.storage.files import write_atomically
 from fedrift.studies import StudyManifest, load_study
@@ -365,19 +366,18 @@ def format_difference(studies: Mapping[str, StudyData], words: str) -> str:
 
 def result_sections(studies: Mapping[str, StudyData], verdicts: Mapping[Key, HypothesisVerdict]) -> list[Section]:
     """Return one section per question, with its conclusion, its hypotheses and its figures."""
-    sections = []
+    sections, corrections = [], correct_all(verdicts)
     for question in QUESTIONS:
         keys = question.hypotheses
-        judged = tuple(replace(verdicts[key], name=key[1]) for key in keys if key in verdicts)
+        judged = [(find_hypothesis(key), replace(verdicts[key], name=label_hypothesis(question, key))) for key in keys if key in verdicts]
         blocks: list[Figure | Table] = []
         if judged:
-            section = study_results.verdicts_section(_with_verdicts(next(iter(studies.values())), judged))
-            assert isinstance(section, Section)
-            blocks = [
-                replace(block, key=f"{question.key}-{block.key}", caption=f"{question.title}. {block.caption}") for block in section.blocks
-            ]
-            hypotheses = [find_hypothesis(key) for key in keys if key in verdicts]
-            blocks = [add_margins(block, hypotheses) if isinstance(block, Table) else block for block in blocks]
+            corrected = [corrections[key] for key in keys if key in verdicts]
+            table = add_margins(
+                study_results.verdicts_table(tuple(verdict for _, verdict in judged)), [each for each, _ in judged], corrected
+            )
+            table = replace(table, key=f"{question.key}-verdicts", caption=f"{question.title}. {table.caption}")
+            blocks = [*forest_figures(question, judged), table]
         text = (
             choose_lead(question, verdicts, studies),
             *filter(None, (state_each(question, verdicts, studies), describe_disagreement(question, verdicts))),
@@ -396,24 +396,74 @@ def find_hypothesis(key: Key) -> Hypothesis:
     return next(each for each in load_study(ROOT / "studies" / f"{key[0]}.yaml").hypotheses if each.name == key[1])
 
 
-def add_margins(table: Table, hypotheses: Sequence[Hypothesis]) -> Table:
-    """Add the margin of each hypothesis to the table of verdicts, and the formula of each weighted sum."""
-    place = table.columns.index("effect")
+def label_hypothesis(question: Question, key: Key) -> str:
+    """Return the name of a hypothesis, with its study where the question has another one of that name."""
+    is_repeated = sum(name == key[1] for _, name in question.hypotheses) > 1
+    return f"{key[1]} ({key[0]})" if is_repeated else key[1]
+
+
+def correct_all(verdicts: Mapping[Key, HypothesisVerdict]) -> dict[Key, float]:
+    """Return the p-value of every hypothesis after Holm's correction over all hypotheses of the paper."""
+    bounded = [max(verdict.p, verdict.min_attainable_p) if math.isfinite(verdict.p) else math.nan for verdict in verdicts.values()]
+    return dict(zip(verdicts, map(float, holm(bounded)), strict=True))
+
+
+def find_margins(hypothesis: Hypothesis) -> list[float]:
+    """Return the values to which the effect of a hypothesis is compared: one, or two for an equivalence; none for a trend."""
+    margin = getattr(hypothesis, "margin", None)
+    if margin is None:
+        return []
+    direction = getattr(hypothesis, "direction", "")
+    if isinstance(hypothesis, Equivalent | MatchedDifference) or direction == "equivalent":
+        return [-margin, margin]
+    return [-margin if isinstance(hypothesis, Less) or direction == "less" else margin]
+
+
+def forest_figures(question: Question, judged: Sequence[tuple[Hypothesis, HypothesisVerdict]]) -> list[Figure]:
+    """Draw the effects of the hypotheses of a question on one scale, with one panel for each unit."""
+    panels: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]] = {}
+    for hypothesis, verdict in judged:
+        if not math.isfinite(verdict.effect):
+            continue
+        is_plain = verdict.unit == "difference" and is_in_nats(verdict.metric)
+        unit = "nats per token" if is_plain else f"{verdict.metric}, {study_results.EFFECT_UNITS.get(verdict.unit, verdict.unit)}"
+        rows, points, margins = panels.setdefault(unit, ([], [], []))
+        common = {"condition": -1, "name": verdict.name, "color": study_results.VERDICT_COLORS[verdict.verdict]}
+        low, high = (bound if math.isfinite(bound) else verdict.effect for bound in (verdict.low, verdict.high))
+        rows.append({**common, "value": round(verdict.effect, 4), "low": round(low, 4), "high": round(high, 4)})
+        points += [{**common, "seed": seed, "value": round(value, 4)} for seed, value in verdict.points if math.isfinite(value)]
+        margins += [{"condition": -1, "name": verdict.name, "value": margin} for margin in find_margins(hypothesis)]
+    if not panels:
+        return []
+    shown = dict.fromkeys(verdict.verdict for _, verdict in judged)
+    figure = Figure(
+        f"{question.key}-forest",
+        f"{question.title}. Effect of every hypothesis on one scale: the diamond is the estimate with its interval, rings are seeds, black"
+        " strokes are margins, and the gray rule marks no effect. The color is the verdict.",
+        tuple(Panel("", charts.forests_chart(*parts, unit=unit)) for unit, parts in panels.items()),
+        tuple(LegendKey(verdict, study_results.VERDICT_COLORS[verdict], "dot") for verdict in shown),
+        columns=1,
+    )
+    return [figure]
+
+
+def add_margins(table: Table, hypotheses: Sequence[Hypothesis], corrected: Sequence[float]) -> Table:
+    """Add margins and the p-values after a correction over all hypotheses to the table of verdicts, and write sums as formulas."""
+    place, after = table.columns.index("effect"), table.columns.index("Holm p") + 1
     rows = []
-    for row, hypothesis in zip(table.rows, hypotheses, strict=True):
+    for row, hypothesis, p in zip(table.rows, hypotheses, corrected, strict=True):
         terms = [f"{term.weight:+g} ({format_selection(term.select)})" for term in getattr(hypothesis, "terms", ())]
         margin = getattr(hypothesis, "margin", None)
         metric = f"{hypothesis.metric}: {' '.join(terms)}" if terms else row[place - 1]
-        rows.append((*row[: place - 1], metric, DASH if margin is None else f"{margin:g}", *row[place:]))
-    numbers = {index if index < place else index + 1 for index in table.numeric_columns} | {place}
-    note = "The margin belongs to the tested hypothesis; for an equivalence it is the limit on both sides."
-    return replace(
-        table,
-        columns=(*table.columns[:place], "margin", *table.columns[place:]),
-        rows=tuple(rows),
-        numeric_columns=frozenset(numbers),
-        note=note,
+        margin_cell = DASH if margin is None else f"{margin:g}"
+        rows.append((*row[: place - 1], metric, margin_cell, *row[place:after], DASH if math.isnan(p) else format_p(p), *row[after:]))
+    note = (
+        "The margin belongs to the tested hypothesis; for an equivalence it is the limit on both sides. “Holm p, all” is corrected over all"
+        " hypotheses of the paper at once, which nobody registered."
     )
+    columns = (*table.columns[:place], "margin", *table.columns[place:after], "Holm p, all", *table.columns[after:])
+    numbers = frozenset(range(place, len(columns)))
+    return replace(table, columns=columns, rows=tuple(rows), numeric_columns=numbers, note=note)
 
 
 def fill_finished(texts: Sequence[str], verdicts: Mapping[Key, HypothesisVerdict], studies: Mapping[str, StudyData]) -> tuple[str, ...]:
@@ -455,10 +505,6 @@ def value_cell(studies: Mapping[str, StudyData], row: str, column: str) -> str:
     if reference:
         return format_difference(studies, f"{address} - {reference[0]}").replace(" nats", "")
     return format_number(mean_of_finite(list(read_values(studies, address).values())))
-
-
-def _with_verdicts(study_data: StudyData, verdicts: tuple[HypothesisVerdict, ...]) -> StudyData:
-    return replace(study_data, verdicts=verdicts)
 
 
 def question_figures(key: str, studies: Mapping[str, StudyData]) -> list[Figure | Table]:
@@ -629,6 +675,7 @@ def sensitivity_section(studies: Mapping[str, StudyData], verdicts: Mapping[Key,
         " evaluations, so that a verdict may be lost although the effect remains.",
         f"{len(rows) - len(changed)} of {len(rows)} verdicts are the same by all three."
         + (f" The others: {'; '.join(changed)}." if changed else ""),
+        describe_correction(verdicts),
     )
     table = Table(
         "sensitivity",
@@ -638,6 +685,21 @@ def sensitivity_section(studies: Mapping[str, StudyData], verdicts: Mapping[Key,
         is_long=True,
     )
     return Section("sensitivity", "Sensitivity of the verdicts to the outcome", text, (table,) if rows else ())
+
+
+def describe_correction(verdicts: Mapping[Key, HypothesisVerdict]) -> str:
+    """Say how many supported hypotheses a correction over all hypotheses leaves, and what the seeds allow."""
+    corrected = correct_all(verdicts)
+    supported = [key for key, verdict in verdicts.items() if verdict.verdict == "supported"]
+    left = [f"{name} (`{study}`)" for study, name in supported if corrected[study, name] <= 0.05]
+    least = min((verdict.min_attainable_p for verdict in verdicts.values() if verdict.test != "TOST"), default=math.nan)
+    return (
+        f"With Holm's correction over all {pluralize(len(verdicts), 'hypothesis', 'hypotheses')} at once, {len(left)} of"
+        f" {len(supported)} supported hypotheses would keep a p-value of at most 0.05" + (f": {', '.join(left)}. " if left else ". ") + "An"
+        " exact sign-flip test cannot give a p-value below"
+        f" {format_p(least)} with these seeds, so that none can pass a correction over that many; the correction that was registered is"
+        " within families."
+    )
 
 
 def describe_windows(data: StudyData) -> str:
@@ -759,16 +821,37 @@ def failure_section(studies: Mapping[str, StudyData]) -> Section:
         " different studies share their runs, so that a count is not a number of independent findings."
         " A failure that is not listed was not found, which is no proof of its absence."
     )
-    table = Table(
+    return Section("atlas", "The failure atlas", (text,), (failure_matrix(rows), failure_rows(rows)) if rows else ())
+
+
+def failure_matrix(rows: Sequence[tuple[str, ...]]) -> Table:
+    """Return the confirmed failures as a matrix of conditions and failures; a cell is the round in which the failure is first seen."""
+    failures = list(dict.fromkeys(row[2] for row in rows))
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for study, condition, failure, since, *_ in rows:
+        cells.setdefault((study, condition), {})[failure] = "yes" if since == DASH else since
+    return Table(
         "atlas",
-        "The failure atlas: every confirmed failure, the round in which it is first seen (median over seeds) and its excess over the IID"
-        " baseline.",
+        "The failure atlas: the round in which each confirmed failure is first seen (median over seeds; yes: no round). An empty cell: not"
+        " confirmed.",
+        ("study", "condition", *failures),
+        tuple((*key, *(found.get(failure, "") for failure in failures)) for key, found in cells.items()),
+        frozenset(range(2, 2 + len(failures))),
+        is_long=True,
+    )
+
+
+def failure_rows(rows: Sequence[tuple[str, ...]]) -> Table:
+    """Return the confirmed failures in rows, each with its excess and its diagnosis."""
+    return Table(
+        "atlas-rows",
+        "The diagnoses behind the atlas. The excess over the IID baseline is in nats for loss gap, domain gap and forgetting, and without a"
+        " unit for the others.",
         ("study", "condition", "failure", "since round", "excess", "diagnosis"),
         tuple(rows),
         frozenset({3, 4}),
         is_long=True,
     )
-    return Section("atlas", "The failure atlas", (text,), (table,) if rows else ())
 
 
 def tuning_section(studies: Mapping[str, StudyData]) -> Section:

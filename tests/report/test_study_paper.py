@@ -380,10 +380,16 @@ def test_a_conclusion_can_need_the_verdict_of_another_end_of_the_run(stored, mon
 
 def test_the_table_of_hypotheses_has_the_margins_and_the_formula_of_a_sum():
     keys = [("recency", "P1 style"), ("recency", "P3 half style"), ("recency", "P1 trend style")]
-    names = ("hypothesis", "metric", "effect")
-    table = study_paper.Table("t", "", names, tuple((key[1], "gap", "+0.1") for key in keys), frozenset({2}))
-    table = study_paper.add_margins(table, [study_paper.find_hypothesis(key) for key in keys])
-    assert table.columns == ("hypothesis", "metric", "margin", "effect") and table.numeric_columns == {2, 3}
+    names = ("hypothesis", "metric", "effect", "Holm p", "seeds")
+    table = study_paper.Table("t", "", names, tuple((key[1], "gap", "+0.1", "0.01", "8") for key in keys), frozenset({2, 3, 4}))
+    hypotheses = [study_paper.find_hypothesis(key) for key in keys]
+    table = study_paper.add_margins(table, hypotheses, [0.5, 0.25, math.nan])
+    assert table.columns == ("hypothesis", "metric", "margin", "effect", "Holm p", "Holm p, all", "seeds")
+    assert table.numeric_columns == {2, 3, 4, 5, 6} and [row[5] for row in table.rows] == ["0.50", "0.25", "–"]
+    assert [study_paper.find_margins(each) for each in hypotheses] == [[0.03], [0], []]
+    others = [("recency", "P3 FedProx style"), ("recency", "P4 style"), ("repair", "P10 topic"), ("recency", "R1 style")]
+    found = [study_paper.find_margins(study_paper.find_hypothesis(key)) for key in others]
+    assert found == [[0.01], [-0.02, 0.02], [-0.01, 0.01], [-0.01]]
     assert [row[2] for row in table.rows] == ["0.03", "0", "–"]
     assert table.rows[1][1] == "gap: +1 (method damped) -0.5 (stage participation, method FedAvg)" and table.rows[0][1] == "gap"
 
@@ -397,3 +403,32 @@ def test_hypotheses_with_the_same_values_are_one_contrast_and_trials_are_not_run
     trial = replace(studies["recency"].manifest_values["runs"][0], run="trial", role="trial")
     data = replace(studies["recency"], manifest_values={"runs": [*studies["recency"].manifest_values["runs"], trial]})
     assert study_paper.count_runs({"recency": replace(data, finished={**data.finished, "trial": {}})}) == (len(runs), 1)
+
+
+def test_a_correction_over_all_hypotheses_starts_at_the_smallest_p_that_the_seeds_allow(stored):
+    verdicts = study_paper.read_verdicts(stored[0])
+    assert study_paper.correct_all(verdicts) == pytest.approx(dict.fromkeys(verdicts, 2 * 2 / 2**6))
+    assert "0 of 2 supported hypotheses would keep" in study_paper.describe_correction(verdicts)
+
+
+def test_the_atlas_has_one_row_for_each_condition():
+    rows = [
+        ("a", "c", "loss gap", "3", "+0.1", "It."),
+        ("a", "c", "divergence", "–", "+1", "It."),
+        ("b", "c", "loss gap", "4", "+0.1", "It."),
+    ]
+    table = study_paper.failure_matrix(rows)
+    assert table.columns == ("study", "condition", "loss gap", "divergence")
+    assert table.rows == (("a", "c", "3", "yes"), ("b", "c", "4", ""))
+
+
+def test_effects_of_one_unit_share_a_panel_and_its_rows_are_in_the_order_of_the_question(stored):
+    verdicts = study_paper.read_verdicts(stored[0])
+    question = study_paper.Question("recency", "T", tuple(verdicts), (), "")
+    judged = [(study_paper.find_hypothesis(key), verdict) for key, verdict in verdicts.items()]
+    sums = replace(judged[0][1], name="other", metric="oscillation")
+    (figure,) = study_paper.forest_figures(question, [*judged, (judged[0][0], sums)])
+    assert len(figure.panels) == 2 and [key.label for key in figure.legend] == ["supported"]
+    assert [panel.spec["height"] for panel in figure.panels] == [48, 24]
+    orders = [layer["encoding"]["y"]["sort"] for layer in figure.panels[0].spec["layer"] if "y" in layer["encoding"]]
+    assert orders and all(order == ["P1 style", "P1 sandbox"] for order in orders)
