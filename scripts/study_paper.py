@@ -25,7 +25,7 @@ from fedrift import __version__
 from fedrift.report import charts, study_dynamics, study_outcomes, study_results, study_setup
 from fedrift.report.document import Document, Figure, LegendKey, MissingSection, Panel, Section, Table
 from fedrift.report.format import DASH, format_interval, format_number, format_signed, pluralize, seed_mean_ci
-from fedrift.report.study_data import Condition, StudyData, load_study_data, short_name
+from fedrift.report.study_data import Condition, StudyData, build_stage, load_study_data, short_name
 from fedrift.report.study_report import MAX_PAPER_PANELS, render_pdf
 from fedrift.stats import HypothesisVerdict
 from fedrift.stats.hypotheses import Equivalent, Hypothesis, Less, MatchedDifference
@@ -518,10 +518,48 @@ def question_figures(key: str, studies: Mapping[str, StudyData]) -> list[Figure 
     if key not in sources or sources[key][0] not in studies:
         return []
     study, build, stage = sources[key]
+    if key == "recency":  # a panel for each regime, since the losses of the two have other scales
+        return [
+            replace(
+                block,
+                key=f"{key}-{regime}-{block.key}",
+                caption=f"{REGIMES.get(regime, regime)}, by the clients in a round. {block.caption}",
+            )
+            for regime, data in split_stage(studies[study], stage, "regime")
+            for block in getattr(build(data), "blocks", ())
+        ]
     section = build(studies[study])
     if isinstance(section, MissingSection):
         return []
-    return [replace(block, key=f"{key}-{block.key}") for block in section.blocks if isinstance(block, Figure) and stage in block.key][:2]
+    found = [block for block in section.blocks if isinstance(block, Figure) and stage in block.key][:2]
+    return [replace(block, key=f"{key}-{block.key}", caption=name_stage(block.caption)) for block in found]
+
+
+REGIMES = {"style": "Rewritten styles", "sandbox": "Synthetic corpus"}
+STAGES = {
+    "main": "FedAvg",
+    "others": "FedProx and SCAFFOLD",
+    "topic": "Topics",
+    "style": "Rewritten styles",
+    "map": "The map of rate, local steps and participation",
+}
+
+
+def name_stage(caption: str) -> str:
+    """Write the name of a stage in a caption in words."""
+    return re.sub(r"^Stage ([^.]+)\.", lambda match: f"{STAGES.get(match[1], match[1])}.", caption)
+
+
+def split_stage(data: StudyData, name: str, factor: str) -> list[tuple[str, StudyData]]:
+    """Return the study with one stage and one level of a factor only, for each level; empty without the stage or the factor."""
+    found = []
+    for stage in data.stages:
+        axis = stage.find_axis(factor)
+        if stage.name == name and axis:
+            for level in axis.levels:
+                conditions = [condition for condition in stage.conditions if condition.levels[factor] == level]
+                found.append((level, replace(data, stages=(build_stage(name, conditions, data.manifest_values["factors"]),))))
+    return found
 
 
 def rate_map(data: StudyData) -> tuple[str, Table] | None:
@@ -692,13 +730,13 @@ def describe_correction(verdicts: Mapping[Key, HypothesisVerdict]) -> str:
     corrected = correct_all(verdicts)
     supported = [key for key, verdict in verdicts.items() if verdict.verdict == "supported"]
     left = [f"{name} (`{study}`)" for study, name in supported if corrected[study, name] <= 0.05]
-    least = min((verdict.min_attainable_p for verdict in verdicts.values() if verdict.test != "TOST"), default=math.nan)
+    least = min((verdict.min_attainable_p for verdict in verdicts.values() if verdict.test == "exact sign-flip"), default=math.nan)
     return (
-        f"With Holm's correction over all {pluralize(len(verdicts), 'hypothesis', 'hypotheses')} at once, {len(left)} of"
-        f" {len(supported)} supported hypotheses would keep a p-value of at most 0.05" + (f": {', '.join(left)}. " if left else ". ") + "An"
-        " exact sign-flip test cannot give a p-value below"
-        f" {format_p(least)} with these seeds, so that none can pass a correction over that many; the correction that was registered is"
-        " within families."
+        f"With Holm's correction over all {pluralize(len(verdicts), 'hypothesis', 'hypotheses')} at once, which was not registered,"
+        f" {len(left)} of {len(supported)} supported hypotheses would keep a p-value of at most 0.05"
+        + (f": {', '.join(left)}. " if left else ". ")
+        + f"An exact sign-flip test cannot give a p-value below {format_p(least)} with these seeds, so that no hypothesis that it judges"
+        " can pass a correction over that many."
     )
 
 

@@ -257,10 +257,10 @@ def test_a_verdict_that_depends_on_the_outcome_is_named(stored, monkeypatch):
     studies, _, _ = stored
     data, verdicts = studies["recency"], study_paper.read_verdicts(studies)
     section = study_paper.sensitivity_section(studies, verdicts)
-    assert section.text[-1] == "2 of 2 verdicts are the same by all three." and [row[-1] for row in section.blocks[0].rows] == ["", ""]
+    assert section.text[-2] == "2 of 2 verdicts are the same by all three." and [row[-1] for row in section.blocks[0].rows] == ["", ""]
     others = [replace(verdict, verdict="refuted") if verdict.name == "P1 style" else verdict for verdict in data.verdicts]
     monkeypatch.setattr(study_paper.study_outcomes, "verdicts_at_end", lambda data, end: others)
-    text = study_paper.sensitivity_section(studies, verdicts).text[-1]
+    text = study_paper.sensitivity_section(studies, verdicts).text[-2]
     assert "1 of 2 verdicts are the same" in text
     assert "P1 style (`recency`) is supported by the registered outcome and refuted by the last and the final evaluation." in text
 
@@ -432,3 +432,13 @@ def test_effects_of_one_unit_share_a_panel_and_its_rows_are_in_the_order_of_the_
     assert [panel.spec["height"] for panel in figure.panels] == [48, 24]
     orders = [layer["encoding"]["y"]["sort"] for layer in figure.panels[0].spec["layer"] if "y" in layer["encoding"]]
     assert orders and all(order == ["P1 style", "P1 sandbox"] for order in orders)
+
+
+def test_a_stage_is_split_by_the_levels_of_a_factor(stored):
+    data = stored[0]["recency"]
+    parts = dict(study_paper.split_stage(data, data.stages[0].name, "algorithm"))
+    assert list(parts) == ["FedAvg", "Scaffold"]
+    for level, part in parts.items():
+        assert {condition.levels["algorithm"] for condition in part.conditions} == {level} and len(part.conditions) == 2
+    assert study_paper.split_stage(data, data.stages[0].name, "regime") == []
+    assert study_paper.name_stage("Stage main. Loss.") == "FedAvg. Loss." and study_paper.name_stage("Loss.") == "Loss."
