@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from fedrift import __version__
@@ -384,9 +385,12 @@ def result_sections(studies: Mapping[str, StudyData], verdicts: Mapping[Key, Hyp
             *describe_unjudged(question, verdicts),
             *fill_finished(question.notes, verdicts, studies),
         )
+        if question.key == "remedy" and ("recency", "remedies") in finished_stages(studies):
+            text = (*text, matched_progress(studies))
         if question.key == "induced" and "induced" in studies and (found := rate_map(studies["induced"])):
             text, blocks = (*text, found[0]), [*blocks, found[1]]
         tables = value_tables(question.key, studies)
+        text = tuple(filter(None, text))
         sections.append(Section(question.key, question.title, text, (*blocks, *tables, *question_figures(question.key, studies))))
     return sections
 
@@ -474,6 +478,47 @@ def fill_finished(texts: Sequence[str], verdicts: Mapping[Key, HypothesisVerdict
         if stages <= finished and hypotheses <= set(verdicts):
             shown.append(fill_text(text, verdicts, studies))
     return tuple(shown)
+
+
+def matched_progress(studies: Mapping[str, StudyData]) -> str:
+    """Compare the damped server with FedAvg at the round at which FedAvg's IID baseline has the loss of the damped server's.
+
+    The round is interpolated between evaluations, in each seed. Both losses are of one evaluation.
+    """
+    data, parts = studies["recency"], []
+    curves = {run: study_outcomes.get_series(each, "loss") for run, each in study_outcomes.trajectories(data).items()}
+
+    def find(stage: str, regime: str, method: str) -> Condition:
+        wanted = {regime, method, "1"}
+        return next(each for each in data.conditions if each.stage == stage and wanted == set(each.levels.values()))
+
+    for regime, words in (("style", "under styles"), ("sandbox", "on the synthetic corpus")):
+        if (regime, "damped") not in {(each.levels.get("regime"), each.levels.get("method")) for each in data.conditions}:
+            return ""
+        damped, fedavg = find("remedies", regime, "damped"), find("participation", regime, "FedAvg")
+        rounds, differences = [], []
+        for seed, run in damped.runs.items():
+            target = curves[damped.baselines[seed]][1][-1]
+            places, losses = curves[fedavg.baselines[seed]]
+            crossed = np.flatnonzero(losses <= target)
+            if not len(crossed):  # the other baseline never comes so far
+                continue
+            after = int(crossed[0])
+            share = 0.0 if after == 0 else (losses[after - 1] - target) / (losses[after - 1] - losses[after])
+            rounds.append(places[after] if after == 0 else places[after - 1] + share * (places[after] - places[after - 1]))
+            differences.append(curves[run][1][-1] - np.interp(rounds[-1], *curves[fedavg.runs[seed]]))
+        mean, low, high, count = seed_mean_ci(differences)
+        if count:
+            parts.append(
+                f"{format_signed(mean)} nats ({format_interval(low, high, is_signed=True)}) {words} (round"
+                f" {sum(rounds) / len(rounds):.1f} of {int(places[-1])}, {pluralize(count, 'seed')})"
+            )
+    return (
+        "Exploratory, not registered: at equal progress, the last loss of the damped run is compared with that of FedAvg at the round at"
+        f" which FedAvg's IID baseline has the last loss of the damped server's IID baseline. It differs by {' and by '.join(parts)}."
+        if parts
+        else ""
+    )
 
 
 def value_tables(section: str, studies: Mapping[str, StudyData]) -> list[Table]:

@@ -14,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 
-from ..clustering.selection import mean_adjusted_rand_index
 from ..core.errors import UserError
 from ..core.records import Trajectory
 from ..stats import HypothesisVerdict
@@ -83,12 +82,14 @@ def find_outcome(data: StudyData, name: str) -> dict[str, float]:
 
 def style_agreement(data: StudyData, run: str) -> float:
     """Return the adjusted Rand index of the last clusters of a run against the styles of its clients; NaN without styles."""
+    from sklearn.metrics import adjusted_rand_score
+
     styles = data.experiments[run]["partition"].get("styles")
     clusters = trajectories(data)[run].client_table("cluster.id")
     clusters = clusters[~np.isnan(clusters).any(axis=1)]
     if not styles or not len(clusters):
         return math.nan
-    return mean_adjusted_rand_index(np.stack([clusters[-1].astype(int), np.arange(clusters.shape[1]) % len(styles)]))
+    return float(adjusted_rand_score(np.arange(clusters.shape[1]) % len(styles), clusters[-1].astype(int)))
 
 
 def took_part(run: Trajectory) -> np.ndarray:

@@ -78,3 +78,11 @@ def test_the_verdicts_at_the_last_evaluation_read_the_last_loss(tmp_path):
 def test_an_unknown_outcome_is_refused(tmp_path):
     with pytest.raises(UserError, match="unknown outcome 'wins'"):
         study_outcomes.find_outcome(load_study_data(make_study(tmp_path)), "wins")
+
+
+@pytest.mark.parametrize(("clusters", "agreement"), [([2, 0, 1, 2, 0, 1], 1.0), ([0, 0, 1, 1, 2, 2], -0.25)])
+def test_clusters_are_compared_with_the_styles_of_the_clients(monkeypatch, clusters, agreement):
+    run = Trajectory([Record(1, "cluster.id", "", client, float(cluster)) for client, cluster in enumerate(clusters)])
+    data = SimpleNamespace(experiments={"run": {"partition": {"styles": ["formal", "slang", "short"]}}})
+    monkeypatch.setattr(study_outcomes, "trajectories", lambda data: {"run": run})
+    assert study_outcomes.style_agreement(data, "run") == pytest.approx(agreement)

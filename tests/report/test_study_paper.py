@@ -14,6 +14,7 @@ import pytest
 from scipy import stats
 
 from fedrift.config.schema import parse_config
+from fedrift.core.records import Record, Trajectory
 from fedrift.report import study_setup
 from fedrift.report.document import LegendKey
 from fedrift.report.study_data import Condition, StudyData
@@ -442,3 +443,23 @@ def test_a_stage_is_split_by_the_levels_of_a_factor(stored):
         assert {condition.levels["algorithm"] for condition in part.conditions} == {level} and len(part.conditions) == 2
     assert study_paper.split_stage(data, data.stages[0].name, "regime") == []
     assert study_paper.name_stage("Stage main. Loss.") == "FedAvg. Loss." and study_paper.name_stage("Loss.") == "Loss."
+
+
+def test_equal_progress_is_where_the_baselines_have_the_same_loss(monkeypatch):
+    """The damped baseline ends at 4.5, which FedAvg's has halfway between rounds 1 and 2; there FedAvg's skewed loss is 5.25 + seed."""
+    losses = {"damped": [6.0, 5.5, 5.0], "damped iid": [6.0, 5.0, 4.5], "FedAvg": [6.0, 5.0, 5.5], "FedAvg iid": [6.0, 5.0, 4.0]}
+    stages = {"damped": "remedies", "FedAvg": "participation"}
+    conditions, runs = [], {}
+    for regime in ("style", "sandbox"):
+        for method, stage in stages.items():
+            levels = {"regime": regime, "method": method, "clients": "1"}
+            ids = [{seed: f"{regime} {name} {seed}" for seed in range(3)} for name in (method, f"{method} iid")]
+            conditions.append(Condition(len(conditions), stage, method, levels, levels, *ids))
+            for seed in range(3):
+                for name in (method, f"{method} iid"):
+                    shift = 0.1 * seed if name == "FedAvg" else 0.0
+                    records = [Record(number, "loss", "", -1, value + shift) for number, value in enumerate(losses[name])]
+                    runs[f"{regime} {name} {seed}"] = Trajectory(records)
+    monkeypatch.setattr(study_paper.study_outcomes, "trajectories", lambda data: runs)
+    text = study_paper.matched_progress({"recency": SimpleNamespace(conditions=conditions)})
+    assert "-0.350 nats (-0.598 to -0.102) under styles (round 1.5 of 2, 3 seeds)" in text
