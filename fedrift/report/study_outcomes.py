@@ -148,7 +148,7 @@ def gap_of_drawn(data: StudyData, run: str, baseline: Trajectory) -> float:
     """Return the gap over the last five evaluations and over those domains whose client takes part in some round."""
     own, table = trajectories(data)[run], data.experiments[run]["partition_table"]
     holders = np.array(table["tokens"]).argmax(axis=0)  # the client that has most of a domain
-    drawn: np.ndarray = took_part(own).any(axis=0)
+    drawn = np.asarray(took_part(own).any(axis=0))
     gaps = []
     for domain, holder in zip(table["domains"], holders, strict=True):
         if holder < len(drawn) and drawn[holder]:
