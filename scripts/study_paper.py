@@ -1072,7 +1072,10 @@ def build_paper(studies: Mapping[str, StudyData]) -> Document:
         grid = main_effects_section(studies["grid"])
         if isinstance(grid, Section):
             sections.append(grid)
-    sections += [failure_section(studies), outcome_section(studies), tuning_section(studies), Section("limits", "Limits", limits)]
+    atlas, tuned = failure_section(studies), tuning_section(studies)
+    details = Section("details", "Appendix: diagnoses and trials", (), (*atlas.blocks[1:], *tuned.blocks[1:]))
+    sections += [replace(atlas, blocks=atlas.blocks[:1]), outcome_section(studies), replace(tuned, blocks=tuned.blocks[:1])]
+    sections += [Section("limits", "Limits", limits), *([details] if details.blocks else [])]
     runs = sum(len(data.finished) for data in studies.values())
     return Document(
         "fedrift study",
