@@ -13,21 +13,25 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from fedrift import __version__
-from fedrift.report import study_dynamics, study_results, study_setup
-from fedrift.report.document import Document, Figure, LegendKey, MissingSection, Section, Table
+from fedrift.report import charts, study_dynamics, study_outcomes, study_results, study_setup
+from fedrift.report.document import Document, Figure, LegendKey, MissingSection, Panel, Section, Table
 from fedrift.report.format import DASH, format_interval, format_number, format_signed, pluralize, seed_mean_ci
-from fedrift.report.study_data import Condition, StudyData, load_study_data, short_name
+from fedrift.report.study_data import Condition, StudyData, build_stage, load_study_data, short_name
 from fedrift.report.study_report import MAX_PAPER_PANELS, render_pdf
 from fedrift.stats import HypothesisVerdict
+from fedrift.stats.hypotheses import Equivalent, Hypothesis, Less, MatchedDifference
+from fedrift.stats.selection import format_selection
+from fedrift.stats.significance import format_p, holm
 from fedrift.stats.verdicts import Gate, find_void_conditions
 from fedrift.storage.files import write_atomically
 from fedrift.studies import StudyManifest, load_study
@@ -38,6 +42,8 @@ STUDIES = ("recency", "drift", "drift_wide", "dose", "repair", "real_styles", "r
 TITLE = "When federated fine-tuning of language models breaks under heterogeneity, and what repairs it"
 # Where training breaks in two ways, and what repairs it. Other questions follow if one of these has no answer.
 README_QUESTIONS = ("recency", "drift", "clusters", "larger")
+ABSTRACT_QUESTIONS = ("recency", "remedy", "drift", "clusters", "larger")
+ENDS: dict[str, study_outcomes.End] = {" (last)": "last", " (final)": "final"}
 README_MARKERS = ("<!-- findings -->", "<!-- end of findings -->")
 
 Key = tuple[str, str]  # study, hypothesis
@@ -48,7 +54,8 @@ class Lead:
     """State a conclusion that holds only for certain verdicts.
 
     Attributes:
-        needs: The verdicts that the conclusion rests on: for each hypothesis, the verdict that it must have.
+        needs: The verdicts that the conclusion rests on: for each hypothesis, the verdict that it must have. A name that ends in
+            `` (last)`` or `` (final)`` is the hypothesis by the last or by the final evaluation (`sensitivity_section`).
         rising: Groups of means, as ``study/stage/level, level/metric``; the conclusion needs that each group rises from left to right.
         text: The conclusion. ``{study/hypothesis}`` stands for the effect of that hypothesis with its interval.
         short: The same in fewer words, for the abstract and the README; empty: they print `text`.
@@ -70,6 +77,9 @@ class Question:
         hypotheses: The hypotheses, in the order of the text.
         leads: Conclusions, the strongest first; the first one whose verdicts hold is printed.
         otherwise: The sentence if none of the leads holds and all hypotheses have been run.
+        notes: Paragraphs on exploratory numbers; each is printed once the studies that it names are finished.
+        sentences: For a hypothesis, the sentence that its verdict asks for; ``any`` stands for the verdicts that are not named.
+        versions: The hypothesis of a second version of a study, for that of the first.
     """
 
     key: str
@@ -77,6 +87,9 @@ class Question:
     hypotheses: tuple[Key, ...]
     leads: tuple[Lead, ...]
     otherwise: str
+    notes: tuple[str, ...] = ()
+    sentences: Mapping[Key, Mapping[str, str]] = field(default_factory=dict)
+    versions: Mapping[Key, Key] = field(default_factory=dict)
 
 
 def parse_key(text: str) -> Key:
@@ -102,6 +115,9 @@ def read_questions(entries: Sequence[Mapping[str, Any]]) -> tuple[Question, ...]
                 for conclusion in entry["conclusions"]
             ),
             entry["otherwise"],
+            tuple(entry.get("notes", ())),
+            {parse_key(key): texts for key, texts in entry.get("sentences", {}).items()},
+            {parse_key(first): parse_key(second) for first, second in entry.get("versions", {}).items()},
         )
         for entry in entries
     )
@@ -111,6 +127,8 @@ CONTENT = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding=
 QUESTIONS = read_questions(CONTENT["questions"])
 RELATED_WORK = tuple(CONTENT["related_work"])
 LIMITS = tuple(CONTENT["limits"])
+TABLES = tuple(CONTENT["tables"])
+METHODS = tuple(CONTENT["methods"])
 
 
 def load_studies(runs_dirs: Sequence[Path], on_progress: Callable[[str], None] = lambda message: None) -> dict[str, StudyData]:
@@ -168,9 +186,12 @@ def format_effect(verdict: HypothesisVerdict) -> str:
     return f"{format_signed(verdict.effect)}{unit} ({format_interval(verdict.low, verdict.high, is_signed=True)})"
 
 
+IN_NATS = ("loss", "gap", "last.", "final.loss", "final.gap", "final.clients", "absence", "baseline.absence", "rise after")
+
+
 def is_in_nats(metric: str) -> bool:
-    """Return whether a metric is a loss or a difference of losses."""
-    return metric.split(" ")[0] in {"loss", "gap", "gap.worst", "loss.clients", "absence", "baseline.absence", "final.loss"}
+    """Return whether an outcome is a loss or a difference of losses."""
+    return metric.startswith(IN_NATS) and not metric.startswith("gap.relative")
 
 
 def describe_unjudged(question: Question, verdicts: Mapping[Key, HypothesisVerdict]) -> tuple[str, ...]:
@@ -190,16 +211,56 @@ def describe_unjudged(question: Question, verdicts: Mapping[Key, HypothesisVerdi
 
 def lead_holds(lead: Lead, verdicts: Mapping[Key, HypothesisVerdict], studies: Mapping[str, StudyData]) -> bool:
     """Return whether the verdicts and the means are those that a conclusion needs."""
-    if any(key not in verdicts or verdicts[key].verdict != verdict for key, verdict in lead.needs.items()):
+    if any(find_verdict(key, verdicts, studies) != verdict for key, verdict in lead.needs.items()):
         return False
-    means = [[float(mean_of_condition(studies, *text.split("/"))) for text in group] for group in lead.rising]
+    means = [[mean_of_condition(studies, address) for address in group] for group in lead.rising]
     return all(low < high for group in means for low, high in pairwise(group))
+
+
+def find_verdict(key: Key, verdicts: Mapping[Key, HypothesisVerdict], studies: Mapping[str, StudyData]) -> str:
+    """Return the verdict on a hypothesis, or with `` (last)`` or `` (final)`` that at another end of the run; empty if it has none."""
+    study, name = key
+    for suffix, end in ENDS.items():
+        if name.endswith(suffix) and (study, name.removesuffix(suffix)) in verdicts:
+            return next(
+                each.verdict for each in study_outcomes.verdicts_at_end(studies[study], end) if each.name == name.removesuffix(suffix)
+            )
+    return verdicts[key].verdict if key in verdicts else ""
+
+
+def describe_disagreement(question: Question, verdicts: Mapping[Key, HypothesisVerdict]) -> str:
+    """Name the hypotheses on which two versions of a study disagree; empty if there are none.
+
+    The rule was fixed before the second versions ran: both verdicts are reported, and the abstract draws no other conclusion.
+    """
+    found = [
+        f"{first[1]} ({verdicts[first].verdict} in `{first[0]}`, {format_effect(verdicts[first])}; {verdicts[second].verdict} in"
+        f" `{second[0]}`, {format_effect(verdicts[second])})"
+        for first, second in question.versions.items()
+        if first in verdicts and second in verdicts and verdicts[first].verdict != verdicts[second].verdict
+    ]
+    return f"The two versions of the study disagree, so that these are not established: {'; '.join(found)}." if found else ""
+
+
+def state_each(question: Question, verdicts: Mapping[Key, HypothesisVerdict], studies: Mapping[str, StudyData]) -> str:
+    """Return the sentences that the verdicts of single hypotheses ask for."""
+    texts = [
+        chosen
+        for key, by_verdict in question.sentences.items()
+        if key in verdicts and (chosen := by_verdict.get(verdicts[key].verdict, by_verdict.get("any", "")))
+    ]
+    return " ".join(fill_text(text, verdicts, studies) for text in texts)
 
 
 def choose_lead(
     question: Question, verdicts: Mapping[Key, HypothesisVerdict], studies: Mapping[str, StudyData], is_short: bool = False
 ) -> str:
-    """Return the strongest conclusion that the verdicts allow; a question with missing studies says so."""
+    """Return the strongest conclusion that the verdicts allow; a question with missing studies says so.
+
+    Where two versions of a study disagree, the short form is that they do.
+    """
+    if is_short and (disagreement := describe_disagreement(question, verdicts)):
+        return disagreement
     for lead in question.leads:
         if lead_holds(lead, verdicts, studies):
             return fill_text((is_short and lead.short) or lead.text, verdicts, studies)
@@ -210,57 +271,285 @@ def choose_lead(
 
 
 def fill_text(text: str, verdicts: Mapping[Key, HypothesisVerdict], studies: Mapping[str, StudyData]) -> str:
-    """Replace ``{study/hypothesis}`` by an effect, and ``{=study/stage/level, level/metric}`` by the mean of a condition over its seeds.
+    """Replace the placeholders of a text by numbers.
 
-    The metric may end in `` of the IID baseline``.
+    ``{study/hypothesis}`` is the effect of a hypothesis. ``{=ADDRESS}`` is the mean of an outcome over the seeds of a condition, and
+    ``{%ADDRESS}`` the same in percent. ``{~ADDRESS - ADDRESS}`` is the difference of two conditions, paired in the seed, with its 95 %
+    t-interval, and ``{~ADDRESS}`` a mean with its interval; both are exploratory. See `read_values` for an address.
     """
 
     def replacement(match: re.Match[str]) -> str:
         words = " ".join(match[1].split())
-        return mean_of_condition(studies, *words[1:].split("/")) if words.startswith("=") else format_effect(verdicts[parse_key(words)])
+        if words[0] == "=":
+            return f"{mean_of_condition(studies, words[1:]):.3f}"
+        if words[0] == "%":
+            return f"{100 * mean_of_condition(studies, words[1:]):.1f} %"
+        return format_difference(studies, words[1:]) if words[0] == "~" else format_effect(verdicts[parse_key(words)])
 
     return re.sub(r"\{([^}]+)\}", replacement, text)
 
 
-def mean_of_condition(studies: Mapping[str, StudyData], study: str, stage: str, levels: str, metric: str) -> str:
-    """Return the mean over seeds of an outcome in the one condition of a stage that has all given levels.
+def list_placeholders(text: str) -> tuple[set[Key], set[tuple[str, str]]]:
+    """Return the hypotheses that the placeholders of a text name, and the stages, as study and stage."""
+    hypotheses, stages = set(), set()
+    for words in (" ".join(match.split()) for match in re.findall(r"\{([^}]+)\}", text)):
+        if words[0] in "=%~":
+            stages |= {parse_key(address.rpartition("/")[0].rpartition("/")[0]) for address in words[1:].split(" - ")}
+        else:
+            hypotheses.add(parse_key(words))
+    return hypotheses, stages
+
+
+def finished_stages(studies: Mapping[str, StudyData]) -> set[tuple[str, str]]:
+    """Return the stages of the finished studies, as study and stage; ``*`` stands for all stages of a study."""
+    finished = [(name, data) for name, data in studies.items() if is_complete(data)]
+    return {(name, stage) for name, data in finished for stage in ("*", *(each.name for each in data.stages))}
+
+
+def read_values(studies: Mapping[str, StudyData], address: str) -> dict[int, float]:
+    """Return an outcome of a condition by seed.
+
+    Args:
+        studies: The studies by name.
+        address: ``study/stage/level, level/outcome``, with an outcome of `study_outcomes.find_outcome`, which may end in `` of the IID
+            baseline``. The condition is the one of the stage that has all the levels. With several levels separated by ``|``, or ``*`` in
+            place of the stage, the result is the smallest value among the conditions, in each seed.
 
     Raises:
-        SystemExit: No condition or several conditions have them, or the outcome is missing.
+        SystemExit: No condition or several conditions have the levels, or the address is not complete.
     """
-    data, wanted = studies[study], set(levels.split(", "))
-    found = [condition for condition in data.conditions if condition.stage == stage and wanted <= set(condition.levels.values())]
-    name, _, of_baseline = metric.partition(" of the ")
-    values = data.outcome_by_run(name)
-    runs = [run for condition in found for run in (condition.baselines if of_baseline else condition.runs).values()]
-    mean = mean_of_finite([values.get(run, math.nan) for run in runs])
-    if len(found) != 1 or math.isnan(mean):
-        raise SystemExit(f"scripts/study_paper.yaml: {len(found)} conditions of {study}/{stage} have {levels!r}, and {metric} is {mean}")
-    return f"{mean:.3f}"
+    parts = address.split("/")
+    if len(parts) != 4:
+        raise SystemExit(f"scripts/study_paper.yaml: {address!r} is not study/stage/levels/outcome")
+    data, stage, wanted = studies[parts[0]], parts[1], [set(level.split("|")) for level in parts[2].split(", ")]
+    found = [
+        condition
+        for condition in data.conditions
+        if stage in ("*", condition.stage) and all(levels & set(condition.levels.values()) for levels in wanted)
+    ]
+    if not found or (len(found) > 1 and stage != "*" and "|" not in parts[2]):
+        raise SystemExit(f"scripts/study_paper.yaml: {len(found)} conditions of {parts[0]}/{stage} have {parts[2]!r}; name exactly one")
+    name, _, of_baseline = parts[3].partition(" of the ")
+    values = study_outcomes.find_outcome(data, name)
+    columns = [condition.baselines if of_baseline else condition.runs for condition in found]
+    return {seed: min(values.get(column.get(seed, ""), math.nan) for column in columns) for seed in found[0].runs}
+
+
+def mean_of_condition(studies: Mapping[str, StudyData], address: str) -> float:
+    """Return the mean of an outcome over the seeds of a condition.
+
+    Raises:
+        SystemExit: No condition or several conditions have the levels, or the outcome is missing.
+    """
+    mean = mean_of_finite(list(read_values(studies, address).values()))
+    if math.isnan(mean):
+        raise SystemExit(f"scripts/study_paper.yaml: {address} is missing in a seed, or not finite")
+    return mean
+
+
+def format_difference(studies: Mapping[str, StudyData], words: str) -> str:
+    """Format the mean over seeds of the difference of two conditions, or of one, with its 95 % t-interval.
+
+    Raises:
+        SystemExit: The two conditions have other seeds, or an outcome is missing.
+    """
+    first, *others = [read_values(studies, address) for address in words.split(" - ")]
+    seeds = set(first)
+    if len(others) > 1 or any(set(other) != seeds for other in others):
+        raise SystemExit(f"scripts/study_paper.yaml: {words!r} does not name one or two conditions with the same seeds")
+    values = [first[seed] - sum(other[seed] for other in others) for seed in sorted(seeds)]
+    mean, low, high, _ = seed_mean_ci(values)
+    if math.isnan(mean) or any(map(math.isnan, values)):
+        raise SystemExit(f"scripts/study_paper.yaml: {words} is missing in a seed, or not finite")
+    unit = " nats" if is_in_nats(words.split(" - ")[0].split("/")[3]) else ""
+    return f"{format_signed(mean)}{unit} ({format_interval(low, high, is_signed=True)})"
 
 
 def result_sections(studies: Mapping[str, StudyData], verdicts: Mapping[Key, HypothesisVerdict]) -> list[Section]:
     """Return one section per question, with its conclusion, its hypotheses and its figures."""
-    sections = []
+    sections, corrections = [], correct_all(verdicts)
     for question in QUESTIONS:
         keys = question.hypotheses
-        judged = tuple(replace(verdicts[key], name=key[1]) for key in keys if key in verdicts)
+        judged = [(find_hypothesis(key), replace(verdicts[key], name=label_hypothesis(question, key))) for key in keys if key in verdicts]
         blocks: list[Figure | Table] = []
         if judged:
-            section = study_results.verdicts_section(_with_verdicts(next(iter(studies.values())), judged))
-            assert isinstance(section, Section)
-            blocks = [
-                replace(block, key=f"{question.key}-{block.key}", caption=f"{question.title}. {block.caption}") for block in section.blocks
-            ]
-        text = (choose_lead(question, verdicts, studies), *describe_unjudged(question, verdicts))
+            corrected = [corrections[key] for key in keys if key in verdicts]
+            table = add_margins(
+                study_results.verdicts_table(tuple(verdict for _, verdict in judged)), [each for each, _ in judged], corrected
+            )
+            table = replace(table, key=f"{question.key}-verdicts", caption=f"{question.title}. {table.caption}")
+            blocks = [*forest_figures(question, judged), table]
+        text = (
+            choose_lead(question, verdicts, studies),
+            *filter(None, (state_each(question, verdicts, studies), describe_disagreement(question, verdicts))),
+            *describe_unjudged(question, verdicts),
+            *fill_finished(question.notes, verdicts, studies),
+        )
+        if question.key == "remedy" and ("recency", "remedies") in finished_stages(studies):
+            text = (*text, matched_progress(studies))
         if question.key == "induced" and "induced" in studies and (found := rate_map(studies["induced"])):
             text, blocks = (*text, found[0]), [*blocks, found[1]]
-        sections.append(Section(question.key, question.title, text, (*blocks, *question_figures(question.key, studies))))
+        tables = value_tables(question.key, studies)
+        text = tuple(filter(None, text))
+        sections.append(Section(question.key, question.title, text, (*blocks, *tables, *question_figures(question.key, studies))))
     return sections
 
 
-def _with_verdicts(study_data: StudyData, verdicts: tuple[HypothesisVerdict, ...]) -> StudyData:
-    return replace(study_data, verdicts=verdicts)
+def find_hypothesis(key: Key) -> Hypothesis:
+    """Return a registered hypothesis from the file of its study."""
+    return next(each for each in load_study(ROOT / "studies" / f"{key[0]}.yaml").hypotheses if each.name == key[1])
+
+
+def label_hypothesis(question: Question, key: Key) -> str:
+    """Return the name of a hypothesis, with its study where the question has another one of that name."""
+    is_repeated = sum(name == key[1] for _, name in question.hypotheses) > 1
+    return f"{key[1]} ({key[0]})" if is_repeated else key[1]
+
+
+def correct_all(verdicts: Mapping[Key, HypothesisVerdict]) -> dict[Key, float]:
+    """Return the p-value of every hypothesis after Holm's correction over all hypotheses of the paper."""
+    bounded = [max(verdict.p, verdict.min_attainable_p) if math.isfinite(verdict.p) else math.nan for verdict in verdicts.values()]
+    return dict(zip(verdicts, map(float, holm(bounded)), strict=True))
+
+
+def find_margins(hypothesis: Hypothesis) -> list[float]:
+    """Return the values to which the effect of a hypothesis is compared: one, or two for an equivalence; none for a trend."""
+    margin = getattr(hypothesis, "margin", None)
+    if margin is None:
+        return []
+    direction = getattr(hypothesis, "direction", "")
+    if isinstance(hypothesis, Equivalent | MatchedDifference) or direction == "equivalent":
+        return [-margin, margin]
+    return [-margin if isinstance(hypothesis, Less) or direction == "less" else margin]
+
+
+def forest_figures(question: Question, judged: Sequence[tuple[Hypothesis, HypothesisVerdict]]) -> list[Figure]:
+    """Draw the effects of the hypotheses of a question on one scale, with one panel for each unit."""
+    panels: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]] = {}
+    for hypothesis, verdict in judged:
+        if not math.isfinite(verdict.effect):
+            continue
+        is_plain = verdict.unit == "difference" and is_in_nats(verdict.metric)
+        unit = "nats per token" if is_plain else f"{verdict.metric}, {study_results.EFFECT_UNITS.get(verdict.unit, verdict.unit)}"
+        rows, points, margins = panels.setdefault(unit, ([], [], []))
+        common = {"condition": -1, "name": verdict.name, "color": study_results.VERDICT_COLORS[verdict.verdict]}
+        low, high = (bound if math.isfinite(bound) else verdict.effect for bound in (verdict.low, verdict.high))
+        rows.append({**common, "value": round(verdict.effect, 4), "low": round(low, 4), "high": round(high, 4)})
+        points += [{**common, "seed": seed, "value": round(value, 4)} for seed, value in verdict.points if math.isfinite(value)]
+        margins += [{"condition": -1, "name": verdict.name, "value": margin} for margin in find_margins(hypothesis)]
+    if not panels:
+        return []
+    shown = dict.fromkeys(verdict.verdict for _, verdict in judged)
+    figure = Figure(
+        f"{question.key}-forest",
+        f"{question.title}. Effect of every hypothesis on one scale: the diamond is the estimate with its interval, rings are seeds, black"
+        " strokes are margins, and the gray rule marks no effect. The color is the verdict.",
+        tuple(Panel("", charts.forests_chart(*parts, unit=unit)) for unit, parts in panels.items()),
+        tuple(LegendKey(verdict, study_results.VERDICT_COLORS[verdict], "dot") for verdict in shown),
+        columns=1,
+    )
+    return [figure]
+
+
+def add_margins(table: Table, hypotheses: Sequence[Hypothesis], corrected: Sequence[float]) -> Table:
+    """Add margins and the p-values after a correction over all hypotheses to the table of verdicts, and write sums as formulas."""
+    place, after = table.columns.index("effect"), table.columns.index("Holm p") + 1
+    rows = []
+    for row, hypothesis, p in zip(table.rows, hypotheses, corrected, strict=True):
+        terms = [f"{term.weight:+g} ({format_selection(term.select)})" for term in getattr(hypothesis, "terms", ())]
+        margin = getattr(hypothesis, "margin", None)
+        metric = f"{hypothesis.metric}: {' '.join(terms)}" if terms else row[place - 1]
+        margin_cell = DASH if margin is None else f"{margin:g}"
+        rows.append((*row[: place - 1], metric, margin_cell, *row[place:after], DASH if math.isnan(p) else format_p(p), *row[after:]))
+    note = (
+        "The margin belongs to the tested hypothesis; for an equivalence it is the limit on both sides. “Holm p, all” is corrected over all"
+        " hypotheses of the paper at once, which nobody registered."
+    )
+    columns = (*table.columns[:place], "margin", *table.columns[place:after], "Holm p, all", *table.columns[after:])
+    numbers = frozenset(range(place, len(columns)))
+    return replace(table, columns=columns, rows=tuple(rows), numeric_columns=numbers, note=note)
+
+
+def fill_finished(texts: Sequence[str], verdicts: Mapping[Key, HypothesisVerdict], studies: Mapping[str, StudyData]) -> tuple[str, ...]:
+    """Return those texts, with their numbers, all of whose studies are finished."""
+    finished, shown = finished_stages(studies), []
+    for text in texts:
+        hypotheses, stages = list_placeholders(text)
+        if stages <= finished and hypotheses <= set(verdicts):
+            shown.append(fill_text(text, verdicts, studies))
+    return tuple(shown)
+
+
+def matched_progress(studies: Mapping[str, StudyData]) -> str:
+    """Compare the damped server with FedAvg at the round at which FedAvg's IID baseline has the loss of the damped server's.
+
+    The round is interpolated between evaluations, in each seed. Both losses are of one evaluation.
+    """
+    data, parts = studies["recency"], []
+    curves = {run: study_outcomes.get_series(each, "loss") for run, each in study_outcomes.trajectories(data).items()}
+
+    def find(stage: str, regime: str, method: str) -> Condition:
+        wanted = {regime, method, "1"}
+        return next(each for each in data.conditions if each.stage == stage and wanted == set(each.levels.values()))
+
+    for regime, words in (("style", "under styles"), ("sandbox", "on the synthetic corpus")):
+        if (regime, "damped") not in {(each.levels.get("regime"), each.levels.get("method")) for each in data.conditions}:
+            return ""
+        damped, fedavg = find("remedies", regime, "damped"), find("participation", regime, "FedAvg")
+        rounds, differences = [], []
+        for seed, run in damped.runs.items():
+            target = curves[damped.baselines[seed]][1][-1]
+            places, losses = curves[fedavg.baselines[seed]]
+            crossed = np.flatnonzero(losses <= target)
+            if not len(crossed):  # the other baseline never comes so far
+                continue
+            after = int(crossed[0])
+            share = 0.0 if after == 0 else (losses[after - 1] - target) / (losses[after - 1] - losses[after])
+            rounds.append(places[after] if after == 0 else places[after - 1] + share * (places[after] - places[after - 1]))
+            differences.append(curves[run][1][-1] - np.interp(rounds[-1], *curves[fedavg.runs[seed]]))
+        mean, low, high, count = seed_mean_ci(differences)
+        if count:
+            parts.append(
+                f"{format_signed(mean)} nats ({format_interval(low, high, is_signed=True)}) {words} (round"
+                f" {sum(rounds) / len(rounds):.1f} of {int(places[-1])}, {pluralize(count, 'seed')})"
+            )
+    return (
+        "Exploratory, not registered: at equal progress, the last loss of the damped run is compared with that of FedAvg at the round at"
+        f" which FedAvg's IID baseline has the last loss of the damped server's IID baseline. It differs by {' and by '.join(parts)}."
+        if parts
+        else ""
+    )
+
+
+def value_tables(section: str, studies: Mapping[str, StudyData]) -> list[Table]:
+    """Return the tables of ``study_paper.yaml`` that belong to a section and whose studies are finished.
+
+    A row is an address with ``@`` in place of the outcome. A column is an outcome, or ``outcome - address``: the difference to another
+    condition, paired in the seed, with its 95 % t-interval. A dash: no run of the condition has the outcome.
+    """
+    finished = finished_stages(studies)
+    tables = []
+    for entry in TABLES:
+        if entry["section"] != section or not {parse_key(address.rsplit("/", 2)[0]) for address in entry["rows"].values()} <= finished:
+            continue
+        rows = tuple(
+            (label, *(value_cell(studies, row, column) for column in entry["columns"].values())) for label, row in entry["rows"].items()
+        )
+        tables.append(
+            Table(entry["key"], entry["caption"], (entry["first"], *entry["columns"]), rows, frozenset(range(1, 1 + len(entry["columns"]))))
+        )
+    return tables
+
+
+def value_cell(studies: Mapping[str, StudyData], row: str, column: str) -> str:
+    """Return one cell of a table of `value_tables`."""
+    outcome, *reference = column.split(" - ")
+    address = row.replace("@", outcome)
+    if all(map(math.isnan, read_values(studies, address).values())):
+        return DASH
+    if reference:
+        return format_difference(studies, f"{address} - {reference[0]}").replace(" nats", "")
+    return format_number(mean_of_finite(list(read_values(studies, address).values())))
 
 
 def question_figures(key: str, studies: Mapping[str, StudyData]) -> list[Figure | Table]:
@@ -274,10 +563,48 @@ def question_figures(key: str, studies: Mapping[str, StudyData]) -> list[Figure 
     if key not in sources or sources[key][0] not in studies:
         return []
     study, build, stage = sources[key]
+    if key == "recency":  # a panel for each regime, since the losses of the two have other scales
+        return [
+            replace(
+                block,
+                key=f"{key}-{regime}-{block.key}",
+                caption=f"{REGIMES.get(regime, regime)}, by the clients in a round. {block.caption}",
+            )
+            for regime, data in split_stage(studies[study], stage, "regime")
+            for block in getattr(build(data), "blocks", ())
+        ]
     section = build(studies[study])
     if isinstance(section, MissingSection):
         return []
-    return [replace(block, key=f"{key}-{block.key}") for block in section.blocks if isinstance(block, Figure) and stage in block.key][:2]
+    found = [block for block in section.blocks if isinstance(block, Figure) and stage in block.key][:2]
+    return [replace(block, key=f"{key}-{block.key}", caption=name_stage(block.caption)) for block in found]
+
+
+REGIMES = {"style": "Rewritten styles", "sandbox": "Synthetic corpus"}
+STAGES = {
+    "main": "FedAvg",
+    "others": "FedProx and SCAFFOLD",
+    "topic": "Topics",
+    "style": "Rewritten styles",
+    "map": "The map of rate, local steps and participation",
+}
+
+
+def name_stage(caption: str) -> str:
+    """Write the name of a stage in a caption in words."""
+    return re.sub(r"^Stage ([^.]+)\.", lambda match: f"{STAGES.get(match[1], match[1])}.", caption)
+
+
+def split_stage(data: StudyData, name: str, factor: str) -> list[tuple[str, StudyData]]:
+    """Return the study with one stage and one level of a factor only, for each level; empty without the stage or the factor."""
+    found = []
+    for stage in data.stages:
+        axis = stage.find_axis(factor)
+        if stage.name == name and axis:
+            for level in axis.levels:
+                conditions = [condition for condition in stage.conditions if condition.levels[factor] == level]
+                found.append((level, replace(data, stages=(build_stage(name, conditions, data.manifest_values["factors"]),))))
+    return found
 
 
 def rate_map(data: StudyData) -> tuple[str, Table] | None:
@@ -313,8 +640,9 @@ def rate_map(data: StudyData) -> tuple[str, Table] | None:
     )
     sentence = (
         f"On the map of rate, local steps and participation, skewed data end above the untrained model and the IID baseline below it in "
-        f"{only_skewed} of {pluralize(len(rows), 'cell')}. In {num_void} of these the IID baseline gains less than the {limit} nats of the "
-        "gate, so that the map describes where training on IID data is slow and training on skewed data fails; it is no test."
+        f"{only_skewed} of {pluralize(len(rows), 'cell')}. In {'all' if num_void == only_skewed else num_void} of these the IID baseline"
+        f" gains less than the {limit} nats of the gate, so that the map describes where training on IID data is slow and training on"
+        " skewed data fails; it is no test."
     )
     return sentence, table
 
@@ -343,6 +671,7 @@ def outcome_section(studies: Mapping[str, StudyData]) -> Section:
     void = diverged = total = 0
     for name, data in studies.items():
         numbers = {metric: data.outcome_by_run(metric) for metric in ("start", "loss", "loss.clients", "gap", "gap.relative")}
+        numbers["own start"] = study_outcomes.find_outcome(data, "loss.clients in round 0") if "loss.clients" in data.frame else {}
         has_diverged = dict(zip(data.frame["run"], data.frame["diverged"], strict=True))
         shown, outside = set(finished_conditions(data)), void_conditions(data)
         for stage in data.stages:
@@ -360,13 +689,15 @@ def outcome_section(studies: Mapping[str, StudyData]) -> Section:
                     (
                         name,
                         name_condition(data, condition),
+                        *describe_training(data, runs[0]),
                         format_number(cells["start"][0]),
                         format_number(cells["loss"][0]),
+                        format_number(cells["own start"][0]) if math.isfinite(cells["own start"][0]) else DASH,
                         format_number(cells["loss.clients"][0]) if math.isfinite(cells["loss.clients"][0]) else DASH,
                         f"{format_signed(cells['gap'][0])} ({format_interval(cells['gap'][1], cells['gap'][2], is_signed=True)})"
                         if math.isfinite(cells["gap"][0])
                         else DASH,
-                        format_number(cells["gap.relative"][0]) if math.isfinite(cells["gap.relative"][0]) else DASH,
+                        format_number(cells["gap.relative"][0]) if math.isfinite(cells["gap.relative"][0]) and not is_void else DASH,
                         str(len(runs)),
                         str(count),
                         "void" if is_void else "",
@@ -376,14 +707,101 @@ def outcome_section(studies: Mapping[str, StudyData]) -> Section:
         "outcomes",
         "Every condition: the loss of the untrained model and of the trained one (nats per token, means over seeds), that of every"
         " client's model on the client's own held-out text where a study measures it, the gap to the IID baseline with its 95 %"
-        " t-interval, and the gap relative to what the baseline gained. Conditions whose baseline gained too little are void.",
-        ("study", "condition", "untrained", "end", "end, own text", "gap", "relative", "seeds", "diverged", "gate"),
+        " t-interval, and the gap relative to what the baseline gained (not shown for void conditions, whose baseline gained too little).",
+        (
+            *("study", "condition", "client rate", "clients in a round", "rounds", "untrained", "end", "untrained, own text"),
+            *("end, own text", "gap", "relative", "seeds", "diverged", "gate"),
+        ),
         tuple(rows),
-        frozenset({2, 3, 4, 5, 6, 7, 8}),
+        frozenset(range(2, 13)),
         is_long=True,
     )
     text = f"{pluralize(total, 'condition')} have finished runs; {void} are void and {pluralize(diverged, 'run')} diverged."
     return Section("outcomes", "All conditions", (text,), (table,))
+
+
+def describe_training(data: StudyData, run: str) -> tuple[str, str, str]:
+    """Return the client learning rate of a run, how many of how many clients train in a round, and the number of rounds."""
+    config = data.experiments.get(run)
+    if config is None or "training" not in config:
+        return DASH, DASH, DASH
+    training, total = config["training"], config["partition"]["num_clients"]
+    return f"{training['client_optimizer']['lr']:g}", f"{study_setup.cohort_size(config)} of {total}", str(training["num_rounds"])
+
+
+def sensitivity_section(studies: Mapping[str, StudyData], verdicts: Mapping[Key, HypothesisVerdict]) -> Section:
+    """Tabulate the verdict on every hypothesis on a loss by the registered outcome, the last evaluation and the final evaluation."""
+    rows, changed = [], []
+    for name, data in studies.items():
+        others = [{verdict.name: verdict for verdict in study_outcomes.verdicts_at_end(data, end)} for end in ("last", "final")]
+        for registered in data.verdicts:
+            if (name, registered.name) not in verdicts or registered.metric not in study_outcomes.LOSSES:
+                continue
+            found = [registered, *(other[registered.name] for other in others)]
+            known = [verdict for verdict in found if math.isfinite(verdict.effect)]
+            differs = len({verdict.verdict for verdict in known}) > 1
+            rows.append((name, registered.name, registered.metric, *map(format_judged, found), "yes" if differs else ""))
+            if differs:
+                ends = [
+                    f"{verdict} by the {' and the '.join(labels)} evaluation"
+                    for verdict in ("supported", "refuted", "inconclusive")
+                    if (labels := [label for label, each in zip(("last", "final"), found[1:], strict=True) if each.verdict == verdict])
+                    and verdict != registered.verdict
+                ]
+                changed.append(f"{registered.name} (`{name}`) is {registered.verdict} by the registered outcome and {' and '.join(ends)}")
+    text = (
+        "A registered outcome is the mean over the last five evaluations, which cover another share of a run in each study:"
+        f" {'; '.join(f'`{name}` {describe_windows(data)}' for name, data in studies.items())}.",
+        "The table repeats every hypothesis on a loss with the same test, margin, family and gate on two other outcomes: the last"
+        " evaluation alone, and the final evaluation after the last round, which is on more text. It is exploratory: only the"
+        " registered outcome decides, and the other two show what a verdict depends on. They have more noise than a mean of five"
+        " evaluations, so that a verdict may be lost although the effect remains.",
+        f"{len(rows) - len(changed)} of {len(rows)} verdicts are the same by all three."
+        + (f" The others: {'; '.join(changed)}." if changed else ""),
+        describe_correction(verdicts),
+    )
+    table = Table(
+        "sensitivity",
+        "Sensitivity of the verdicts to the outcome: effect with its interval (90 % for equivalence tests, otherwise 95 %) and verdict.",
+        ("study", "hypothesis", "outcome", "registered", "last evaluation", "final evaluation", "differs"),
+        tuple(rows),
+        is_long=True,
+    )
+    return Section("sensitivity", "Sensitivity of the verdicts to the outcome", text, (table,) if rows else ())
+
+
+def describe_correction(verdicts: Mapping[Key, HypothesisVerdict]) -> str:
+    """Say how many supported hypotheses a correction over all hypotheses leaves, and what the seeds allow."""
+    corrected = correct_all(verdicts)
+    supported = [key for key, verdict in verdicts.items() if verdict.verdict == "supported"]
+    left = [f"{name} (`{study}`)" for study, name in supported if corrected[study, name] <= 0.05]
+    least = min((verdict.min_attainable_p for verdict in verdicts.values() if verdict.test == "exact sign-flip"), default=math.nan)
+    return (
+        f"With Holm's correction over all {pluralize(len(verdicts), 'hypothesis', 'hypotheses')} at once, which was not registered,"
+        f" {len(left)} of {len(supported)} supported hypotheses would keep a p-value of at most 0.05"
+        + (f": {', '.join(left)}. " if left else ". ")
+        + f"An exact sign-flip test cannot give a p-value below {format_p(least)} with these seeds, so that no hypothesis that it judges"
+        " can pass a correction over that many."
+    )
+
+
+def describe_windows(data: StudyData) -> str:
+    """Return which rounds the registered outcome of a study averages: ``rounds 12 to 16 of 16, 6 to 10 of 10``."""
+    windows = {}
+    for run in study_outcomes.trajectories(data).values():
+        rounds = [int(number) for number in study_outcomes.get_series(run, "loss")[0] if number > 0][-5:]
+        if rounds:
+            windows[f"{rounds[0]} to {rounds[-1]} of {run.rounds.max()}" + (f" ({len(rounds)} evaluations)" if len(rounds) < 5 else "")] = (
+                None
+            )
+    return f"rounds {', '.join(sorted(windows))}"
+
+
+def format_judged(verdict: HypothesisVerdict) -> str:
+    """Format an effect with its interval and its verdict."""
+    if not math.isfinite(verdict.effect):
+        return DASH
+    return f"{format_signed(verdict.effect)} ({format_interval(verdict.low, verdict.high, is_signed=True)}), {verdict.verdict}"
 
 
 def main_effects_section(data: StudyData) -> Section | MissingSection:
@@ -486,16 +904,37 @@ def failure_section(studies: Mapping[str, StudyData]) -> Section:
         " different studies share their runs, so that a count is not a number of independent findings."
         " A failure that is not listed was not found, which is no proof of its absence."
     )
-    table = Table(
+    return Section("atlas", "The failure atlas", (text,), (failure_matrix(rows), failure_rows(rows)) if rows else ())
+
+
+def failure_matrix(rows: Sequence[tuple[str, ...]]) -> Table:
+    """Return the confirmed failures as a matrix of conditions and failures; a cell is the round in which the failure is first seen."""
+    failures = list(dict.fromkeys(row[2] for row in rows))
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for study, condition, failure, since, *_ in rows:
+        cells.setdefault((study, condition), {})[failure] = "yes" if since == DASH else since
+    return Table(
         "atlas",
-        "The failure atlas: every confirmed failure, the round in which it is first seen (median over seeds) and its excess over the IID"
-        " baseline.",
+        "The failure atlas: the round in which each confirmed failure is first seen (median over seeds; yes: no round). An empty cell: not"
+        " confirmed.",
+        ("study", "condition", *failures),
+        tuple((*key, *(found.get(failure, "") for failure in failures)) for key, found in cells.items()),
+        frozenset(range(2, 2 + len(failures))),
+        is_long=True,
+    )
+
+
+def failure_rows(rows: Sequence[tuple[str, ...]]) -> Table:
+    """Return the confirmed failures in rows, each with its excess and its diagnosis."""
+    return Table(
+        "atlas-rows",
+        "The diagnoses behind the atlas. The excess over the IID baseline is in nats for loss gap, domain gap and forgetting, and without a"
+        " unit for the others.",
         ("study", "condition", "failure", "since round", "excess", "diagnosis"),
         tuple(rows),
         frozenset({3, 4}),
         is_long=True,
     )
-    return Section("atlas", "The failure atlas", (text,), (table,) if rows else ())
 
 
 def tuning_section(studies: Mapping[str, StudyData]) -> Section:
@@ -505,20 +944,33 @@ def tuning_section(studies: Mapping[str, StudyData]) -> Section:
             name,
             choice["group"],
             study_setup.format_settings(choice["settings"]) or "none",
+            format_number(study_setup.to_float(choice["score"])),
             str(len(choice["trials"])),
             ", ".join(choice["at_search_boundary"]) or DASH,
         )
         for name, data in studies.items()
         for choice in data.manifest_values["tuning_results"]
     ]
+    trials = tuple(
+        (name, choice["group"], study_setup.format_settings(trial["settings"]), format_number(study_setup.to_float(trial["mean"])))
+        for name, data in studies.items()
+        for choice in data.manifest_values["tuning_results"]
+        for trial in choice["trials"]
+    )
+    edges = sum(row[-1] != DASH for row in rows)
+    text = (
+        "Trials are compared by the registered loss on validation text, on one tuning seed, which no run has."
+        f" In {edges} of {len(rows)} groups a best value lies at an edge of its grid."
+    )
     table = Table(
         "tuned",
         "Tuned settings. The column “edge” names settings whose best value is the largest or smallest of the grid.",
-        ("study", "group", "selected", "trials", "edge"),
+        ("study", "group", "selected", "loss", "trials", "edge"),
         tuple(rows),
-        frozenset({3}),
+        frozenset({3, 4}),
     )
-    return Section("tuned", "Tuned settings", (), (table,) if rows else ())
+    every = Table("trials", "Every tuning trial.", ("study", "group", "settings", "loss"), trials, frozenset({3}), is_long=True)
+    return Section("tuned", "Tuned settings", (text,), (table, every)) if rows else Section("tuned", "Tuned settings")
 
 
 def missing_sections(studies: Mapping[str, StudyData]) -> tuple[MissingSection, ...]:
@@ -526,7 +978,13 @@ def missing_sections(studies: Mapping[str, StudyData]) -> tuple[MissingSection, 
     missing = []
     for name in STUDIES:
         if name not in studies:
-            missing.append(MissingSection(f"The study `{name}`", "it has not been run"))
+            has_part = (ROOT / "studies" / "partial" / f"{name}.zip").is_file()
+            reason = (
+                "it is not finished: its tuning and a part of its runs are stored in `studies/partial`"
+                if has_part
+                else "it has not been run"
+            )
+            missing.append(MissingSection(f"The study `{name}`", reason))
             continue
         data = studies[name]
         entries = [entry for entry in data.manifest_values["runs"] if entry.role != "trial"]
@@ -544,20 +1002,45 @@ def missing_sections(studies: Mapping[str, StudyData]) -> tuple[MissingSection, 
 
 def write_abstract(studies: Mapping[str, StudyData], verdicts: Mapping[Key, HypothesisVerdict]) -> str:
     """Return the abstract: one paragraph, every result in it chosen by a verdict."""
-    runs = {entry.run for data in studies.values() for entry in data.manifest_values["runs"]}
-    finished = {run for data in studies.values() for run in data.finished}
+    num_runs, num_trials = count_runs(studies)
     sentences = [
-        "We ask when federated fine-tuning of a small causal language model breaks under extreme heterogeneity, how FedAvg, FedProx and"
-        " SCAFFOLD differ there, and what repairs it.",
-        f"{len(finished & runs)} runs of {pluralize(len(studies), 'study', 'studies')}, registered beforehand, are compared. A gap is the"
-        " end of a run less that of its IID baseline, which has the same documents, seed and settings; losses are in nats per token, with"
-        " 95 % intervals over seeds.",
+        "We ask when federated fine-tuning of a small causal language model breaks under extreme heterogeneity, and what repairs it.",
+        f"We compare {num_runs:,} runs, IID baselines included, of {pluralize(len(studies), 'study', 'studies')} registered beforehand,"
+        f" tuned in {num_trials:,} trials. A gap is the loss of a run less that of its IID baseline, each a mean over the last five"
+        " evaluations, in nats per token, with a 95 % interval over seeds.",
     ]
     for question in QUESTIONS:
-        if any(lead_holds(lead, verdicts, studies) for lead in question.leads):
-            sentences.append(choose_lead(question, verdicts, studies, is_short=True))
+        if question.key in ABSTRACT_QUESTIONS and any(lead_holds(lead, verdicts, studies) for lead in question.leads):
+            sentences.append(choose_lead(question, verdicts, studies, is_short=True).replace(" nats (", " ("))
     sentences.append(count_verdicts(verdicts))
     return " ".join(sentences)
+
+
+def count_runs(studies: Mapping[str, StudyData]) -> tuple[int, int]:
+    """Return the number of distinct finished runs, IID baselines included, and that of the tuning trials that are no such runs."""
+    entries = [(entry.run, entry.role) for data in studies.values() for entry in data.manifest_values["runs"] if entry.run in data.finished]
+    runs = {run for run, role in entries if role != "trial"}
+    return len(runs), len({run for run, role in entries} - runs)
+
+
+def describe_evaluation(studies: Mapping[str, StudyData]) -> str:
+    """Say on how much held-out text each study evaluates."""
+    sizes = []
+    for name, data in studies.items():
+        found = {}
+        for condition in data.conditions:
+            config = data.experiments.get(next(iter(condition.runs.values())), {})
+            if "partition_table" in config and "evaluation" in config:
+                blocks, length = config["evaluation"]["blocks_per_domain"], config["training"]["max_seq_length"]
+                domains = len(config["partition_table"]["domains"])
+                found[f"{blocks} x {length} for each of {domains} domains ({blocks * length * domains:,} in all)"] = None
+        sizes += [f"`{name}` {', '.join(found)}"] if found else []
+    return (
+        f"Every evaluation is on the same held-out tokens for all seeds, blocks x tokens: {'; '.join(sizes)}. This is a small test set: an"
+        " interval over seeds does not cover the choice of these texts."
+        if sizes
+        else ""
+    )
 
 
 def build_paper(studies: Mapping[str, StudyData]) -> Document:
@@ -569,17 +1052,8 @@ def build_paper(studies: Mapping[str, StudyData]) -> Document:
     name, first = next(iter(studies.items()))
     methods = study_setup.methods_section(first)
     methods_text = (
-        "The studies, their hypotheses, limits, seeds, tuning budgets and gates were committed before any run of the seeds 100 to 107"
-        " (`docs/study/plan.md`), second versions of a study before any run of their seeds 110 to 117, and the induced failures before any"
-        " run of the seeds 120 to 127; their rates come from the tuning of `recency`. The unit is a seed; differences are paired in the"
-        " seed. A condition whose IID baseline gains less than"
-        " 0.15 nats is void. Hypotheses are judged by exact sign-flip tests with Holm correction within a family, equivalence by two"
-        " one-sided tests, trends by Page's L. The margin is part of the null hypothesis: the difference less the margin is tested."
-        " A hypothesis is supported if its test rejects this null hypothesis, refuted if the data rule out an effect of the"
-        " size of the margin (an equivalence: if the interval lies beyond the margin), and inconclusive otherwise.",
-        "The sandbox is a synthetic language whose sources share no open-class words. The end of a run is the mean loss of its last five"
-        " evaluations, on 4 blocks of 64 held-out tokens per domain; a gap is the end of a run less that of its IID baseline. Own text is a"
-        " client's held-out text as the client rewrites it. Severity 0 is IID, severity 1 the extreme of a partition.",
+        *METHODS,
+        describe_evaluation(studies),
         *(
             (f"The base experiment, and first condition, of the study `{name}`: {methods.text[1]}", methods.text[2])
             if isinstance(methods, Section)
@@ -588,19 +1062,20 @@ def build_paper(studies: Mapping[str, StudyData]) -> Document:
     )
     sections = [
         Section("related", "Related work", RELATED_WORK),
-        Section("methods", "Methods", methods_text),
+        Section("methods", "Methods", tuple(filter(None, methods_text))),
         *result_sections(studies, verdicts),
     ]
-    stages = {(name, stage.name) for name, data in studies.items() if is_complete(data) for stage in data.stages}
-    limits = tuple(  # a limit that states numbers of a study is printed once this study is finished
-        fill_text(text, verdicts, studies) for text in LIMITS if set(re.findall(r"\{=(\w+)/([^/]+)/", text)) <= stages
-    )
+    limits = fill_finished(LIMITS, verdicts, studies)
+    sections.append(sensitivity_section(studies, verdicts))
     missing = list(missing_sections(studies))
     if "grid" in studies:
         grid = main_effects_section(studies["grid"])
         if isinstance(grid, Section):
             sections.append(grid)
-    sections += [failure_section(studies), outcome_section(studies), tuning_section(studies), Section("limits", "Limits", limits)]
+    atlas, tuned = failure_section(studies), tuning_section(studies)
+    details = Section("details", "Appendix: diagnoses and trials", (), (*atlas.blocks[1:], *tuned.blocks[1:]))
+    sections += [replace(atlas, blocks=atlas.blocks[:1]), outcome_section(studies), replace(tuned, blocks=tuned.blocks[:1])]
+    sections += [Section("limits", "Limits", limits), *([details] if details.blocks else [])]
     runs = sum(len(data.finished) for data in studies.values())
     return Document(
         "fedrift study",
@@ -704,10 +1179,12 @@ def readme_findings(studies: Mapping[str, StudyData]) -> str:
 def count_verdicts(verdicts: Mapping[Key, HypothesisVerdict]) -> str:
     """Return the sentence that counts the verdicts."""
     counts = Counter(verdict.verdict for verdict in verdicts.values())
+    # two hypotheses with the same values in each seed are one contrast, although their tests may differ
+    contrasts = {(verdict.metric, tuple((seed, round(value, 9)) for seed, value in verdict.points)) for verdict in verdicts.values()}
     return (
-        f"Of {pluralize(sum(counts.values()), 'hypothesis', 'hypotheses')} whose runs are finished, {counts['supported']} are supported,"
-        f" {counts['refuted']} refuted, {counts['inconclusive']} inconclusive and {counts['void']} void, because an IID"
-        " baseline learned too little."
+        f"Of {pluralize(sum(counts.values()), 'finished hypothesis', 'finished hypotheses')} on"
+        f" {pluralize(len(contrasts), 'distinct contrast')}, {counts['supported']} are supported, {counts['refuted']} refuted,"
+        f" {counts['inconclusive']} inconclusive and {counts['void']} void, because an IID baseline learned too little."
     )
 
 

@@ -461,3 +461,38 @@ def forest_chart(
         return layer_with_signals(null, rings, bar, mark, height=42)
 
     return draw
+
+
+def forests_chart(rows: Sequence[Row], points: Sequence[Row], margins: Sequence[Row], *, unit: str) -> Callable[[], Chart]:
+    """Draw several comparisons on one scale: an estimate with its interval per row, a ring per seed, and a stroke at each margin.
+
+    Args:
+        rows: ``name``, ``value``, ``low``, ``high`` and ``color`` of each comparison, in the order of the chart.
+        points: ``name``, ``seed``, ``value`` and ``color`` of each seed.
+        margins: ``name`` and ``value`` of each margin.
+        unit: Title of the axis.
+
+    Returns:
+        A function that draws the chart at the width of its place on the page.
+    """
+
+    def draw() -> Chart:
+        y = alt.Y("name:N", sort=[row["name"] for row in rows], title=None, axis=alt.Axis(labelLimit=190, ticks=False, grid=False))
+        x = alt.X("value:Q", title=unit, scale=alt.Scale(zero=True, nice=False, padding=8), axis=alt.Axis(tickCount=6))
+        color = alt.Color("color:N", scale=None)
+        null = alt.Chart(alt.InlineData(values=[{"condition": -1}])).mark_rule(color=MUTED_COLOR).encode(x=alt.datum(0, title=unit))
+        rings = (
+            filterable_chart(points)
+            .mark_point(size=18, opacity=0.55)
+            .encode(x=x, y=y, color=color, tooltip=["name:N", "seed:N", "value:Q"])
+        )
+        strokes = filterable_chart(margins).mark_tick(color="black", thickness=2, size=16, orient="vertical").encode(x=x, y=y)
+        bars = filterable_chart(rows).mark_rule(strokeWidth=2.5).encode(x=alt.X("low:Q", title=unit), x2="high:Q", y=y, color=color)
+        marks = (
+            filterable_chart(rows)
+            .mark_point(filled=True, size=70, shape="diamond", opacity=1)
+            .encode(x=x, y=y, color=color, tooltip=["name:N", "value:Q", "low:Q", "high:Q"])
+        )
+        return layer_with_signals(null, rings, bars, strokes, marks, height=24 * len(rows))
+
+    return draw

@@ -11,11 +11,14 @@ from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
+from scipy import stats
 
 from fedrift.config.schema import parse_config
+from fedrift.core.records import Record, Trajectory
 from fedrift.report import study_setup
 from fedrift.report.document import LegendKey
 from fedrift.report.study_data import Condition, StudyData
+from fedrift.report.study_outcomes import find_outcome
 from scripts import study_paper
 from tests.report.stored_study import make_study
 
@@ -107,6 +110,7 @@ def make_data(cells, stage: str = "map", metrics=("gain", "baseline.gain", "loss
         study_config={"metrics": list(metrics), "gate": {"min": 0.15}},
         manifest_values={"factors": list(cells[0][0]), "complete": True},
         finished={run: {} for condition in conditions for run in condition.runs.values()},
+        experiments={},
     )
     data.outcome_by_run = lambda name: StudyData.outcome_by_run(data, name)
     return data
@@ -152,7 +156,7 @@ def test_a_condition_is_void_by_its_baseline_whether_or_not_a_run_diverged(monke
     data = make_data([({"lr": index}, cell) for index, cell in enumerate(cells)])
     rows = study_paper.outcome_section({"induced": data}).blocks[0].rows
     assert [row[-1] for row in rows] == ["void", "void", "", "void"] and [row[-2] for row in rows] == ["0", "1", "1", "0"]
-    assert rows[2][2] == "4.500"  # the untrained model does not depend on what the run did
+    assert rows[2][5] == "4.500"  # the untrained model does not depend on what the run did
     monkeypatch.setattr(study_setup, "methods_section", lambda data: None)
     assert study_paper.main_effects_section(data).text[0].startswith("1 condition of 4 count")
     finding = SimpleNamespace(failure="trouble", first_round=1, excess=0.1, sentence="It happened.", grade="confirmed")
@@ -190,19 +194,76 @@ def test_main_effects_that_are_not_balanced_are_named(monkeypatch, void, is_said
     assert ("so that a difference between levels contains effects of other factors" in text) == is_said
 
 
-def test_a_text_can_state_the_mean_of_one_condition(tmp_path):
+@pytest.fixture
+def stored(tmp_path):
+    """The studies of a made store, and the two conditions of FedAvg at severity 1 and 0.5."""
     make_study(tmp_path / "runs", "recency", hypotheses=HYPOTHESES, effect=0.3)
     studies = study_paper.load_studies([tmp_path / "runs"])
-    data = studies["recency"]
-    (condition,) = [each for each in data.conditions if set(each.levels.values()) == {"FedAvg", "1"}]
-    losses = data.outcome_by_run("loss")
+    by_severity = {
+        each.levels["partition.severity"]: each for each in studies["recency"].conditions if each.levels["algorithm"] == "FedAvg"
+    }
+    return studies, by_severity["1"], by_severity["0.5"]
+
+
+def test_a_text_can_state_the_mean_of_one_condition(stored):
+    studies, condition, _ = stored
+    losses = studies["recency"].outcome_by_run("loss")
     for metric, runs in (("loss", condition.runs), ("loss of the IID baseline", condition.baselines)):
         mean = sum(losses[run] for run in runs.values()) / len(runs)
-        text = study_paper.fill_text(f"ends at {{=recency/{condition.stage}/FedAvg, 1/{metric}}}.", {}, studies)
-        assert text == f"ends at {mean:.3f}."
+        address = f"recency/{condition.stage}/FedAvg, 1/{metric}"
+        assert study_paper.fill_text(f"ends at {{={address}}}.", {}, studies) == f"ends at {mean:.3f}."
+        assert study_paper.fill_text(f"{{%{address}}}", {}, studies) == f"{100 * mean:.1f} %"
     for levels in ("FedAvg", "FedAvg, 7"):
         with pytest.raises(SystemExit, match="conditions of recency"):
             study_paper.fill_text(f"{{=recency/{condition.stage}/{levels}/loss}}", {}, studies)
+    with pytest.raises(SystemExit, match="is not study/stage/levels/outcome"):
+        study_paper.fill_text(f"{{=recency/{condition.stage}/loss}}", {}, studies)
+
+
+@pytest.mark.parametrize("outcome", ["loss", "last.loss", "loss in round 3"])
+def test_a_text_can_state_a_difference_of_two_conditions_paired_in_the_seed(stored, outcome):
+    studies, condition, milder = stored
+    values = find_outcome(studies["recency"], outcome)
+    differences = [values[condition.runs[seed]] - values[milder.runs[seed]] for seed in condition.runs]
+    interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    pair = " - ".join(f"recency/{condition.stage}/FedAvg, {severity}/{outcome}" for severity in ("1", "0.5"))
+    expected = f"{sum(differences) / len(differences):+.3f} nats ({interval.low:+.3f} to {interval.high:+.3f})"
+    assert study_paper.fill_text(f"{{~{pair}}}", {}, studies) == expected
+    assert len(set(differences)) == len(condition.runs) > 1  # so that an unpaired difference has another interval
+
+
+def test_several_levels_give_the_smallest_value_of_each_seed(stored):
+    studies, condition, milder = stored
+    losses = studies["recency"].outcome_by_run("loss")
+    found = study_paper.read_values(studies, f"recency/{condition.stage}/FedAvg, 1|0.5/loss")
+    assert found == {seed: min(losses[condition.runs[seed]], losses[milder.runs[seed]]) for seed in condition.runs}
+
+
+def test_a_note_and_a_table_are_printed_once_their_studies_are_finished(stored, monkeypatch):
+    studies, condition, _ = stored
+    row = f"recency/{condition.stage}/FedAvg, 1/@"
+    columns = {"end": "loss", "less itself": f"loss - recency/{condition.stage}/FedAvg, 1/loss", "step": "step"}
+    table = {"key": "t", "section": "recency", "first": "run", "caption": "C.", "columns": columns, "rows": {"FedAvg": row}}
+    other = {**table, "rows": {"FedAvg": row, "other": "drift/main/FedAvg/@"}}
+    monkeypatch.setattr(study_paper, "TABLES", (table, other))
+    (shown,) = study_paper.value_tables("recency", studies)
+    mean = sum(studies["recency"].outcome_by_run("loss")[run] for run in condition.runs.values()) / len(condition.runs)
+    assert shown.columns == ("run", *columns)
+    assert shown.rows == (("FedAvg", f"{mean:.3f}", "+0.000 (+0.000 to +0.000)", "–"),)
+    texts = ["One {=" + row.replace("@", "loss") + "}.", "Two {=drift/main/FedAvg/loss}."]
+    assert study_paper.fill_finished(texts, {}, studies) == (f"One {mean:.3f}.",)
+
+
+def test_a_verdict_that_depends_on_the_outcome_is_named(stored, monkeypatch):
+    studies, _, _ = stored
+    data, verdicts = studies["recency"], study_paper.read_verdicts(studies)
+    section = study_paper.sensitivity_section(studies, verdicts)
+    assert section.text[-2] == "2 of 2 verdicts are the same by all three." and [row[-1] for row in section.blocks[0].rows] == ["", ""]
+    others = [replace(verdict, verdict="refuted") if verdict.name == "P1 style" else verdict for verdict in data.verdicts]
+    monkeypatch.setattr(study_paper.study_outcomes, "verdicts_at_end", lambda data, end: others)
+    text = study_paper.sensitivity_section(studies, verdicts).text[-2]
+    assert "1 of 2 verdicts are the same" in text
+    assert "P1 style (`recency`) is supported by the registered outcome and refuted by the last and the final evaluation." in text
 
 
 def test_every_conclusion_uses_registered_hypotheses_of_its_question():
@@ -210,12 +271,13 @@ def test_every_conclusion_uses_registered_hypotheses_of_its_question():
     for question in study_paper.QUESTIONS:
         assert set(question.hypotheses) <= registered
         for lead in question.leads:
-            named = {study_paper.parse_key(match) for match in re.findall(r"\{([^=}][^}]*)\}", lead.text)}
-            studies = {match.split("/")[0] for match in re.findall(r"\{=([^}]+)\}", lead.text)}
-            assert studies <= {study for study, _ in lead.needs}
-            assert named <= set(lead.needs) <= set(question.hypotheses)
+            text = f"{lead.text} {lead.short}"
+            named, stages = study_paper.list_placeholders(text)
+            assert {study for study, _ in stages} <= {study for study, _ in lead.needs}
+            needed = {(study, name.removesuffix(" (last)").removesuffix(" (final)")) for study, name in lead.needs}
+            assert named <= needed <= set(question.hypotheses)
     judged = {key for question in study_paper.QUESTIONS for key in question.hypotheses}
-    assert registered - judged <= {("grid", name) for _, name in registered}  # the grid's other hypotheses are main effects
+    assert registered == judged
 
 
 def test_the_readme_gets_the_findings_between_its_markers(tmp_path):
@@ -273,8 +335,131 @@ def test_the_abstract_prints_the_short_form_of_a_conclusion_and_the_section_the_
     make_study(tmp_path / "runs", "recency", hypotheses=HYPOTHESES, effect=0.3)
     studies = study_paper.load_studies([tmp_path / "runs"])
     lead = study_paper.Lead({}, "The whole conclusion.", (), "The short one.")
-    question = study_paper.Question("key", "Title", (), (lead,), "None holds.")
+    question = study_paper.Question("recency", "Title", (), (lead,), "None holds.")
     monkeypatch.setattr(study_paper, "QUESTIONS", (question, replace(question, leads=(replace(lead, short=""),))))
     abstract = study_paper.write_abstract(studies, {})
     assert "The short one. The whole conclusion." in abstract  # without a short form, the whole
     assert study_paper.choose_lead(question, {}, studies) == "The whole conclusion."
+
+
+def test_every_verdict_on_a_second_version_has_a_sentence():
+    """The sentences were written before the second versions ran, for each verdict that they may have."""
+    for question in study_paper.QUESTIONS:
+        for key, sentences in question.sentences.items():
+            assert key in question.hypotheses
+            assert {"any"} == set(sentences) or {"supported", "refuted", "inconclusive", "void"} == set(sentences)
+            for text in sentences.values():
+                assert study_paper.list_placeholders(text)[0] <= {key}
+        seconds = {key for key in question.hypotheses if key[0] in ("drift_wide", "real_styles_long", "grid")}
+        assert seconds == set(question.sentences)
+
+
+def test_a_sentence_follows_the_verdict_and_versions_that_disagree_are_named(stored):
+    studies, _, _ = stored
+    verdicts = study_paper.read_verdicts(studies)
+    first, second = ("recency", "P1 style"), ("recency", "P1 sandbox")
+    sentences = {first: {"supported": "It is.", "refuted": "It is not."}, second: {"any": "Whatever: {recency/P1 sandbox}."}}
+    lead = study_paper.Lead({first: "supported"}, "The conclusion.", (), "Short.")
+    question = study_paper.Question("recency", "T", (first, second), (lead,), "", (), sentences, {first: second})
+    said = study_paper.state_each(question, verdicts, studies)
+    assert said.startswith("It is. Whatever: +0.") and not study_paper.describe_disagreement(question, verdicts)
+    assert study_paper.choose_lead(question, verdicts, studies, is_short=True) == "Short."
+    verdicts = {**verdicts, second: replace(verdicts[second], verdict="refuted")}
+    disagreement = study_paper.describe_disagreement(question, verdicts)
+    assert "P1 style (supported in `recency`" in disagreement and "refuted in `recency`" in disagreement
+    assert study_paper.choose_lead(question, verdicts, studies, is_short=True) == disagreement
+
+
+def test_a_conclusion_can_need_the_verdict_of_another_end_of_the_run(stored, monkeypatch):
+    studies, _, _ = stored
+    verdicts = study_paper.read_verdicts(studies)
+    others = [replace(verdict, verdict="inconclusive") for verdict in studies["recency"].verdicts]
+    monkeypatch.setattr(study_paper.study_outcomes, "verdicts_at_end", lambda data, end: others if end == "last" else data.verdicts)
+    for name, holds in (("P1 style (last)", False), ("P1 style (final)", True), ("P1 style", True), ("P9 (last)", False)):
+        assert study_paper.lead_holds(study_paper.Lead({("recency", name): "supported"}, ""), verdicts, studies) == holds
+
+
+def test_the_table_of_hypotheses_has_the_margins_and_the_formula_of_a_sum():
+    keys = [("recency", "P1 style"), ("recency", "P3 half style"), ("recency", "P1 trend style")]
+    names = ("hypothesis", "metric", "effect", "Holm p", "seeds")
+    table = study_paper.Table("t", "", names, tuple((key[1], "gap", "+0.1", "0.01", "8") for key in keys), frozenset({2, 3, 4}))
+    hypotheses = [study_paper.find_hypothesis(key) for key in keys]
+    table = study_paper.add_margins(table, hypotheses, [0.5, 0.25, math.nan])
+    assert table.columns == ("hypothesis", "metric", "margin", "effect", "Holm p", "Holm p, all", "seeds")
+    assert table.numeric_columns == {2, 3, 4, 5, 6} and [row[5] for row in table.rows] == ["0.50", "0.25", "–"]
+    assert [study_paper.find_margins(each) for each in hypotheses] == [[0.03], [0], []]
+    others = [("recency", "P3 FedProx style"), ("recency", "P4 style"), ("repair", "P10 topic"), ("recency", "R1 style")]
+    found = [study_paper.find_margins(study_paper.find_hypothesis(key)) for key in others]
+    assert found == [[0.01], [-0.02, 0.02], [-0.01, 0.01], [-0.01]]
+    assert [row[2] for row in table.rows] == ["0.03", "0", "–"]
+    assert table.rows[1][1] == "gap: +1 (method damped) -0.5 (stage participation, method FedAvg)" and table.rows[0][1] == "gap"
+
+
+def test_hypotheses_with_the_same_values_are_one_contrast_and_trials_are_not_runs(stored):
+    studies, _, _ = stored
+    verdicts = study_paper.read_verdicts(studies)
+    assert study_paper.count_verdicts(verdicts).startswith("Of 2 finished hypotheses on 1 distinct contrast, 2 are supported")
+    runs = {entry.run for entry in studies["recency"].manifest_values["runs"]}
+    assert study_paper.count_runs(studies) == (len(runs), 0)
+    trial = replace(studies["recency"].manifest_values["runs"][0], run="trial", role="trial")
+    data = replace(studies["recency"], manifest_values={"runs": [*studies["recency"].manifest_values["runs"], trial]})
+    assert study_paper.count_runs({"recency": replace(data, finished={**data.finished, "trial": {}})}) == (len(runs), 1)
+
+
+def test_a_correction_over_all_hypotheses_starts_at_the_smallest_p_that_the_seeds_allow(stored):
+    verdicts = study_paper.read_verdicts(stored[0])
+    assert study_paper.correct_all(verdicts) == pytest.approx(dict.fromkeys(verdicts, 2 * 2 / 2**6))
+    assert "0 of 2 supported hypotheses would keep" in study_paper.describe_correction(verdicts)
+
+
+def test_the_atlas_has_one_row_for_each_condition():
+    rows = [
+        ("a", "c", "loss gap", "3", "+0.1", "It."),
+        ("a", "c", "divergence", "–", "+1", "It."),
+        ("b", "c", "loss gap", "4", "+0.1", "It."),
+    ]
+    table = study_paper.failure_matrix(rows)
+    assert table.columns == ("study", "condition", "loss gap", "divergence")
+    assert table.rows == (("a", "c", "3", "yes"), ("b", "c", "4", ""))
+
+
+def test_effects_of_one_unit_share_a_panel_and_its_rows_are_in_the_order_of_the_question(stored):
+    verdicts = study_paper.read_verdicts(stored[0])
+    question = study_paper.Question("recency", "T", tuple(verdicts), (), "")
+    judged = [(study_paper.find_hypothesis(key), verdict) for key, verdict in verdicts.items()]
+    sums = replace(judged[0][1], name="other", metric="oscillation")
+    (figure,) = study_paper.forest_figures(question, [*judged, (judged[0][0], sums)])
+    assert len(figure.panels) == 2 and [key.label for key in figure.legend] == ["supported"]
+    assert [panel.spec["height"] for panel in figure.panels] == [48, 24]
+    orders = [layer["encoding"]["y"]["sort"] for layer in figure.panels[0].spec["layer"] if "y" in layer["encoding"]]
+    assert orders and all(order == ["P1 style", "P1 sandbox"] for order in orders)
+
+
+def test_a_stage_is_split_by_the_levels_of_a_factor(stored):
+    data = stored[0]["recency"]
+    parts = dict(study_paper.split_stage(data, data.stages[0].name, "algorithm"))
+    assert list(parts) == ["FedAvg", "Scaffold"]
+    for level, part in parts.items():
+        assert {condition.levels["algorithm"] for condition in part.conditions} == {level} and len(part.conditions) == 2
+    assert study_paper.split_stage(data, data.stages[0].name, "regime") == []
+    assert study_paper.name_stage("Stage main. Loss.") == "FedAvg. Loss." and study_paper.name_stage("Loss.") == "Loss."
+
+
+def test_equal_progress_is_where_the_baselines_have_the_same_loss(monkeypatch):
+    """The damped baseline ends at 4.5, which FedAvg's has halfway between rounds 1 and 2; there FedAvg's skewed loss is 5.25 + seed."""
+    losses = {"damped": [6.0, 5.5, 5.0], "damped iid": [6.0, 5.0, 4.5], "FedAvg": [6.0, 5.0, 5.5], "FedAvg iid": [6.0, 5.0, 4.0]}
+    stages = {"damped": "remedies", "FedAvg": "participation"}
+    conditions, runs = [], {}
+    for regime in ("style", "sandbox"):
+        for method, stage in stages.items():
+            levels = {"regime": regime, "method": method, "clients": "1"}
+            ids = [{seed: f"{regime} {name} {seed}" for seed in range(3)} for name in (method, f"{method} iid")]
+            conditions.append(Condition(len(conditions), stage, method, levels, levels, *ids))
+            for seed in range(3):
+                for name in (method, f"{method} iid"):
+                    shift = 0.1 * seed if name == "FedAvg" else 0.0
+                    records = [Record(number, "loss", "", -1, value + shift) for number, value in enumerate(losses[name])]
+                    runs[f"{regime} {name} {seed}"] = Trajectory(records)
+    monkeypatch.setattr(study_paper.study_outcomes, "trajectories", lambda data: runs)
+    text = study_paper.matched_progress({"recency": SimpleNamespace(conditions=conditions)})
+    assert "-0.350 nats (-0.598 to -0.102) under styles (round 1.5 of 2, 3 seeds)" in text

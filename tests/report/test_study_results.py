@@ -32,6 +32,11 @@ def test_the_findings_of_the_readme_are_those_of_the_archives(stored_studies):
     assert findings and findings == study_paper.readme_findings(stored_studies[1]).strip()
 
 
+def test_the_abstract_is_short():
+    paper = (ROOT / "docs" / "study" / "paper.md").read_text(encoding="utf-8")
+    assert len(paper.split("**Abstract.**")[1].split("## ")[0].split()) <= 320
+
+
 @pytest.mark.slow
 def test_the_paper_is_rebuilt_byte_for_byte(stored_studies, tmp_path):
     study_paper.main(["--runs-dir", str(stored_studies[0]), "--output", str(tmp_path)])
