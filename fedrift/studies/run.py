@@ -147,8 +147,8 @@ def run_phase(
         descriptions = sorted({describe_finished_run(manifest.get_run(id)) for id in finished_ids})
         others = f" (or {len(descriptions) - 1} other dates or settings)" if len(descriptions) > 1 else ""
         resources.runtime.on_message(
-            f"{phase}: {len(finished_ids)} of {len(finished_ids) + len(pending)} were {descriptions[0]}{others} are not computed again; "
-            "use --fresh to run them"
+            f"{phase}: {len(finished_ids)} of {len(finished_ids) + len(pending)} were {descriptions[0]}{others}; "
+            "they are not computed again, use --fresh to repeat them"
         )
     on_progress = on_start(phase, configs)
     if pending:
