@@ -226,7 +226,7 @@ def test_a_killed_ray_worker_is_replaced_and_its_run_resumes(done, tmp_path):
             for claimed in (tmp_path / "there").glob("*/lease.0"):
                 with suppress(OSError, ValueError, psutil.NoSuchProcess):
                     if (claimed.parent / "records.jsonl").exists():
-                        worker = psutil.Process(json.loads(claimed.read_text())["process"])
+                        worker = psutil.Process(json.loads(claimed.read_text())["pid"])
                         worker.kill()
                         killed.append(worker.pid)
                         break
