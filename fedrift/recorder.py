@@ -136,6 +136,10 @@ class Recorder:
         check_arguments(name, num_clients, num_rounds, severity)
         check_whole({"seed": seed, "local_steps": local_steps, **({} if vocab_size is None else {"vocab_size": vocab_size})})
         check_numbers({"lora_scale": lora_scale}, is_amount=True)
+        if not lora_scale > 0:  # NaN is an unknown number elsewhere
+            raise UserError(f"lora_scale is {quote_value(lora_scale)}, and must be a finite number above 0: alpha / r of the adapters")
+        if vocab_size is not None and vocab_size < 2:
+            raise UserError(f"vocab_size is {vocab_size}; give the size of the vocabulary, at least 2, or leave it out")
         self.num_clients, self.num_rounds, self.lora_scale, self.vocab_size = num_clients, num_rounds, lora_scale, vocab_size
         config = {
             "dataset": {"name": name},

@@ -254,3 +254,18 @@ def test_mistakes_are_refused(tmp_path):
     first = make(tmp_path, 1.0, fresh=True).run
     assert (tmp_path / "replaced").exists() and first.status == "unfinished"
     assert json.loads((first.folder / "experiment.json").read_text())["dataset"]["name"] == "toy"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lora_scale": float("nan")}, "lora_scale is nan, and must be a finite number above 0"),
+        ({"lora_scale": 0.0}, "lora_scale is 0.0, and must be a finite number above 0"),
+        ({"vocab_size": 0}, "vocab_size is 0; give the size of the vocabulary, at least 2"),
+        ({"vocab_size": 1}, "vocab_size is 1; give the size of the vocabulary, at least 2"),
+    ],
+)
+def test_a_scale_or_vocabulary_that_measures_nothing_is_refused(options, message, tmp_path):
+    with pytest.raises(fedrift.UserError, match=message):
+        fedrift.Recorder(tmp_path, "toy", num_clients=2, num_rounds=1, **options)
+    assert not any(tmp_path.iterdir())
