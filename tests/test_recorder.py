@@ -259,7 +259,7 @@ def test_mistakes_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lora_scale": float("nan")}, "lora_scale is nan, and must be a finite number above 0"),
+        ({"lora_scale": float("nan")}, r"lora_scale is \.nan, and must be a finite number above 0"),
         ({"lora_scale": 0.0}, "lora_scale is 0.0, and must be a finite number above 0"),
         ({"vocab_size": 0}, "vocab_size is 0; give the size of the vocabulary, at least 2"),
         ({"vocab_size": 1}, "vocab_size is 1; give the size of the vocabulary, at least 2"),
