@@ -258,4 +258,4 @@ study-report: $(VENV)/.ready
 	  else runs=$(STUDY_RUNS); fi; \
 	  [ ! -d $$runs/studies/$$name ] || $(BIN)/fedrift report $$name --html --pdf --latex --runs-dir $$runs --output $(STUDY_OUT)/$$name || exit; \
 	done
-	$(BIN)/python scripts/study_paper.py --runs-dir $(STUDY_OUT)/runs $(STUDY_RUNS) $(STUDY_PAPER)
+	$(BIN)/python -m scripts.study_paper --runs-dir $(STUDY_OUT)/runs $(STUDY_RUNS) $(STUDY_PAPER)

@@ -19,7 +19,7 @@ from fedrift.report import study_setup
 from fedrift.report.document import LegendKey
 from fedrift.report.study_data import Condition, StudyData
 from fedrift.report.study_outcomes import find_outcome
-from scripts import study_paper
+from scripts import study_markdown, study_paper, study_sections, study_values
 from tests.report.stored_study import make_study
 
 HYPOTHESES = [
@@ -235,7 +235,7 @@ def test_a_text_can_state_a_difference_of_two_conditions_paired_in_the_seed(stor
 def test_several_levels_give_the_smallest_value_of_each_seed(stored):
     studies, condition, milder = stored
     losses = studies["recency"].outcome_by_run("loss")
-    found = study_paper.read_values(studies, f"recency/{condition.stage}/FedAvg, 1|0.5/loss")
+    found = study_values.read_values(studies, f"recency/{condition.stage}/FedAvg, 1|0.5/loss")
     assert found == {seed: min(losses[condition.runs[seed]], losses[milder.runs[seed]]) for seed in condition.runs}
 
 
@@ -301,12 +301,12 @@ def test_a_legend_is_valid_svg_whose_entries_do_not_overlap():
         LegendKey("IID baseline", "", "dash"),
         *(LegendKey(f"level {i}" * 3, "red", "dot") for i in range(9)),
     ]
-    root = ElementTree.fromstring(study_paper.draw_legend(keys))
+    root = ElementTree.fromstring(study_markdown.draw_legend(keys))
     texts = [element for element in root if element.tag.endswith("text")]
     assert [element.text for element in texts] == [key.label for key in keys]
     places = [(int(element.get("y")), int(element.get("x"))) for element in texts]
     assert places == sorted(places)  # from left to right, line by line
-    assert max(x for _, x in places) < study_paper.LEGEND_WIDTH and max(y for y, _ in places) <= int(root.get("height"))
+    assert max(x for _, x in places) < study_markdown.LEGEND_WIDTH and max(y for y, _ in places) <= int(root.get("height"))
     for (y, x), (next_y, next_x), key in zip(places, places[1:], keys, strict=False):
         assert next_y > y or next_x - x >= 7 * len(key.label)
 
@@ -418,7 +418,7 @@ def test_the_atlas_has_one_row_for_each_condition():
         ("a", "c", "divergence", "–", "+1", "It."),
         ("b", "c", "loss gap", "4", "+0.1", "It."),
     ]
-    table = study_paper.failure_matrix(rows)
+    table = study_sections.failure_matrix(rows)
     assert table.columns == ("study", "condition", "loss gap", "divergence")
     assert table.rows == (("a", "c", "3", "yes"), ("b", "c", "4", ""))
 
@@ -437,12 +437,12 @@ def test_effects_of_one_unit_share_a_panel_and_its_rows_are_in_the_order_of_the_
 
 def test_a_stage_is_split_by_the_levels_of_a_factor(stored):
     data = stored[0]["recency"]
-    parts = dict(study_paper.split_stage(data, data.stages[0].name, "algorithm"))
+    parts = dict(study_sections.split_stage(data, data.stages[0].name, "algorithm"))
     assert list(parts) == ["FedAvg", "Scaffold"]
     for level, part in parts.items():
         assert {condition.levels["algorithm"] for condition in part.conditions} == {level} and len(part.conditions) == 2
-    assert study_paper.split_stage(data, data.stages[0].name, "regime") == []
-    assert study_paper.name_stage("Stage main. Loss.") == "FedAvg. Loss." and study_paper.name_stage("Loss.") == "Loss."
+    assert study_sections.split_stage(data, data.stages[0].name, "regime") == []
+    assert study_sections.name_stage("Stage main. Loss.") == "FedAvg. Loss." and study_sections.name_stage("Loss.") == "Loss."
 
 
 def test_equal_progress_is_where_the_baselines_have_the_same_loss(monkeypatch):
