@@ -20,8 +20,8 @@ from fedrift.config.schema import edit_config
 from fedrift.core.errors import UserError
 from fedrift.engine.run import run_experiment
 from fedrift.profiling import profile_run
+from fedrift.profiling.hints import find_hints
 from fedrift.profiling.operations import ELEMENTWISE, HEAD, IDLE, OPTIMIZER, storage_bytes, sum_by_kind
-from fedrift.profiling.profiler import find_hints
 from fedrift.storage.tensors import load_tensors
 from tests.small_experiment import experiment, make_cache
 
