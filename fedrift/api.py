@@ -239,7 +239,7 @@ def compare(first: Run, second: Run) -> pd.DataFrame:
     """
     import pandas as pd
 
-    from .studies.outcomes import compare_metrics
+    from .studies.run_comparison import compare_metrics
 
     return pd.DataFrame([vars(comparison) for comparison in compare_metrics(first, second)])
 

@@ -12,8 +12,7 @@ from fedrift.engine.run import run_experiment
 from fedrift.models.stacked_model import StackedModel
 from fedrift.partition import rewriting
 from fedrift.partition.style_skew import StyleRewrite
-from fedrift.storage import Run, checkpoint, jsonl
-from fedrift.storage import run as storage_run
+from fedrift.storage import Run, checkpoint, environment, jsonl
 from tests.small_experiment import experiment, make_cache
 
 
@@ -139,10 +138,10 @@ def test_restored_records_are_those_that_truncation_leaves(tmp_path):
 
 
 def test_the_versions_of_packages_are_looked_up_once(tmp_path, monkeypatch):
-    storage_run._get_version.cache_clear()
-    looked_up = count_calls(monkeypatch, storage_run, "version")
-    first, second = (storage_run.collect_environment("cpu", 1, {}) for _ in range(2))
-    assert first == second and len(looked_up) == len(storage_run.PACKAGES)
+    environment._get_version.cache_clear()
+    looked_up = count_calls(monkeypatch, environment, "version")
+    first, second = (environment.collect_environment("cpu", 1, {}) for _ in range(2))
+    assert first == second and len(looked_up) == len(environment.PACKAGES)
 
 
 def test_tokens_of_rewritten_texts_equal_those_without_a_cache(tmp_path):

@@ -331,7 +331,7 @@ def compare(
     from rich.console import Console
 
     from ..storage import find_run
-    from ..studies.outcomes import compare_configs, compare_metrics
+    from ..studies.run_comparison import compare_configs, compare_metrics
     from .tables import print_config_differences, print_metric_differences, print_table
 
     a, b = find_run(runs_dir, first), find_run(runs_dir, second)

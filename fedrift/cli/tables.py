@@ -17,7 +17,7 @@ from rich.text import Text
 from ..report.format import format_compact
 
 if TYPE_CHECKING:
-    from ..studies.outcomes import MetricDifference
+    from ..studies.run_comparison import MetricDifference
 
 FIRST_GROUPS = ("loss", "perplexity", "final")  # shown first; the other groups follow in alphabetical order
 COLUMNS = ("", "A", "B", "B - A", "largest", "in round")
