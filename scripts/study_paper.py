@@ -23,7 +23,7 @@ import yaml
 from fedrift import __version__
 from fedrift.report import charts, study_outcomes, study_results, study_setup
 from fedrift.report.document import Document, Figure, LegendKey, MissingSection, Panel, Section, Table
-from fedrift.report.format import DASH, format_interval, format_signed, pluralize
+from fedrift.report.format import DASH, format_interval, format_p_value, format_signed, pluralize
 from fedrift.report.study_data import StudyData, load_study_data
 from fedrift.report.study_report import render_pdf
 from fedrift.stats import HypothesisVerdict
@@ -43,7 +43,7 @@ from scripts.study_sections import (
     rate_map,
     tuning_section,
 )
-from scripts.study_values import format_difference, is_in_nats, matched_progress, mean_of_condition, value_cell
+from scripts.study_values import Difference, is_in_nats, matched_progress, mean_of_condition, read_difference, value_cell
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -195,10 +195,15 @@ def registered_hypotheses() -> set[Key]:
     return {(name, hypothesis.name) for name in STUDIES for hypothesis in load_study(ROOT / "studies" / f"{name}.yaml").hypotheses}
 
 
+def effect_of(verdict: HypothesisVerdict) -> Difference:
+    """Return the effect of a hypothesis with its interval."""
+    is_loss = verdict.unit == "difference" and is_in_nats(verdict.metric)
+    return Difference(verdict.effect, verdict.low, verdict.high, verdict.confidence_level, is_loss)
+
+
 def format_effect(verdict: HypothesisVerdict) -> str:
-    """Format an effect with its interval: ``+0.213 nats (+0.180 to +0.246)``."""
-    unit = " nats" if verdict.unit == "difference" and is_in_nats(verdict.metric) else ""
-    return f"{format_signed(verdict.effect)}{unit} ({format_interval(verdict.low, verdict.high, is_signed=True)})"
+    """Format an effect with its interval: ``+0.213 nats (+0.180 to +0.246)``, with the level of the interval if it is not 95 %."""
+    return effect_of(verdict).format()
 
 
 def describe_unjudged(question: Question, verdicts: Mapping[Key, HypothesisVerdict]) -> tuple[str, ...]:
@@ -212,7 +217,7 @@ def describe_unjudged(question: Question, verdicts: Mapping[Key, HypothesisVerdi
     void = [label(key) for key in question.hypotheses if key in verdicts and verdicts[key].verdict == "void"]
     return (
         *((f"Without a verdict, because runs are missing: {', '.join(missing)}.",) if missing else ()),
-        *((f"Void, because an IID baseline gained less than the gate asks for: {', '.join(void)}.",) if void else ()),
+        *((f"Void, because an IID baseline gained less than the gate requires: {', '.join(void)}.",) if void else ()),
     )
 
 
@@ -282,16 +287,20 @@ def fill_text(text: str, verdicts: Mapping[Key, HypothesisVerdict], studies: Map
 
     ``{study/hypothesis}`` is the effect of a hypothesis. ``{=ADDRESS}`` is the mean of an outcome over the seeds of a condition, and
     ``{%ADDRESS}`` the same in percent. ``{~ADDRESS - ADDRESS}`` is the difference of two conditions, paired in the seed, with its 95 %
-    t-interval, and ``{~ADDRESS}`` a mean with its interval; both are exploratory. See `read_values` for an address.
+    t-interval, and ``{~ADDRESS}`` a mean with its interval; both are exploratory. ``{>study/hypothesis}`` and ``{>~ADDRESS - ADDRESS}``
+    state a difference in words: ``0.116 nats (0.100 to 0.133) below``. See `read_values` for an address.
     """
 
     def replacement(match: re.Match[str]) -> str:
         words = " ".join(match[1].split())
+        if words[0] == ">":
+            found = read_difference(studies, words[2:]) if words[1] == "~" else effect_of(verdicts[parse_key(words[1:])])
+            return found.describe()
         if words[0] == "=":
             return f"{mean_of_condition(studies, words[1:]):.3f}"
         if words[0] == "%":
             return f"{100 * mean_of_condition(studies, words[1:]):.1f} %"
-        return format_difference(studies, words[1:]) if words[0] == "~" else format_effect(verdicts[parse_key(words)])
+        return read_difference(studies, words[1:]).format() if words[0] == "~" else format_effect(verdicts[parse_key(words)])
 
     return re.sub(r"\{([^}]+)\}", replacement, text)
 
@@ -299,7 +308,7 @@ def fill_text(text: str, verdicts: Mapping[Key, HypothesisVerdict], studies: Map
 def list_placeholders(text: str) -> tuple[set[Key], set[tuple[str, str]]]:
     """Return the hypotheses that the placeholders of a text name, and the stages, as study and stage."""
     hypotheses, stages = set(), set()
-    for words in (" ".join(match.split()) for match in re.findall(r"\{([^}]+)\}", text)):
+    for words in (" ".join(match.split()).removeprefix(">") for match in re.findall(r"\{([^}]+)\}", text)):
         if words[0] in "=%~":
             stages |= {parse_key(address.rpartition("/")[0].rpartition("/")[0]) for address in words[1:].split(" - ")}
         else:
@@ -408,7 +417,7 @@ def add_margins(table: Table, hypotheses: Sequence[Hypothesis], corrected: Seque
         margin = getattr(hypothesis, "margin", None)
         metric = f"{hypothesis.metric}: {' '.join(terms)}" if terms else row[place - 1]
         margin_cell = DASH if margin is None else f"{margin:g}"
-        rows.append((*row[: place - 1], metric, margin_cell, *row[place:after], DASH if math.isnan(p) else format_p(p), *row[after:]))
+        rows.append((*row[: place - 1], metric, margin_cell, *row[place:after], format_p_value(p, 0.0), *row[after:]))
     note = (
         "The margin belongs to the tested hypothesis; for an equivalence it is the limit on both sides. “Holm p, all” is corrected over all"
         " hypotheses of the paper at once, which nobody registered."
@@ -469,7 +478,7 @@ def sensitivity_section(studies: Mapping[str, StudyData], verdicts: Mapping[Key,
                 ]
                 changed.append(f"{registered.name} (`{name}`) is {registered.verdict} by the registered outcome and {' and '.join(ends)}")
     text = (
-        "A registered outcome is the mean over the last five evaluations, which cover another share of a run in each study:"
+        "A registered outcome is the mean over the last five evaluations, which cover a different share of a run in each study:"
         f" {'; '.join(f'`{name}` {describe_windows(data)}' for name, data in studies.items())}.",
         "The table repeats every hypothesis on a loss with the same test, margin, family and gate on two other outcomes: the last"
         " evaluation alone, and the final evaluation after the last round, which is on more text. It is exploratory: only the"
@@ -542,9 +551,9 @@ def write_abstract(studies: Mapping[str, StudyData], verdicts: Mapping[Key, Hypo
     """Return the abstract: one paragraph, every result in it chosen by a verdict."""
     num_runs, num_trials = count_runs(studies)
     sentences = [
-        "We ask when federated fine-tuning of a small causal language model breaks under extreme heterogeneity, and what repairs it.",
-        f"We compare {num_runs:,} runs, IID baselines included, of {pluralize(len(studies), 'study', 'studies')} registered beforehand,"
-        f" tuned in {num_trials:,} trials. A gap is the loss of a run less that of its IID baseline, each a mean over the last five"
+        "We ask when federated fine-tuning of a small language model breaks under extreme heterogeneity, and what repairs it.",
+        f"We compare {num_runs:,} runs, IID baselines included, of {pluralize(len(studies), 'preregistered study', 'preregistered studies')},"
+        f" tuned in {num_trials:,} trials. A gap is the loss of a run minus that of its IID baseline, both means of the last five"
         " evaluations, in nats per token, with a 95 % interval over seeds.",
     ]
     for question in QUESTIONS:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -63,8 +64,47 @@ def mean_of_condition(studies: Mapping[str, StudyData], address: str) -> float:
     return mean
 
 
-def format_difference(studies: Mapping[str, StudyData], words: str) -> str:
-    """Format the mean over seeds of the difference of two conditions, or of one, with its 95 % t-interval.
+@dataclass(frozen=True)
+class Difference:
+    """Hold a difference with its interval.
+
+    Attributes:
+        mean: The difference.
+        low: The lower end of its interval.
+        high: The upper end of its interval.
+        level: The confidence level of the interval, from 0 to 1.
+        is_loss: Whether it is in nats per token.
+    """
+
+    mean: float
+    low: float
+    high: float
+    level: float
+    is_loss: bool
+
+    def format(self) -> str:
+        """Format the difference with its sign: ``-0.116 nats (-0.133 to -0.100)``, and ``, 90 %`` after an interval of another level."""
+        return f"{format_signed(self.mean)}{self.unit} ({format_interval(self.low, self.high, is_signed=True)}{self.other_level})"
+
+    def describe(self) -> str:
+        """State the difference in words: ``0.116 nats (0.100 to 0.133) below``. A negative end of the interval lies on the other side."""
+        low, high = (-self.high, -self.low) if self.mean < 0 else (self.low, self.high)
+        side = "below" if self.mean < 0 else "above"
+        return f"{format_number(abs(self.mean))}{self.unit} ({format_interval(low, high)}{self.other_level}) {side}"
+
+    @property
+    def unit(self) -> str:
+        """Return the unit, after a space."""
+        return " nats" if self.is_loss else ""
+
+    @property
+    def other_level(self) -> str:
+        """Return the confidence level if it is not 95 %."""
+        return "" if math.isnan(self.level) or round(100 * self.level, 6) == 95 else f", {100 * self.level:.4g} %"
+
+
+def read_difference(studies: Mapping[str, StudyData], words: str) -> Difference:
+    """Return the mean over seeds of the difference of two conditions, or of one, with its 95 % t-interval.
 
     Raises:
         SystemExit: The two conditions have other seeds, or an outcome is missing.
@@ -77,8 +117,7 @@ def format_difference(studies: Mapping[str, StudyData], words: str) -> str:
     mean, low, high, _ = seed_mean_ci(values)
     if math.isnan(mean) or any(map(math.isnan, values)):
         raise SystemExit(f"scripts/study_paper.yaml: {words} is missing in a seed, or not finite")
-    unit = " nats" if is_in_nats(words.split(" - ")[0].split("/")[3]) else ""
-    return f"{format_signed(mean)}{unit} ({format_interval(low, high, is_signed=True)})"
+    return Difference(mean, low, high, 0.95, is_in_nats(words.split(" - ")[0].split("/")[3]))
 
 
 def matched_progress(studies: Mapping[str, StudyData]) -> str:
@@ -111,12 +150,13 @@ def matched_progress(studies: Mapping[str, StudyData]) -> str:
         mean, low, high, count = seed_mean_ci(differences)
         if count:
             parts.append(
-                f"{format_signed(mean)} nats ({format_interval(low, high, is_signed=True)}) {words} (round"
-                f" {sum(rounds) / len(rounds):.1f} of {int(places[-1])}, {pluralize(count, 'seed')})"
+                f"{Difference(mean, low, high, 0.95, True).describe()} FedAvg {words} (round {sum(rounds) / len(rounds):.1f} of"
+                f" {int(places[-1])}, {pluralize(count, 'seed')})"
             )
     return (
-        "Exploratory, not registered: at equal progress, the last loss of the damped run is compared with that of FedAvg at the round at"
-        f" which FedAvg's IID baseline has the last loss of the damped server's IID baseline. It differs by {' and by '.join(parts)}."
+        "Exploratory, not registered: the damped server and FedAvg are also compared at equal progress, which is the round at which the IID"
+        " baseline of FedAvg has the last loss of the damped server's IID baseline; seeds without such a round are left out. At the end the"
+        f" damped server lies {' and '.join(parts)} at that round."
         if parts
         else ""
     )
@@ -129,7 +169,7 @@ def value_cell(studies: Mapping[str, StudyData], row: str, column: str) -> str:
     if all(map(math.isnan, read_values(studies, address).values())):
         return DASH
     if reference:
-        return format_difference(studies, f"{address} - {reference[0]}").replace(" nats", "")
+        return read_difference(studies, f"{address} - {reference[0]}").format().replace(" nats", "")
     return format_number(mean_of_finite(list(read_values(studies, address).values())))
 
 
