@@ -347,11 +347,9 @@ class Recorder:
     def log_records(self, records: Sequence[Record]) -> None:
         """Record numbers of any name."""
         if records:
-            was_finished = self.run.is_finished  # an evaluation that comes after the last round
-            self.run.mark_unfinished()  # the stored checksums are those of fewer records
             self.run.append_records(records)
             self.history.add_records(records)
-            if was_finished:
+            if self.run.is_finished:  # an evaluation that comes after the last round
                 self.finish()
 
     def skip_round(self) -> None:

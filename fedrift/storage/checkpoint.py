@@ -78,9 +78,10 @@ def check_history(run: Run) -> None:
         if not jsonl.has_prefix(path, history[name]):
             raise _resume_error(run, round, f"{name} {_describe_loss(run, name, round, history[name][0])}")
     added = run.read_added_records(history["records.jsonl"][0])[0]
-    # A round is stored after its records, so that only the records of later rounds and of the end of the run can follow.
-    if any(record.round <= round and not record.metric.startswith("final.") for record in added):
-        raise _resume_error(run, round, f"records of round {round} or earlier were added to records.jsonl after this round was stored")
+    # A round is stored after its records. Only the end of the run and callbacks add others of this round, and they repeat none.
+    if keys := {record[:4] for record in added if record.round <= round}:
+        if not keys.isdisjoint(record[:4] for record in run.read_added_records(0)[0][: -len(added)]):
+            raise _resume_error(run, round, f"records of round {round} or earlier were repeated in records.jsonl after this round was stored")
     if jsonl.AssignmentLog(run).checksum(round) != history["clustering"]:
         raise _resume_error(run, round, f"clustering.json lacks some of the {history['clustering'][0]} assignments up to this round")
     first = history["updates"]

@@ -222,8 +222,17 @@ class Run:
             read()
 
     def append_records(self, records: Iterable[Record]) -> None:
-        """Append records, either all of them or none."""
-        jsonl.append_lines(self.folder / "records.jsonl", _format_records(records))
+        """Append records, either all of them or none; for a finished run, their checksum is renewed.
+
+        Raises:
+            UserError: The records of a finished run have changed since, or the file cannot be written.
+        """
+        self.check_records()
+        path, summary = self.folder / "records.jsonl", self.summary()
+        jsonl.append_lines(path, _format_records(records))
+        if path.name in (stored := summary.get("stored", {})):
+            checksum = jsonl.compute_checksum(path, stored[path.name])
+            self.write_json("finished", {**summary, "stored": {**stored, path.name: checksum}})
 
     def log_event(self, round: int, kind: str, message: str, client: int = -1) -> None:
         """Record an event that is not a number.
@@ -372,10 +381,6 @@ class Run:
         stored["finished.json"] = _compute_json_checksum(summary)
         self.write_json("finished", {**summary, "stored": stored})
         remove_file(self.folder / "failed.json")
-
-    def mark_unfinished(self) -> None:
-        """Remove the mark and the checksums of ``mark_finished``, so that records can be added."""
-        remove_file(self.folder / "finished.json")
 
     def mark_failed(self, round: int, message: str, traceback: str = "") -> None:
         """Record that the run stopped after ``round``, with the reason and the traceback; it can still be resumed."""

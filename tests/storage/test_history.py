@@ -66,8 +66,8 @@ LOST = {
     "record changed": (lambda run: change(run.folder / "records.jsonl"), r"records\.jsonl was changed"),
     "record garbled": (lambda run: change(run.folder / "records.jsonl", b'"loss"', b"\x00\xff-~ ;"), r"was changed"),
     "last line torn": (lambda run: truncate_file(run.folder / "records.jsonl", 0.999), r"records\.jsonl has"),
-    "records doubled": (lambda run: repeat_content(run.folder / "records.jsonl"), r"records of round 4 or earlier were added"),
-    "record added": (lambda run: run.append_records([Record(4, "loss", "", -1, 9.5)]), r"records of round 4 or earlier were added"),
+    "records doubled": (lambda run: repeat_content(run.folder / "records.jsonl"), r"records of round 4 or earlier were repeated"),
+    "record added": (lambda run: run.append_records([Record(4, "loss", "", -1, 9.5)]), r"records of round 4 or earlier were repeated"),
     "events cut": (lambda run: truncate_file(run.folder / "events.jsonl"), r"events\.jsonl has"),
     "events deleted": (lambda run: (run.folder / "events.jsonl").unlink(), r"events\.jsonl is missing"),
     "timings cut": (lambda run: truncate_file(run.folder / "timings.jsonl"), r"timings\.jsonl has no line for round 3$|for round 3\."),
@@ -96,6 +96,7 @@ LEFT = {
     "no timing": lambda run: drop_line(run.folder / "timings.jsonl", 4),
     "events after the state": lambda run: run.log_event(4, "environment changed", "threads was 2 and is 1"),
     "rows of the end": lambda run: run.append_records([Record(4, "final.loss", "", -1, 3.0)]),
+    "a record of a callback": lambda run: run.append_records([Record(4, "own.metric", "", -1, 3.0)]),
 }
 
 

@@ -422,11 +422,21 @@ def test_a_changed_file_of_a_finished_run_is_refused(tmp_path, name, old, new):
         run.config, run.summary(), run.records()
 
 
-def test_records_that_were_added_to_a_finished_run_are_refused(tmp_path):
+def test_a_line_that_was_added_to_a_finished_run_is_refused(tmp_path):
     run = write_finished(tmp_path)
-    run.append_records([Record(1, "loss", "", -1, 9.5)])
-    with pytest.raises(UserError, match=r"records\.jsonl has changed"):
-        run.records()
+    with (run.folder / "records.jsonl").open("a") as file:
+        file.write('[1, "loss", "", -1, 9.5]\n')
+    for use in (run.records, lambda: run.append_records([Record(1, "own.metric", "", -1, 2.0)])):
+        with pytest.raises(UserError, match=r"records\.jsonl has changed"):
+            use()
+
+
+def test_a_callback_at_the_end_of_a_run_can_add_records(tmp_path):
+    run = write_finished(tmp_path)
+    earlier = run.summary()
+    run.append_records([Record(1, "own.metric", "", -1, 2.0)])
+    assert run.trajectory().curve("own.metric")[-1] == run.records()[-1].value == 2.0
+    assert {**run.summary(), "stored": {}} == {**earlier, "stored": {}}
 
 
 def test_a_file_of_a_finished_run_that_is_a_folder_is_refused(tmp_path):
