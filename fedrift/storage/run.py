@@ -227,12 +227,15 @@ class Run:
         Raises:
             UserError: The records of a finished run have changed since, or the file cannot be written.
         """
-        self.check_records()
         path, summary = self.folder / "records.jsonl", self.summary()
+        if summary:
+            self.check_records()
+            remove_file(self.folder / "finished.json")  # a run that is killed here is unfinished, not one whose records have changed
         jsonl.append_lines(path, _format_records(records))
-        if path.name in (stored := summary.get("stored", {})):
-            checksum = jsonl.compute_checksum(path, stored[path.name])
-            self.write_json("finished", {**summary, "stored": {**stored, path.name: checksum}})
+        if summary:
+            stored = summary.get("stored", {})
+            renewed = {path.name: jsonl.compute_checksum(path, stored[path.name])} if path.name in stored else {}
+            self.write_json("finished", {**summary, "stored": {**stored, **renewed}})
 
     def log_event(self, round: int, kind: str, message: str, client: int = -1) -> None:
         """Record an event that is not a number.
