@@ -315,8 +315,8 @@ def failure_section(studies: Mapping[str, StudyData]) -> Section:
     summary = ", ".join(f"{failure} in {count}" for failure, count in counts.most_common())
     text = (
         f"The detectors judged the {pluralize(judged, 'condition')} that have IID baselines, over their seeds. Confirmed:"
-        f" {summary or 'nothing'}. Conditions marked as void have an IID baseline that gains less than the gate requires. Some conditions of"
-        " different studies share their runs, so that a count is not a number of independent findings."
+        f" {summary or 'nothing'}. Conditions marked as void have an IID baseline that gains less than the gate requires."
+        " Some conditions of different studies share their runs, so that a count is not a number of independent findings."
         " A failure that is not listed was not found, which is no proof of its absence."
     )
     return Section("atlas", "The failure atlas", (text,), (failure_matrix(rows), failure_rows(rows)) if rows else ())

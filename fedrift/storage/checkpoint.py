@@ -77,11 +77,8 @@ def check_history(run: Run) -> None:
         path = run.folder / name
         if not jsonl.has_prefix(path, history[name]):
             raise _resume_error(run, round, f"{name} {_describe_loss(run, name, round, history[name][0])}")
-    added = run.read_added_records(history["records.jsonl"][0])[0]
-    # A round is stored after its records. Only the end of the run and callbacks add others of this round, and they repeat none.
-    if keys := {record[:4] for record in added if record.round <= round}:
-        if not keys.isdisjoint(record[:4] for record in run.read_added_records(0)[0][: -len(added)]):
-            raise _resume_error(run, round, f"records of round {round} or earlier were repeated in records.jsonl after this round was stored")
+    if _repeats_records(run, round, history["records.jsonl"][0]):
+        raise _resume_error(run, round, f"records of round {round} or earlier were repeated in records.jsonl after this round was stored")
     if jsonl.AssignmentLog(run).checksum(round) != history["clustering"]:
         raise _resume_error(run, round, f"clustering.json lacks some of the {history['clustering'][0]} assignments up to this round")
     first = history["updates"]
@@ -94,6 +91,16 @@ def check_history(run: Run) -> None:
         raise _resume_error(run, round, f"timings.jsonl has no line for {_format_rounds(missing)}")
     if round not in timed_rounds:  # the process was killed after it stored the state and before it stored the timing
         run.log_timing(round)
+
+
+def _repeats_records(run: Run, round: int, size: int) -> bool:
+    """Return whether records of a round or earlier that follow the first ``size`` bytes of records.jsonl repeat ones before.
+
+    A round is stored after its records. Only the end of the run and callbacks add others of it, and they repeat none.
+    """
+    added = run.read_added_records(size)[0]
+    keys = {record[:4] for record in added if record.round <= round}
+    return bool(keys) and not keys.isdisjoint(record[:4] for record in run.read_added_records(0)[0][: -len(added)])
 
 
 def list_recorded_rounds(run: Run) -> list[int]:
