@@ -553,8 +553,9 @@ def write_abstract(studies: Mapping[str, StudyData], verdicts: Mapping[Key, Hypo
     sentences = [
         "We ask when federated fine-tuning of a small language model breaks under extreme heterogeneity, and what repairs it.",
         f"We compare {num_runs:,} runs, IID baselines included, of"
-        f" {pluralize(len(studies), 'preregistered study', 'preregistered studies')}, tuned in {num_trials:,} trials. A gap is the loss of a run minus that of its IID baseline, both"
-        " means of the last five evaluations, in nats per token, with a 95 % interval over seeds.",
+        f" {pluralize(len(studies), 'preregistered study', 'preregistered studies')}, tuned in {num_trials:,} trials."
+        " A gap is the loss of a run minus that of its IID baseline, both means of the last five evaluations, in nats per"
+        " token, with a 95 % interval over seeds.",
     ]
     for question in QUESTIONS:
         if question.key in ABSTRACT_QUESTIONS and any(lead_holds(lead, verdicts, studies) for lead in question.leads):
