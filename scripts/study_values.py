@@ -15,7 +15,7 @@ from fedrift.report import study_outcomes
 from fedrift.report.format import DASH, format_interval, format_number, format_signed, pluralize, seed_mean_ci
 from fedrift.report.study_data import Condition, StudyData
 
-IN_NATS = ("loss", "gap", "last.", "final.loss", "final.gap", "final.clients", "absence", "baseline.absence", "rise after")
+IN_NATS = ("loss", "gap", "last.", "final.loss", "final.gap", "final.clients", "absence", "baseline.absence", "rise after", "worst client")
 
 
 def is_in_nats(metric: str) -> bool:

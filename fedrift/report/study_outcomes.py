@@ -25,7 +25,13 @@ from .study_data import StudyData
 End = Literal["last", "final"]
 # The losses that a study registers -> the same at another end of the run.
 LOSSES: dict[str, str] = {"loss": "loss", "gap": "gap", "loss.clients": "clients", "gain": "gain"}
-RECORDED = ("loss", "final.loss", "final.loss.own", "syntax.accuracy", "update.step", "cluster.id", PARTICIPATION_METRIC)
+DISTANCE = "update.distance_from_start"
+# The metrics that are compared at equal distance from the pretrained model.
+REPRESENTATION = ("hidden.cka.pretrained", "attention.shift")
+RECORDED = (
+    *("loss", "final.loss", "final.loss.own", "syntax.accuracy", "update.step", "cluster.id", PARTICIPATION_METRIC),
+    *(DISTANCE, *REPRESENTATION),
+)
 
 
 @cache
@@ -44,7 +50,9 @@ def find_outcome(data: StudyData, name: str) -> dict[str, float]:
             place of the mean of the last five), the same with ``final.`` (the final evaluation, on more text), ``METRIC in round N`` (a
             recorded metric, or ``loss.clients``, in one evaluated round), ``step`` (mean norm of the change of the shared model in a
             round), ``undrawn`` (number of clients that never take part), ``gap.drawn`` (the gap over the domains whose client takes part),
-            ``rise after K`` (the change of a client's own loss from its last round to the round that is its K-th without it), or
+            ``rise after K`` (the change of a client's own loss from its last round to the round that is its K-th without it),
+            ``worst client`` (the largest loss of a client on its own text, each a mean of the last five evaluations), ``METRIC at equal
+            distance`` (the difference to the IID baseline at equal distance from the pretrained model, `at_equal_distance`), or
             ``style.ari`` (the adjusted Rand index of the clusters against the clients' styles, where client k has style k mod S).
 
     Returns:
@@ -69,6 +77,10 @@ def find_outcome(data: StudyData, name: str) -> dict[str, float]:
         return {run: value_in_round(each, match[1], int(match[2])) for run, each in runs.items()}
     if match := re.fullmatch(r"rise after (\d+)", name):
         return {run: rise_after(each, int(match[1])) for run, each in runs.items()}
+    if name == "worst client":
+        return {run: worst_client(each) for run, each in runs.items()}
+    if match := re.fullmatch(r"(\S+) at equal distance", name):
+        return {run: at_equal_distance(runs[run], runs[base], match[1]) for run, base in baselines.items() if {run, base} <= runs.keys()}
     if name == "step":
         return {run: float(get_series(each, "update.step")[1].mean()) for run, each in runs.items() if "update.step" in each.metrics}
     if name == "style.ari":
@@ -126,6 +138,36 @@ def value_in_round(run: Trajectory, metric: str, round_number: int) -> float:
         rounds, values = get_series(run, metric)
     found = values[rounds == round_number]
     return float(found[0]) if len(found) else math.nan
+
+
+def worst_client(run: Trajectory) -> float:
+    """Return the largest loss of a client on its own text, where the loss of a client is its mean over the last five evaluations."""
+    if "loss" not in run.metrics or not run.has_client_table("loss"):
+        return math.nan
+    table = run.client_table("loss")
+    table = table[~np.isnan(table).all(axis=1)]
+    return float(table[-5:].mean(axis=0).max()) if len(table) else math.nan
+
+
+def at_equal_distance(run: Trajectory, baseline: Trajectory, metric: str) -> float:
+    """Return a metric of a run minus that of its IID baseline where both are equally far from the pretrained model.
+
+    The run is read in its last measured round whose distance from the pretrained model lies between the distances of measured rounds of the
+    baseline. The baseline is interpolated linearly in the distance.
+
+    Returns:
+        The difference, or NaN if no measured round lies so.
+    """
+    sides = []
+    for each in (run, baseline):
+        distances = dict(zip(*get_series(each, DISTANCE), strict=True)) if DISTANCE in each.metrics else {}
+        measured = zip(*get_series(each, metric), strict=True) if metric in each.metrics else ()
+        sides.append([(distances[number], value) for number, value in measured if number in distances])
+    own, reference = sides[0], sorted(sides[1])
+    for distance, value in reversed(own):
+        if reference and reference[0][0] <= distance <= reference[-1][0]:
+            return float(value - np.interp(distance, [point[0] for point in reference], [point[1] for point in reference]))
+    return math.nan
 
 
 def rise_after(run: Trajectory, num_absent: int) -> float:

@@ -53,6 +53,31 @@ def test_a_rise_is_counted_from_the_last_round_of_a_client():
     assert math.isnan(study_outcomes.rise_after(run, 4))
 
 
+def test_the_worst_client_has_the_largest_mean_of_the_last_five_evaluations():
+    assert study_outcomes.worst_client(make_run()) == 7.0
+    twice = {client: values * 2 for client, values in OWN.items()}
+    run = Trajectory([Record(number, "loss", "", client, value) for client, values in twice.items() for number, value in enumerate(values)])
+    assert study_outcomes.worst_client(run) == pytest.approx(np.mean(OWN[1]))  # of ten evaluations the last five
+    assert math.isnan(study_outcomes.worst_client(Trajectory([Record(1, "loss", "", -1, 3.0)])))
+
+
+def make_path(rounds: dict[int, tuple[float, float]]) -> Trajectory:
+    """Return a run with a distance from the pretrained model and a CKA in each of the rounds, and a distance alone in round 9."""
+    records = [Record(number, study_outcomes.DISTANCE, "", -1, distance) for number, (distance, _) in rounds.items()]
+    records += [Record(number, "hidden.cka.pretrained", "", -1, cka) for number, (_, cka) in rounds.items()]
+    return Trajectory([*records, Record(9, study_outcomes.DISTANCE, "", -1, 99.0)])
+
+
+def test_representations_are_compared_at_equal_distance_from_the_pretrained_model():
+    baseline = make_path({2: (4.0, 0.98), 5: (10.0, 0.92), 8: (8.0, 0.94)})  # it comes back in round 8
+    run = make_path({2: (5.0, 0.96), 5: (9.0, 0.90), 8: (12.0, 0.80)})
+    assert study_outcomes.at_equal_distance(run, baseline, "hidden.cka.pretrained") == pytest.approx(0.90 - 0.93)
+    farther = make_path({2: (11.0, 0.9)})
+    assert math.isnan(study_outcomes.at_equal_distance(farther, baseline, "hidden.cka.pretrained"))
+    assert math.isnan(study_outcomes.at_equal_distance(run, make_run(), "hidden.cka.pretrained"))
+    assert math.isnan(study_outcomes.at_equal_distance(run, baseline, "attention.shift"))
+
+
 def test_the_gap_of_drawn_domains_leaves_out_the_domain_of_a_client_that_never_trains(monkeypatch):
     data = SimpleNamespace(experiments={"run": {"partition_table": {"domains": ["a", "b", "c"], "tokens": np.eye(3).tolist()}}})
     monkeypatch.setattr(study_outcomes, "trajectories", lambda data: {"run": make_run(0.1)})

@@ -232,6 +232,19 @@ def test_a_text_can_state_a_difference_of_two_conditions_paired_in_the_seed(stor
     assert len(set(differences)) == len(condition.runs) > 1  # so that an unpaired difference has another interval
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_text_can_state_a_difference_in_words(stored, order):
+    studies, condition, milder = stored
+    losses = studies["recency"].outcome_by_run("loss")
+    first, second = ((condition, milder)[place] for place in order)
+    differences = [losses[first.runs[seed]] - losses[second.runs[seed]] for seed in first.runs]
+    mean, interval = sum(differences) / len(differences), stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    low, high = (-interval.high, -interval.low) if mean < 0 else interval
+    pair = " - ".join(f"recency/{each.stage}/FedAvg, {each.levels['partition.severity']}/loss" for each in (first, second))
+    side = "below" if mean < 0 else "above"
+    assert study_paper.fill_text(f"{{>~{pair}}}", {}, studies) == f"{abs(mean):.3f} nats ({low:.3f} to {high:.3f}) {side}"
+
+
 def test_several_levels_give_the_smallest_value_of_each_seed(stored):
     studies, condition, milder = stored
     losses = studies["recency"].outcome_by_run("loss")
@@ -462,4 +475,4 @@ def test_equal_progress_is_where_the_baselines_have_the_same_loss(monkeypatch):
                     runs[f"{regime} {name} {seed}"] = Trajectory(records)
     monkeypatch.setattr(study_paper.study_outcomes, "trajectories", lambda data: runs)
     text = study_paper.matched_progress({"recency": SimpleNamespace(conditions=conditions)})
-    assert "-0.350 nats (-0.598 to -0.102) under styles (round 1.5 of 2, 3 seeds)" in text
+    assert "0.350 nats (0.102 to 0.598) below FedAvg under styles (round 1.5 of 2, 3 seeds)" in text
