@@ -63,8 +63,8 @@ bench-probes: $(VENV)/.ready
 pocket: $(VENV)/.ready
 	$(BIN)/python scripts/pretrain_pocket.py --data $(DATA) --out pocket-build
 
-# The papers' results, expected against found: about seven minutes on one core; docs/conformance.md has the results. It fails: AT-1 iii
-# (one seed of three) and AT-1 iv do not hold.
+# The papers' results, expected against found: about seven minutes on one core; docs/conformance.md has the results. It fails,
+# because AT-1 iv does not hold.
 conformance: $(VENV)/.ready
 	$(BIN)/fedrift conformance published
 
