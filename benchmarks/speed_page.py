@@ -113,6 +113,7 @@ TABLE_COLUMNS: dict[str, dict[str, str]] = {  # the marker, which is also the na
     },
     "whole-runs": {
         "work": "work",
+        "runs": "runs",
         "before_s": "before, CPU s",
         "after_s": "float32, CPU s",
         "fastest_s": "`--dtype fastest`, CPU s",

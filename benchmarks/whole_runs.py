@@ -4,10 +4,12 @@
 
 The side ``before`` is the package of commit 39ea3b5, which git unpacks into a temporary folder and which runs with the libraries that are
 installed now. The side ``after`` is the installed package in float32. On processors with bfloat16 products a third side, ``fastest``, has
-the option ``--dtype fastest``. All sides do the same work: both versions have the same settings below, in the words of each, and the mean
-final losses are stored beside the times. The sides take turns, each in processes of its own with one thread and in a folder of its own.
-The processor time is the user and system time of all processes of a command. ``report`` is the report of the study, as a page and as a
-paper.
+the option ``--dtype fastest``. The sides take turns, each in processes of its own with one thread and in a folder of its own. The processor
+time is the user and system time of all processes of a command. ``report`` is the report of the study, as a page and as a paper.
+
+All sides do the same work: both versions have the same settings below, in the words of each. They must finish equally many runs, and the
+mean final losses are stored beside the times. The comparison of clusterings leaves out clusters by text and random clusters of the same
+sizes, because the old version cannot embed text with the present WordLlama.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import subprocess
 import sys
 import tarfile
@@ -22,7 +25,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from comparison import write_rows
@@ -32,7 +35,18 @@ from startup import processor_seconds
 BEFORE = "39ea3b5"
 REPOSITORY = Path(__file__).parents[1]
 WORK = ("demo", "study", "clustering", "report")
+# The conditions of the comparison of clusterings, in the words of each version.
+OLD_CONDITIONS = "vanilla,iid,oracle,update,ifca,local,tuned,pooled"
+CONDITIONS = "unclustered,iid,oracle,update,ifca,local-only,fine-tuned,centralized"
 ARRANGEMENT = {"rounds": 8, "steps": 30, "batch": 4, "clients": 5, "participation": 0.4}  # of the demo at the commit
+
+
+class Measurement(NamedTuple):
+    """Hold what one side needed for one work: processor seconds, number of runs that ended, and mean final loss of these runs."""
+
+    seconds: float
+    runs: int
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -117,8 +131,8 @@ def make_study(is_old: bool, small: bool) -> dict[str, Any]:
     }
 
 
-def measure_side(side: Side, folder: Path, work: tuple[str, ...], small: bool) -> dict[str, tuple[float, float]]:
-    """Run all work of one side once in an empty folder; return processor seconds and mean final loss of each part."""
+def measure_side(side: Side, folder: Path, work: tuple[str, ...], small: bool) -> dict[str, Measurement]:
+    """Run all work of one side once in an empty folder; return what each part needed."""
     runs = "--runs" if side.is_old else "--runs-dir"
     out = "--out" if side.is_old else "--output"
     found = {}
@@ -130,29 +144,29 @@ def measure_side(side: Side, folder: Path, work: tuple[str, ...], small: bool) -
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
     if "demo" in work:
         seconds = side.run(folder, "run", "demo.yaml", runs, "demo")
-        found["demo"] = seconds, final_loss(folder / "demo")
+        found["demo"] = Measurement(seconds, *final_losses(folder / "demo"))
     if "study" in work or "report" in work:
         parallel = ["executor=processes", "executor.workers=2" if side.is_old else "executor.num_workers=2"]
         seconds = side.run(folder, "study", "study.yaml", *parallel, runs, "study")
-        found["study"] = seconds, final_loss(folder / "study")
+        found["study"] = Measurement(seconds, *final_losses(folder / "study"))
     if "report" in work:
         seconds = side.run(folder, "report", "twenty", "--html", "--pdf", runs, "study", out, "report", trains=False)
-        found["report"] = seconds, final_loss(folder / "study")
+        found["report"] = Measurement(seconds, *final_losses(folder / "study"))
     if "clustering" in work:
-        name = "mitigate" if side.is_old else "compare-clustering"
-        seconds = side.run(folder, name, "clustering.yaml", "--seeds", "1", runs, "clustering")
-        found["clustering"] = seconds, final_loss(folder / "clustering")
+        command = ["mitigate", "--arms", OLD_CONDITIONS] if side.is_old else ["compare-clustering", "--conditions", CONDITIONS]
+        seconds = side.run(folder, *command, "clustering.yaml", "--seeds", "1", runs, "clustering")
+        found["clustering"] = Measurement(seconds, *final_losses(folder / "clustering"))
     return {name: found[name] for name in work}
 
 
-def final_loss(runs: Path) -> float:
-    """Return the mean over all runs of the last loss of the federation."""
+def final_losses(runs: Path) -> tuple[int, float]:
+    """Return the number of runs that have a loss of the federation, and the mean over them of the last one."""
     last = []
     for path in sorted(runs.glob("*/records.jsonl")):
         records = [json.loads(line) for line in path.read_text().splitlines()]
         losses = [record for record in records if record[1:4] == ["loss", "", -1]]
         last += [float(losses[-1][4])] if losses else []
-    return fmean(last)
+    return len(last), fmean(last) if last else math.nan
 
 
 def unpack_before(folder: Path) -> Path:
@@ -171,21 +185,27 @@ def unpack_before(folder: Path) -> Path:
     return folder
 
 
-def make_rows(found: dict[str, list[dict[str, tuple[float, float]]]], work: tuple[str, ...]) -> list[dict[str, Any]]:
+def make_rows(found: dict[str, list[dict[str, Measurement]]], work: tuple[str, ...]) -> list[dict[str, Any]]:
     """Return one row per work, with the ratios of the turns.
 
     Args:
         found: The results of ``measure_side`` in every turn, by side.
         work: The names of the rows.
+
+    Raises:
+        SystemExit: The sides finished different numbers of runs.
     """
     rows = []
     for name in work:
-        row: dict[str, Any] = {"work": name}
+        counts = {side: {turn[name].runs for turn in turns} for side, turns in found.items()}
+        if len(set.union(*counts.values())) > 1:
+            raise SystemExit(f"{name}: the sides did not finish equally many runs, so that their times cannot be compared: {counts}")
+        row: dict[str, Any] = {"work": name, "runs": found["before"][0][name].runs}
         for side, turns in found.items():
-            row[f"{side}_s"] = round(median(turn[name][0] for turn in turns), 2)
-            row[f"{side}_loss"] = round(turns[0][name][1], 4)
+            row[f"{side}_s"] = round(median(turn[name].seconds for turn in turns), 2)
+            row[f"{side}_loss"] = round(turns[0][name].loss, 4)
         for side in list(found)[1:]:
-            ratios = [before[name][0] / after[name][0] for before, after in zip(found["before"], found[side], strict=True)]
+            ratios = [before[name].seconds / after[name].seconds for before, after in zip(found["before"], found[side], strict=True)]
             prefix = "ratio" if side == "after" else f"{side}_ratio"
             row |= {prefix: round(median(ratios), 2), f"{prefix}_lowest": round(min(ratios), 2), f"{prefix}_highest": round(max(ratios), 2)}
         rows.append(row)
@@ -201,7 +221,7 @@ def measure(args: argparse.Namespace) -> None:
         sides = [Side("before", True, unpack_before(Path(temporary) / "before")), Side("after", False, REPOSITORY)]
         if has_bfloat16_products():
             sides.append(Side("fastest", False, REPOSITORY, ("--dtype", "fastest")))
-        found: dict[str, list[dict[str, tuple[float, float]]]] = {side.name: [] for side in sides}
+        found: dict[str, list[dict[str, Measurement]]] = {side.name: [] for side in sides}
         for turn in range(repeats):
             for side in sides:
                 folder = Path(temporary) / f"{side.name}-{turn}"

@@ -141,10 +141,11 @@ def test_bfloat16_beside_float32(tmp_path):
 
 def test_whole_runs_are_compared_turn_by_turn(scripts):
     whole_runs = import_module("whole_runs")
-    found = {side: [{"demo": (seconds, 4.5)} for seconds in spent] for side, spent in (("before", (8, 9)), ("after", (4, 3)))}
+    spent = {"before": (8, 9), "after": (4, 3)}
+    found = {side: [{"demo": whole_runs.Measurement(seconds, 1, 4.5)} for seconds in turns] for side, turns in spent.items()}
     (row,) = whole_runs.make_rows(found, ("demo",))
     assert row == {
-        "work": "demo",
+        **{"work": "demo", "runs": 1},
         **{"before_s": 8.5, "before_loss": 4.5, "after_s": 3.5, "after_loss": 4.5},
         **{"ratio": 2.5, "ratio_lowest": 2.0, "ratio_highest": 3.0},
     }
@@ -152,6 +153,9 @@ def test_whole_runs_are_compared_turn_by_turn(scripts):
     parse_config(whole_runs.make_experiment(is_old=False, small=False))
     with pytest.raises(UserError, match="corpus"):
         parse_config(whole_runs.make_experiment(is_old=True, small=False))
+    found["before"][1]["demo"] = whole_runs.Measurement(5, 0, 4.5)
+    with pytest.raises(SystemExit, match="demo: the sides did not finish equally many runs"):
+        whole_runs.make_rows(found, ("demo",))
 
 
 @pytest.mark.slow
