@@ -48,7 +48,10 @@ from scripts.study_values import Difference, is_in_nats, matched_progress, mean_
 ROOT = Path(__file__).resolve().parents[1]
 
 
-STUDIES = ("recency", "drift", "drift_wide", "dose", "repair", "real_styles", "real_styles_long", "grid", "induced", "recency_smollm2")
+STUDIES = (
+    *("recency", "recency_text", "drift", "drift_wide", "dose", "repair", "real_styles", "real_styles_long", "grid", "induced"),
+    "recency_smollm2",
+)
 
 
 TITLE = "When federated fine-tuning of language models breaks under heterogeneity, and what repairs it"

@@ -363,7 +363,7 @@ def test_every_verdict_on_a_second_version_has_a_sentence():
             assert {"any"} == set(sentences) or {"supported", "refuted", "inconclusive", "void"} == set(sentences)
             for text in sentences.values():
                 assert study_paper.list_placeholders(text)[0] <= {key}
-        seconds = {key for key in question.hypotheses if key[0] in ("drift_wide", "real_styles_long", "grid")}
+        seconds = {key for key in question.hypotheses if key[0] in ("drift_wide", "real_styles_long", "grid", "recency_text")}
         assert seconds == set(question.sentences)
 
 

@@ -15,9 +15,12 @@ from fedrift.studies.plan import plan_trials
 from fedrift.studies.spec import expand_cells, list_factor_names, list_seeds
 
 STUDIES = Path(__file__).parents[2] / "studies"
-REGISTERED = ["recency", "drift", "dose", "repair", "grid", "real_styles", "real_styles_long", "drift_wide", "induced", "recency_smollm2"]
+REGISTERED = [
+    *("recency", "drift", "dose", "repair", "grid", "real_styles", "real_styles_long", "drift_wide", "induced"),
+    *("recency_smollm2", "recency_text"),
+]
 # Those registered later have fresh seeds.
-FIRST_SEEDS = {"real_styles_long": 110, "drift_wide": 110, "induced": 120, "recency_smollm2": 130}
+FIRST_SEEDS = {"real_styles_long": 110, "drift_wide": 110, "induced": 120, "recency_smollm2": 130, "recency_text": 140}
 NUM_SEEDS = {"grid": 3, "recency_smollm2": 6}  # else 8
 
 
@@ -27,7 +30,7 @@ def test_a_registered_study_compares_what_it_runs(name):
     seeds = list_seeds(study)
     first = FIRST_SEEDS.get(name, 100)
     assert seeds == tuple(range(first, first + NUM_SEEDS.get(name, 8)))
-    assert min(study.tuning.seeds) >= 1000 and study.gate is not None and study.gate.min == 0.15
+    assert min(study.tuning.seeds, default=1000) >= 1000 and study.gate is not None and study.gate.min == 0.15
     metrics = {*study.metrics, *(metric for each in study.hypotheses for metric in list_hypothesis_metrics(each))}
     assert all(parse_metric_name(metric) for metric in metrics)
     rows = [
