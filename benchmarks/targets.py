@@ -428,7 +428,7 @@ TARGETS: tuple[Target, ...] = (
         "[8](#whole-runs)",
     ),
     Target(
-        "processor time of `fedrift compare-clustering` with all conditions, before compared with after",
+        "processor time of `fedrift compare-clustering`, before compared with after",
         "2.5x with AMX, 1.3x elsewhere",
         whole_runs("clustering"),
         "whole-runs",

@@ -317,7 +317,9 @@ def failure_section(studies: Mapping[str, StudyData]) -> Section:
         f"The detectors judged the {pluralize(judged, 'condition')} that have IID baselines, over their seeds. Confirmed:"
         f" {summary or 'nothing'}. Conditions marked as void have an IID baseline that gains less than the gate requires."
         " Some conditions of different studies share their runs, so that a count is not a number of independent findings."
-        " A failure that is not listed was not found, which is no proof of its absence."
+        " A failure that is not listed was not found, which is no proof of its absence. The detectors and their limits are those of"
+        " `docs/detectors.md`. Divergence includes a run that ends above the untrained model. Forgetting during absence is about domains"
+        " that are absent for many rounds, so that it does not repeat P2."
     )
     return Section("atlas", "The failure atlas", (text,), (failure_matrix(rows), failure_rows(rows)) if rows else ())
 

@@ -15,7 +15,10 @@ from fedrift.report import study_outcomes
 from fedrift.report.format import DASH, format_interval, format_number, format_signed, pluralize, seed_mean_ci
 from fedrift.report.study_data import Condition, StudyData
 
-IN_NATS = ("loss", "gap", "last.", "final.loss", "final.gap", "final.clients", "absence", "baseline.absence", "rise after", "worst client")
+IN_NATS = (
+    *("loss", "gap", "last.", "final.loss", "final.gap", "final.clients", "gain.clients", "worst client"),
+    *("absence", "baseline.absence", "rise after"),
+)
 
 
 def is_in_nats(metric: str) -> bool:
@@ -29,7 +32,8 @@ def read_values(studies: Mapping[str, StudyData], address: str) -> dict[int, flo
     Args:
         studies: The studies by name.
         address: ``study/stage/level, level/outcome``, with an outcome of `study_outcomes.find_outcome`, which may end in `` of the IID
-            baseline``. The condition is the one of the stage that has all the levels. With several levels separated by ``|``, or ``*`` in
+            baseline``. The condition is the one of the stage that has all the levels, which may be
+            written as ``factor=level``. With several levels separated by ``|``, or ``*`` in
             place of the stage, the result is the smallest value among the conditions, in each seed.
 
     Raises:
@@ -42,7 +46,7 @@ def read_values(studies: Mapping[str, StudyData], address: str) -> dict[int, flo
     found = [
         condition
         for condition in data.conditions
-        if stage in ("*", condition.stage) and all(levels & set(condition.levels.values()) for levels in wanted)
+        if stage in ("*", condition.stage) and all(levels & list_level_names(condition) for levels in wanted)
     ]
     if not found or (len(found) > 1 and stage != "*" and "|" not in parts[2]):
         raise SystemExit(f"scripts/study_paper.yaml: {len(found)} conditions of {parts[0]}/{stage} have {parts[2]!r}; name exactly one")
@@ -52,12 +56,20 @@ def read_values(studies: Mapping[str, StudyData], address: str) -> dict[int, flo
     return {seed: min(values.get(column.get(seed, ""), math.nan) for column in columns) for seed in found[0].runs}
 
 
+def list_level_names(condition: Condition) -> set[str]:
+    """Return the names of the levels of a condition, alone and with their factor: ``1`` and ``partition.severity=1``."""
+    return {*condition.levels.values(), *(f"{factor}={level}" for factor, level in condition.levels.items())}
+
+
 def mean_of_condition(studies: Mapping[str, StudyData], address: str) -> float:
-    """Return the mean of an outcome over the seeds of a condition.
+    """Return the mean of an outcome over the seeds of a condition; ``ADDRESS - ADDRESS`` is the difference of two means.
 
     Raises:
         SystemExit: No condition or several conditions have the levels, or the outcome is missing.
     """
+    if " - " in address:
+        first, second = address.split(" - ")
+        return mean_of_condition(studies, first) - mean_of_condition(studies, second)
     mean = mean_of_finite(list(read_values(studies, address).values()))
     if math.isnan(mean):
         raise SystemExit(f"scripts/study_paper.yaml: {address} is missing in a seed, or not finite")

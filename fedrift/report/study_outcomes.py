@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import pairwise
 from typing import Literal
@@ -30,7 +31,7 @@ DISTANCE = "update.distance_from_start"
 REPRESENTATION = ("hidden.cka.pretrained", "attention.shift")
 RECORDED = (
     *("loss", "final.loss", "final.loss.own", "syntax.accuracy", "update.step", "cluster.id", PARTICIPATION_METRIC),
-    *(DISTANCE, *REPRESENTATION),
+    *(DISTANCE, *REPRESENTATION, "adapters.error.update"),
 )
 
 
@@ -46,14 +47,19 @@ def find_outcome(data: StudyData, name: str) -> dict[str, float]:
 
     Args:
         data: The study.
-        name: A registered outcome of the study, or ``last.loss``, ``last.gap``, ``last.clients``, ``last.gain`` (the last evaluation in
-            place of the mean of the last five), the same with ``final.`` (the final evaluation, on more text), ``METRIC in round N`` (a
-            recorded metric, or ``loss.clients``, in one evaluated round), ``step`` (mean norm of the change of the shared model in a
-            round), ``undrawn`` (number of clients that never take part), ``gap.drawn`` (the gap over the domains whose client takes part),
-            ``rise after K`` (the change of a client's own loss from its last round to the round that is its K-th without it),
-            ``worst client`` (the largest loss of a client on its own text, each a mean of the last five evaluations), ``METRIC at equal
-            distance`` (the difference to the IID baseline at equal distance from the pretrained model, `at_equal_distance`), or
-            ``style.ari`` (the adjusted Rand index of the clusters against the clients' styles, where client k has style k mod S).
+        name: A registered outcome of the study, or one of these:
+
+            - ``last.loss``, ``last.gap``, ``last.clients``, ``last.gain``: the last evaluation in place of the mean of the last five; the
+              same with ``final.``: the final evaluation, on more text;
+            - ``METRIC in round N``: a recorded metric, or ``loss.clients``, in one evaluated round; ``mean of METRIC``: its mean;
+            - ``METRIC at equal distance``: the difference to the IID baseline at equal distance from the pretrained model
+              (`at_equal_distance`);
+            - ``gain.clients``: the loss on clients' own text before training minus that at the end; ``worst client``: the largest loss of a
+              client on its own text, each a mean of the last five evaluations;
+            - ``rise after K``: the change of a client's own loss from its last round to the round that is its K-th without it;
+            - ``step``: the mean norm of the change of the shared model in a round; ``undrawn``: the number of clients that never take part;
+              ``gap.drawn``: the gap over the domains whose client takes part;
+            - ``style.ari``: the adjusted Rand index of the clusters against the clients' styles, where client k has style k mod S.
 
     Returns:
         The outcome by run; NaN where a run does not have it.
@@ -63,33 +69,46 @@ def find_outcome(data: StudyData, name: str) -> dict[str, float]:
     """
     if name in data.frame:
         return data.outcome_by_run(name)
-    baselines = {run: baseline for run, baseline in zip(data.frame["run"], data.frame["iid_baseline"], strict=True) if baseline}
     runs = trajectories(data)
-    if match := re.fullmatch(r"(last|final)\.(loss|gap|clients|gain)", name):
-        end, kind = match[1], match[2]
-        values = {run: end_loss(each, end, kind == "clients") for run, each in runs.items()}  # type: ignore[arg-type]
-        if kind == "gap":
-            return {run: value - values.get(baselines.get(run, ""), math.nan) for run, value in values.items()}
-        # the final evaluation is on other text than round 0, so that it has no gain
-        starts = {run: value_in_round(each, "loss", 0) if end == "last" else math.nan for run, each in runs.items()}
-        return {run: starts[run] - value for run, value in values.items()} if kind == "gain" else values
-    if match := re.fullmatch(r"(\S+) in round (\d+)", name):
-        return {run: value_in_round(each, match[1], int(match[2])) for run, each in runs.items()}
-    if match := re.fullmatch(r"rise after (\d+)", name):
-        return {run: rise_after(each, int(match[1])) for run, each in runs.items()}
-    if name == "worst client":
-        return {run: worst_client(each) for run, each in runs.items()}
-    if match := re.fullmatch(r"(\S+) at equal distance", name):
-        return {run: at_equal_distance(runs[run], runs[base], match[1]) for run, base in baselines.items() if {run, base} <= runs.keys()}
-    if name == "step":
-        return {run: float(get_series(each, "update.step")[1].mean()) for run, each in runs.items() if "update.step" in each.metrics}
-    if name == "style.ari":
-        return {run: style_agreement(data, run) for run, each in runs.items() if each.has_client_table("cluster.id")}
-    if name == "undrawn":
-        return {run: float((~took_part(each).any(axis=0)).sum()) for run, each in runs.items()}
-    if name == "gap.drawn":
-        return {run: gap_of_drawn(data, run, runs[baselines[run]]) for run in runs if baselines.get(run) in runs}
+    if name in OF_A_RUN:
+        return {run: OF_A_RUN[name](data, run, each) for run, each in runs.items()}
+    for pattern, compute in PATTERNS.items():
+        if match := re.fullmatch(pattern, name):
+            return compute(data, runs, *match.groups())
     raise UserError(f"unknown outcome {name!r}; the study has {', '.join(data.study_config['metrics'])}, and find_outcome names others")
+
+
+def find_baselines(data: StudyData) -> dict[str, str]:
+    """Return the IID baseline of each run that has one."""
+    return {run: baseline for run, baseline in zip(data.frame["run"], data.frame["iid_baseline"], strict=True) if baseline}
+
+
+def outcome_at_end(data: StudyData, runs: Mapping[str, Trajectory], end: End, kind: str) -> dict[str, float]:
+    """Return the loss, gap, gain or mean loss of clients at another end of the runs."""
+    values = {run: end_loss(each, end, kind == "clients") for run, each in runs.items()}
+    if kind == "gap":
+        baselines = find_baselines(data)
+        return {run: value - values.get(baselines.get(run, ""), math.nan) for run, value in values.items()}
+    # the final evaluation is on other text than round 0, so that it has no gain
+    starts = {run: value_in_round(each, "loss", 0) if end == "last" else math.nan for run, each in runs.items()}
+    return {run: starts[run] - value for run, value in values.items()} if kind == "gain" else values
+
+
+def outcome_at_equal_distance(data: StudyData, runs: Mapping[str, Trajectory], metric: str) -> dict[str, float]:
+    """Return the difference of a metric to the IID baseline at equal distance from the pretrained model."""
+    return {
+        run: at_equal_distance(runs[run], runs[base], metric) for run, base in find_baselines(data).items() if {run, base} <= runs.keys()
+    }
+
+
+def mean_over_rounds(run: Trajectory, metric: str) -> float:
+    """Return the mean of a recorded metric over rounds, or NaN."""
+    return float(get_series(run, metric)[1].mean()) if metric in run.metrics else math.nan
+
+
+def gain_of_clients(data: StudyData, run: str, trajectory: Trajectory) -> float:
+    """Return the mean loss on clients' own text before training minus that at the end."""
+    return value_in_round(trajectory, "loss.clients", 0) - data.outcome_by_run("loss.clients").get(run, math.nan)
 
 
 def style_agreement(data: StudyData, run: str) -> float:
@@ -221,3 +240,29 @@ def verdicts_at_end(data: StudyData, end: End) -> tuple[HypothesisVerdict, ...]:
         for verdict in evaluate_gated(study.hypotheses, frame, data.manifest_values["factors"], study.gate)
         if verdict.metric in LOSSES
     )
+
+
+def _gap_of_drawn_or_nan(data: StudyData, run: str, trajectory: Trajectory) -> float:
+    baseline = trajectories(data).get(find_baselines(data).get(run, ""))
+    return math.nan if baseline is None else gap_of_drawn(data, run, baseline)
+
+
+# Outcomes of a single run -> the function of the study, the run's id and its trajectory.
+OF_A_RUN: dict[str, Callable[[StudyData, str, Trajectory], float]] = {
+    "step": lambda data, run, each: mean_over_rounds(each, "update.step"),
+    "undrawn": lambda data, run, each: float((~took_part(each).any(axis=0)).sum()),
+    "worst client": lambda data, run, each: worst_client(each),
+    "gain.clients": gain_of_clients,
+    "style.ari": lambda data, run, each: style_agreement(data, run) if each.has_client_table("cluster.id") else math.nan,
+    "gap.drawn": _gap_of_drawn_or_nan,
+}
+# Patterns of outcomes -> the function of the study, its trajectories and the groups of the pattern.
+PATTERNS: dict[str, Callable[..., dict[str, float]]] = {
+    r"(last|final)\.(loss|gap|clients|gain)": outcome_at_end,
+    r"(\S+) in round (\d+)": lambda data, runs, metric, number: {
+        run: value_in_round(each, metric, int(number)) for run, each in runs.items()
+    },
+    r"mean of (\S+)": lambda data, runs, metric: {run: mean_over_rounds(each, metric) for run, each in runs.items()},
+    r"rise after (\d+)": lambda data, runs, count: {run: rise_after(each, int(count)) for run, each in runs.items()},
+    r"(\S+) at equal distance": outcome_at_equal_distance,
+}

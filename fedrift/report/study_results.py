@@ -83,9 +83,11 @@ def verdicts_table(verdicts: tuple[HypothesisVerdict, ...]) -> Table:
     )
     return Table(
         "verdicts",
-        "The hypotheses. The interval has a confidence level of 95 % unless another one is given. The p-value is from an exact test over "
-        "paired seeds, with Holm correction within the family. The minimum detectable effect is the smallest effect that would be "
-        "significant with 80 % probability. An inconclusive verdict is no evidence for the absence of an effect.",
+        "The hypotheses. The interval has a confidence level of 95 % unless another one is given. The p-value is from an exact sign-flip "
+        "test over paired seeds; for an equivalence it is from two one-sided t-tests, for a trend from Page's L. Holm's correction is "
+        "within the family, after each p-value is raised to the smallest that the seeds allow. The minimum detectable effect is the "
+        "smallest effect that would be significant with 80 % probability. An inconclusive verdict is no evidence for the absence of an "
+        "effect.",
         ("hypothesis", "claim", "verdict", "metric", "effect", "interval", "p", "Holm p", "detectable", "seeds", "diverged"),
         rows,
         frozenset(range(4, 11)),

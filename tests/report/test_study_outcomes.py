@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from fedrift.core.errors import UserError
@@ -98,6 +99,24 @@ def test_the_verdicts_at_the_last_evaluation_read_the_last_loss(tmp_path):
         "H1",
         "H2",
     ]
+
+
+def test_every_outcome_is_found_by_its_name(monkeypatch):
+    frame = pd.DataFrame({"run": ["a", "b"], "iid_baseline": ["b", ""]})
+    table = {"partition_table": {"domains": ["a", "b", "c"], "tokens": np.eye(3).tolist()}}
+    data = SimpleNamespace(frame=frame, outcome_by_run=lambda name: {"a": 5.0, "b": 4.0}, experiments={"a": table})
+    runs = {"a": make_run(0.1), "b": make_run()}
+    monkeypatch.setattr(study_outcomes, "trajectories", lambda data: runs)
+    found = {name: study_outcomes.find_outcome(data, name)["a"] for name in ("last.gap", "final.gap", "last.gain", "final.gain")}
+    assert found == pytest.approx({"last.gap": 0.1, "final.gap": 0.1, "last.gain": 1.5, "final.gain": math.nan}, nan_ok=True)
+    assert study_outcomes.find_outcome(data, "gain.clients")["b"] == pytest.approx(19 / 3 - 4.0)
+    assert study_outcomes.find_outcome(data, "mean of loss")["b"] == pytest.approx(np.mean(LOSSES))
+    assert math.isnan(study_outcomes.find_outcome(data, "mean of adapters.error.update")["b"])
+    assert study_outcomes.find_outcome(data, "loss in round 2")["b"] == 5.5 and study_outcomes.find_outcome(data, "undrawn")["b"] == 1.0
+    assert study_outcomes.find_outcome(data, "worst client") == pytest.approx({"a": 7.0, "b": 7.0})
+    assert math.isnan(study_outcomes.find_outcome(data, "hidden.cka.pretrained at equal distance")["a"])
+    assert all(math.isnan(study_outcomes.find_outcome(data, name)["b"]) for name in ("style.ari", "gap.drawn", "step"))
+    assert study_outcomes.find_outcome(data, "gap.drawn")["a"] == pytest.approx(0.15)
 
 
 def test_an_unknown_outcome_is_refused(tmp_path):

@@ -12,16 +12,22 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 from scipy import stats
+from tokenizers import Tokenizer
 
 from fedrift.config.schema import parse_config
 from fedrift.core.records import Record, Trajectory
+from fedrift.data.dataset import load_corpus
+from fedrift.engine.build import TEST
+from fedrift.probes.held_out import order_documents
 from fedrift.report import study_setup
 from fedrift.report.document import LegendKey
 from fedrift.report.study_data import Condition, StudyData
 from fedrift.report.study_outcomes import find_outcome
+from fedrift.studies import load_study
 from scripts import study_markdown, study_paper, study_sections, study_values
 from tests.report.stored_study import make_study
 
+ROOT = Path(__file__).parents[2]
 HYPOTHESES = [
     {
         "type": "Greater",
@@ -243,6 +249,22 @@ def test_a_text_can_state_a_difference_in_words(stored, order):
     pair = " - ".join(f"recency/{each.stage}/FedAvg, {each.levels['partition.severity']}/loss" for each in (first, second))
     side = "below" if mean < 0 else "above"
     assert study_paper.fill_text(f"{{>~{pair}}}", {}, studies) == f"{abs(mean):.3f} nats ({low:.3f} to {high:.3f}) {side}"
+
+
+@pytest.mark.parametrize(("study", "expected"), [("recency", 5), ("repair", 3), ("recency_text", 20)])
+def test_the_limits_name_the_number_of_articles_of_the_held_out_text(study, expected):
+    base = load_study(ROOT / "studies" / f"{study}.yaml").base
+    topics = {"repair": {"domains": ["business", "sports", "tech"]}}.get(study, {})
+    dataset = parse_config({**base, "dataset": {"name": "bbc", **topics}}).dataset
+    corpus, tokenizer = load_corpus(dataset), Tokenizer.from_file(str(ROOT / "fedrift" / "models" / "pocket" / "tokenizer.json"))
+    count = 0
+    for number, topic in enumerate(corpus.domains):
+        left = base["evaluation"]["blocks_per_domain"] * base["training"]["max_seq_length"]
+        for row in order_documents(corpus, TEST, dataset.split_seed, number, topic):
+            count, left = count + 1, left - len(tokenizer.encode(corpus.text[row]).ids) - 1  # documents end with one token
+            if left <= 0:
+                break
+    assert count == expected
 
 
 def test_several_levels_give_the_smallest_value_of_each_seed(stored):
