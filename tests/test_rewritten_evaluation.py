@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedrift.config.schema import edit_config, iid_baseline
+from fedrift.config.schema import compute_id, edit_config, iid_baseline
 from fedrift.core.errors import UserError
 from fedrift.data.tokenization import Blocks
 from fedrift.engine.build import build_run, check_held_out, partition_documents
@@ -16,6 +16,22 @@ from fedrift.engine.run import run_experiment
 from fedrift.partition.rewriting import rewrite_corpus, rewrite_groups
 from fedrift.probes import HeldOut
 from tests.small_experiment import experiment, make_cache
+
+
+def test_the_held_out_text_can_come_from_more_documents(tmp_path):
+    """The option holds for original and rewritten text. Its default is not part of the id, as in runs from before it existed."""
+    asked = experiment(tmp_path, "partition={type: StopwordDrop, num_clients: 3}", "training.max_seq_length=8")
+    limited = edit_config(asked, {"evaluation__max_blocks_per_document": 1})
+    assert "max_blocks_per_document" not in asked.to_stored_dict()["evaluation"]
+    assert compute_id(asked.to_stored_dict()) != compute_id(limited.to_stored_dict())
+    there = make_cache(tmp_path)
+    tokens = there.get_tokens(there.get_corpus(asked.dataset, asked.model), asked.model, asked.trainable)
+    starts = {tuple(tokens.document_ids(row)[:8].tolist()) for row in range(len(tokens))}
+    whole, cut = (build_run(resolve_fingerprints(each, there), there).evaluation.losses for each in (asked, limited))
+    of_whole, of_cut = (list(map(tuple, each.held_out.blocks.tokens.tolist())) for each in (whole, cut))
+    assert set(of_cut) <= starts and len(of_cut) == len(of_whole) and not set(of_whole) <= starts
+    rewritten = [each.all_text.blocks.tokens[len(each.held_out.blocks) :] for each in (whole, cut)]
+    assert len(rewritten[0]) == len(rewritten[1]) > 0 and (rewritten[0] != rewritten[1]).any()
 
 
 @pytest.mark.parametrize("homogeneous", [False, True])

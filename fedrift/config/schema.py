@@ -45,6 +45,7 @@ ADDED_KEYS: Mapping[str, Any] = {
     "evaluation.label_prompt": " Topic: {label}",
     "evaluation.labeled_documents": 16,
     "evaluation.fingerprint": "",
+    "evaluation.max_blocks_per_document": None,
 }
 METADATA_KEYS = ("id", "schema", "partition_table")  # keys of experiment.json that are not part of the experiment
 
@@ -170,6 +171,8 @@ class EvaluationConfig:
         blocks_per_domain: Held-out blocks per domain in each evaluation. A block has ``training.max_seq_length`` tokens.
         blocks_per_client: Held-out blocks per client of the cohort, for its loss before and after aggregation.
         final_blocks_per_domain: Held-out blocks per domain in the evaluation after the last round; 0: no such evaluation.
+        max_blocks_per_document: Only the first so many block lengths of a held-out document are read. None: documents are read whole, so
+            that a few blocks may come from one long document; 1 gives blocks from as many documents as possible.
         probes: Groups of probes that run in addition to the losses (``docs/probes.md``), by name or import path.
         expensive_interval: Rounds between two runs of expensive probes. None: the smallest interval that keeps the evaluation within
             ``max_overhead``.
@@ -193,6 +196,7 @@ class EvaluationConfig:
     blocks_per_domain: PositiveInt = 6
     blocks_per_client: Annotated[int, Ge(0)] = 2
     final_blocks_per_domain: Annotated[int, Ge(0)] = 40
+    max_blocks_per_document: PositiveInt | None = None
     probes: tuple[str, ...] = ("language", "updates", "fairness", "cost")
     expensive_interval: PositiveInt | None = None
     max_overhead: Annotated[float, Interval(gt=0, lt=1)] = 0.2

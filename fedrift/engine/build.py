@@ -35,6 +35,7 @@ from ..partition import Partition
 from ..partition.base import partition_corpus, partition_notes
 from ..partition.rewriting import apply_rewrites, rewrite_corpus, rewrite_groups
 from ..probes import (
+    BlockOptions,
     DerivedMetric,
     HeldOut,
     HeldOutLosses,
@@ -104,15 +105,6 @@ class ClientData:
     local_steps: int  # of each client per round
 
 
-class BlockOptions(NamedTuple):
-    """How held-out text is selected and cut into text blocks."""
-
-    split: int  # the code of the held-out split
-    block_length: int  # tokens per block
-    max_blocks: int  # largest number of blocks per domain
-    seed: int  # seed of the selection of held-out documents
-
-
 class Losses(NamedTuple):
     """The held-out text of a run and the losses on it."""
 
@@ -167,8 +159,9 @@ def build_losses(
         config.training.max_seq_length,
         max(evaluation.blocks_per_domain, evaluation.final_blocks_per_domain),
         config.dataset.split_seed,
+        evaluation.max_blocks_per_document,
     )
-    held_out = build_held_out(corpus, data.tokens, *block_options, count_client_domain_tokens(rewritten.corpus, data.client_rows))
+    held_out = build_held_out(corpus, data.tokens, block_options, count_client_domain_tokens(rewritten.corpus, data.client_rows))
     if not len(held_out.blocks):
         raise no_held_out_error(corpus.name, evaluation.split)
     all_held_out = (
@@ -334,7 +327,7 @@ def held_out_as_rewritten(
     tokenize_rewritten = [
         lambda rows, rewrite=rewrite: tokenize(rewrite_corpus(corpus.take(rows), rewrite)) for rewrite in groups.rewrites[1:]
     ]
-    return append_rewritten(held_out, corpus, *block_options, tokenize_rewritten, np.concatenate(domain_tokens, axis=1))
+    return append_rewritten(held_out, corpus, block_options, tokenize_rewritten, np.concatenate(domain_tokens, axis=1))
 
 
 def load_general_text(config: ExperimentConfig, resources: ResourceCache, corpus: Corpus, tokenizer: Any) -> Blocks | None:

@@ -24,7 +24,7 @@ from .classification import CLASSIFICATION_GROUP, classification_probes
 from .context import ProbeContext
 from .federation import COST_GROUP, FAIRNESS_GROUP, cost_probes, fairness_probes
 from .forgetting import GENERAL_GROUP, LANGUAGE_GROUP, general_text_probes, language_probes
-from .held_out import HeldOut, append_rewritten, build_held_out, bytes_per_token, count_client_domain_tokens
+from .held_out import BlockOptions, HeldOut, append_rewritten, build_held_out, bytes_per_token, count_client_domain_tokens
 from .lora import EXACT_MEAN_GROUP, PRODUCT_GROUP, SUBSPACE_GROUP, aggregation_error, exact_mean_probes, product_probes, subspace_probes
 from .losses import HeldOutLosses, evaluate_personalized
 from .mode_connectivity import BARRIERS_GROUP, barrier_probes
@@ -91,6 +91,7 @@ def find_probe_group(name: str) -> ProbeFactory:
 
 __all__ = [
     "PROBE_GROUPS",
+    "BlockOptions",
     "DerivedMetric",
     "HeldOut",
     "HeldOutLosses",

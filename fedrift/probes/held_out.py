@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,21 @@ from ..partition.words import FUNCTION_WORDS
 
 TokenReader = Callable[[np.ndarray], TokenizedCorpus]  # reads documents by row, as one group of clients rewrites them
 INITIAL_DOCUMENTS = 16  # rewritten documents that are read first; the number doubles until the blocks are full
+
+
+class BlockOptions(NamedTuple):
+    """How held-out text is selected and cut into text blocks."""
+
+    split: int  # the code of the held-out split
+    block_length: int  # tokens per block
+    max_blocks: int  # largest number of blocks per domain
+    seed: int  # seed of the selection of held-out documents
+    max_blocks_per_document: int | None = None  # only so many block lengths of a document are read; None: documents are read whole
+
+    @property
+    def max_document_tokens(self) -> int | None:
+        """Return how many tokens of a document are read, or None if documents are read whole."""
+        return None if self.max_blocks_per_document is None else self.max_blocks_per_document * self.block_length
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,39 +86,27 @@ def count_predicted_tokens(held_out: HeldOut) -> np.ndarray:
     return np.bincount(held_out.domain_ids, weights=held_out.blocks.mask[:, 1:].sum(1), minlength=len(held_out.domains))
 
 
-def build_held_out(
-    corpus: Corpus, tokens: TokenizedCorpus, split: int, block_length: int, max_blocks: int, seed: int, client_domain_tokens: np.ndarray
-) -> HeldOut:
+def build_held_out(corpus: Corpus, tokens: TokenizedCorpus, options: BlockOptions, client_domain_tokens: np.ndarray) -> HeldOut:
     """Build the held-out text from the documents of one split.
 
     Args:
         corpus: The corpus.
         tokens: Tokens of all its documents.
-        split: Split to take documents from.
-        block_length: Tokens per block.
-        max_blocks: Maximum number of blocks per domain.
-        seed: Split seed of the corpus, which determines the order of documents.
+        options: How held-out text is selected and cut into blocks.
         client_domain_tokens: ``[N, J]``, training tokens per client and domain. It has one column per domain of the corpus and, if
             there are documents without a label, one more.
     """
     names = domain_names(corpus)
     blocks, domain_ids = [], []
     for index, name in enumerate(names):
-        rows = order_documents(corpus, split, seed, index, name)
-        blocks.append(pack_first_blocks(tokens, rows, block_length, max_blocks))
+        rows = order_documents(corpus, options.split, options.seed, index, name)
+        blocks.append(pack_first_blocks(tokens, rows, options))
         domain_ids.append(np.full(len(blocks[-1].tokens), index))
     return HeldOut(concat_blocks(blocks), np.concatenate(domain_ids), names, client_domain_tokens)
 
 
 def append_rewritten(
-    held_out: HeldOut,
-    corpus: Corpus,
-    split: int,
-    block_length: int,
-    max_blocks: int,
-    seed: int,
-    readers: Sequence[TokenReader],
-    client_domain_tokens: np.ndarray,
+    held_out: HeldOut, corpus: Corpus, options: BlockOptions, readers: Sequence[TokenReader], client_domain_tokens: np.ndarray
 ) -> HeldOut:
     """Append the held-out documents as clients rewrite them.
 
@@ -113,18 +116,15 @@ def append_rewritten(
     Args:
         held_out: Held-out text in its original form.
         corpus: The corpus.
-        split: Split to take documents from.
-        block_length: Tokens per block.
-        max_blocks: Maximum number of blocks per domain and variant.
-        seed: Split seed of the corpus.
+        options: How held-out text is selected and cut into blocks; its limits hold for each variant.
         readers: H - 1 functions, each of which returns documents as one variant rewrites them.
         client_domain_tokens: ``[N, H J]``, training tokens per client. The first J columns count tokens in original form.
     """
     blocks, domain_ids = [held_out.blocks], [held_out.domain_ids]
     for variant, read in enumerate(readers, 1):
         for index, name in enumerate(held_out.domains):
-            rows = order_documents(corpus, split, seed, index, name)
-            blocks.append(read_first_blocks(read, rows, block_length, max_blocks))
+            rows = order_documents(corpus, options.split, options.seed, index, name)
+            blocks.append(read_first_blocks(read, rows, options))
             domain_ids.append(np.full(len(blocks[-1].tokens), variant * len(held_out.domains) + index))
     names = tuple(f"{name}, variant {variant}" for variant in range(1, len(readers) + 1) for name in held_out.domains)
     return HeldOut(concat_blocks(blocks), np.concatenate(domain_ids), (*held_out.domains, *names), client_domain_tokens)
@@ -137,21 +137,45 @@ def order_documents(corpus: Corpus, split: int, seed: int, domain_id: int, domai
     return numpy_stream(seed, "held out", domain).permutation(rows)
 
 
-def read_first_blocks(read: TokenReader, rows: np.ndarray, block_length: int, max_blocks: int) -> Blocks:
-    """Read rewritten documents until they fill ``max_blocks`` blocks, and pack them."""
+def read_first_blocks(read: TokenReader, rows: np.ndarray, options: BlockOptions) -> Blocks:
+    """Read rewritten documents until they fill ``options.max_blocks`` blocks, and pack them."""
     num_documents = INITIAL_DOCUMENTS
-    while (tokens := read(rows[:num_documents])).lengths.sum() < max_blocks * block_length and num_documents < len(rows):
+    while True:
+        tokens = cut_documents(read(rows[:num_documents]), options.max_document_tokens)
+        if tokens.lengths.sum() >= options.max_blocks * options.block_length or num_documents >= len(rows):
+            return pack_first_blocks(tokens, np.arange(len(tokens)), options)
         num_documents *= 2
-    return pack_first_blocks(tokens, np.arange(len(tokens)), block_length, max_blocks)
 
 
-def pack_first_blocks(tokens: TokenizedCorpus, rows: np.ndarray, block_length: int, max_blocks: int) -> Blocks:
-    """Pack the first of the documents ``rows`` into at most ``max_blocks`` blocks of ``block_length`` tokens."""
-    lengths = tokens.lengths[rows]
+def pack_first_blocks(tokens: TokenizedCorpus, rows: np.ndarray, options: BlockOptions) -> Blocks:
+    """Pack the first of the documents ``rows`` into at most ``options.max_blocks`` blocks."""
+    length = options.block_length
+    lengths = np.minimum(tokens.lengths[rows], options.max_document_tokens or np.inf).astype(np.int64)
     if tokens.keeps_whole:  # documents are cut to the length of a block, and those without an answer in it are left out
-        lengths = np.minimum(lengths, block_length) * (count_trained(tokens, rows, block_length) > 0)
-    num_documents = int(np.searchsorted(np.cumsum(lengths), max_blocks * block_length)) + 1
-    return pack_blocks(tokens, rows[:num_documents], block_length).take(slice(max_blocks))
+        lengths = np.minimum(lengths, length) * (count_trained(tokens, rows, length) > 0)
+    num_documents = int(np.searchsorted(np.cumsum(lengths), options.max_blocks * length)) + 1
+    rows = rows[:num_documents]
+    if options.max_document_tokens is not None:
+        tokens, rows = cut_documents(select_documents(tokens, rows), options.max_document_tokens), np.arange(len(rows))
+    return pack_blocks(tokens, rows, length).take(slice(options.max_blocks))
+
+
+def select_documents(tokens: TokenizedCorpus, rows: np.ndarray) -> TokenizedCorpus:
+    """Return the tokens of some documents."""
+    return _take_slices(tokens, tokens.offsets[rows], tokens.offsets[rows + 1])
+
+
+def cut_documents(tokens: TokenizedCorpus, max_tokens: int | None) -> TokenizedCorpus:
+    """Return the first tokens of every document, at most ``max_tokens`` of each; None: all of them."""
+    starts, ends = tokens.offsets[:-1], tokens.offsets[1:]
+    return tokens if max_tokens is None else _take_slices(tokens, starts, np.minimum(ends, starts + max_tokens))
+
+
+def _take_slices(tokens: TokenizedCorpus, starts: np.ndarray, ends: np.ndarray) -> TokenizedCorpus:
+    slices = [slice(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+    ids = np.concatenate([tokens.ids[:0], *(tokens.ids[each] for each in slices)])
+    mask = None if tokens.mask is None else np.concatenate([tokens.mask[:0], *(tokens.mask[each] for each in slices)])
+    return replace(tokens, ids=ids, offsets=np.concatenate([[0], np.cumsum(ends - starts)]).astype(np.int64), mask=mask)
 
 
 def concat_blocks(parts: list[Blocks]) -> Blocks:

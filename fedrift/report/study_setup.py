@@ -358,7 +358,13 @@ def methods_section(study_data: StudyData) -> Section | MissingSection:
             f", and on {evaluation['final_blocks_per_domain']} blocks per domain after the last round."
             if evaluation.get("final_blocks_per_domain")
             else "."
-        ),
+        )
+        + (
+            f" At most {pluralize(per_document, 'block length')} of a document {'is' if per_document == 1 else 'are'} read."
+            if (per_document := evaluation.get("max_blocks_per_document"))
+            else " Blocks are cut from documents one after another, so that a few blocks may come from one long document."
+        )
+        + " The held-out text is the same for all seeds: intervals do not cover its choice.",
         (
             "Each run is compared with its IID baseline, which is the same experiment with the same documents, assigned to clients at"
             " random. An effect that the IID baseline shows too is not caused by heterogeneity."

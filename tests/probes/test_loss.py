@@ -11,9 +11,10 @@ import torch
 
 from fedrift.algorithms import FedAvg, LocalOnly
 from fedrift.core.tree import Tree
+from fedrift.data.corpus import TEST
 from fedrift.data.tokenization import Blocks, TokenizedCorpus
 from fedrift.engine.loop import init_state
-from fedrift.probes.held_out import HeldOut, read_first_blocks
+from fedrift.probes.held_out import BlockOptions, HeldOut, pack_first_blocks, read_first_blocks
 from fedrift.probes.losses import HeldOutLosses
 from tests.quadratics import clients, train
 
@@ -114,10 +115,30 @@ def test_shortened_texts_use_more_documents_for_equally_many_blocks():
         read.append(len(rows))
         return TokenizedCorpus(np.repeat(rows.astype(np.uint16), 2), np.arange(len(rows) + 1) * 2, 0, 0)
 
-    blocks = read_first_blocks(short, np.arange(100), block_length=8, max_blocks=20)
+    options = BlockOptions(TEST, block_length=8, max_blocks=20, seed=0)
+    blocks = read_first_blocks(short, np.arange(100), options)
     assert read == [16, 32, 64, 100] and blocks.tokens.shape == (20, 8)
     assert blocks.tokens.reshape(-1).tolist() == np.repeat(np.arange(80), 2).tolist()
-    assert read_first_blocks(short, np.arange(5), block_length=8, max_blocks=20).mask.sum() == 10
+    assert read_first_blocks(short, np.arange(5), options).mask.sum() == 10
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_limit_of_blocks_per_document_takes_blocks_from_more_documents(limit):
+    documents = [np.full(length, number + 1, np.uint16) for number, length in enumerate((40, 5, 40, 40, 40))]
+    offsets = np.concatenate([[0], np.cumsum([len(each) for each in documents])])
+    mask = np.arange(offsets[-1]) % 3 > 0
+    tokens = TokenizedCorpus(np.concatenate(documents), offsets, 0, 0, mask)
+    rows, options = np.array([4, 0, 1, 3, 2]), BlockOptions(TEST, block_length=8, max_blocks=4, seed=0)
+    whole = pack_first_blocks(tokens, rows, options)
+    assert set(whole.tokens.ravel().tolist()) == {5}  # four blocks of one document
+    limited = pack_first_blocks(tokens, rows, options._replace(max_blocks_per_document=limit))
+    expected = np.concatenate([documents[row][: 8 * limit] for row in rows])[:32]
+    marks = np.concatenate([mask[offsets[row] : offsets[row + 1]][: 8 * limit] for row in rows])[:32]
+    filled = limited.is_token.ravel()
+    assert limited.tokens.shape == (4, 8) and limited.tokens.ravel()[filled].tolist() == expected.tolist()
+    assert limited.mask.ravel()[filled].tolist() == marks.tolist()
+    read = read_first_blocks(lambda some: replace(tokens, ids=tokens.ids), np.arange(5), options._replace(max_blocks_per_document=limit))
+    assert set(read.tokens.ravel().tolist()) >= {1, 2, 3}
 
 
 def test_losses_before_and_after_use_the_same_blocks():
