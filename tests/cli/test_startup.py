@@ -62,7 +62,7 @@ def test_an_experiment_is_checked_without_torch(finished):
 
 @pytest.mark.parametrize("words", [("run", "e.yaml"), ("list",)])
 def test_a_finished_run_is_shown_without_torch(finished, words):
-    shown = run_without("torch,transformers,peft,altair,statsmodels,scipy.stats", finished, *words)
+    shown = run_without("torch,transformers,pandas,peft,altair,statsmodels,scipy.stats", finished, *words)
     assert "finished" in shown
 
 
