@@ -13,7 +13,7 @@
 # Seen on 2026-11-30:
 #     IidPartitioner, sorted rows:      classes per partition [1, 1, 1, 1, 1], first rows [0, 200, 400, 600, 800]
 #     the same, rows shuffled before:   classes per partition [5, 5, 5, 5, 5]
-#     DirichletPartitioner, alpha 0.1:  classes per partition [3, 3, 2, 2, 3]
+#     DirichletPartitioner, alpha 0.1:  classes per partition [3, 5, 4, 2, 5]
 set -euo pipefail
 
 work="$(mktemp -d)"
