@@ -101,7 +101,7 @@ def test_a_new_key_is_in_the_id_unless_it_has_its_default():
         assert diff_stored_configs(with_key, stored) == []
     others = ["dataset.format=chat", "dataset.train_on=all", "dataset.chat_template=plain", "dataset.config=a", "dataset.revision=b"]
     others += ["dataset.split=train", "model_init=random", "evaluation.label_prompt=' {label}'", "evaluation.labeled_documents=2"]
-    others += [f"dataset.source_fingerprint={'0' * 63}a", f"evaluation.fingerprint={'0' * 63}a"]
+    others += [f"dataset.source_fingerprint={'0' * 63}a", f"evaluation.fingerprint={'0' * 63}a", "evaluation.max_blocks_per_document=1"]
     assert len({parse_config({"dataset": "owner/name"}, [other]).id for other in others} | {base.id}) == len(others) + 1
     assert len(others) == len(ADDED_KEYS)
 
