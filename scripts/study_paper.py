@@ -530,7 +530,7 @@ def missing_sections(studies: Mapping[str, StudyData]) -> tuple[MissingSection, 
         if name not in studies:
             has_part = (ROOT / "studies" / "partial" / f"{name}.zip").is_file()
             reason = (
-                "it is not finished: its tuning and a part of its runs are stored in `studies/partial`"
+                "it is not finished: what there is of it is stored in `studies/partial`"
                 if has_part
                 else "it has not been run"
             )
