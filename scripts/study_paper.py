@@ -529,11 +529,7 @@ def missing_sections(studies: Mapping[str, StudyData]) -> tuple[MissingSection, 
     for name in STUDIES:
         if name not in studies:
             has_part = (ROOT / "studies" / "partial" / f"{name}.zip").is_file()
-            reason = (
-                "it is not finished: what there is of it is stored in `studies/partial`"
-                if has_part
-                else "it has not been run"
-            )
+            reason = "it is not finished: what there is of it is stored in `studies/partial`" if has_part else "it has not been run"
             missing.append(MissingSection(f"The study `{name}`", reason))
             continue
         data = studies[name]
