@@ -109,7 +109,7 @@ bench-bf16: $(VENV)/.ready
 bench-bf16-effect: $(VENV)/.ready
 	$(BIN)/python benchmarks/bf16.py --effect
 
-# Processor time of whole commands beside those of commit 39ea3b5, before the work on speed; about half an hour, in a clone with the history.
+# Processor time of whole commands beside those of commit 39ea3b5, before the work on speed; about three quarters of an hour, in a clone with the history.
 .PHONY: bench-whole
 bench-whole: $(VENV)/.ready
 	$(BIN)/python benchmarks/whole_runs.py

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from fedrift.report import study_dynamics, study_outcomes, study_results, study_setup
-from fedrift.report.document import Figure, MissingSection, Section, Table
+from fedrift.report.document import Figure, MissingSection, Section, Table, is_number
 from fedrift.report.format import DASH, format_interval, format_number, format_signed, pluralize, seed_mean_ci
 from fedrift.report.study_data import Condition, StudyData, build_stage, short_name
 from fedrift.stats.verdicts import Gate, find_void_conditions
@@ -137,15 +137,6 @@ def name_condition(data: StudyData, condition: Condition) -> str:
     name = ", ".join(level if not is_number(level) else f"{short_name(factor)} {level}" for factor, level in varying) or "all"
     is_repeated = sum(each.levels == condition.levels for each in data.conditions) > 1
     return f"{name} ({condition.stage})" if is_repeated else name
-
-
-def is_number(text: str) -> bool:
-    """Return whether a text is a number."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def outcome_section(studies: Mapping[str, StudyData]) -> Section:

@@ -141,6 +141,16 @@ def test_a_limit_of_blocks_per_document_takes_blocks_from_more_documents(limit):
     assert set(read.tokens.ravel().tolist()) >= {1, 2, 3}
 
 
+def test_enough_documents_are_read_where_only_their_beginning_counts():
+    """Sixteen whole documents of 20 tokens would fill the thirty blocks; their first blocks do not."""
+
+    def read(rows):
+        return TokenizedCorpus(np.repeat(rows.astype(np.uint16), 20), np.arange(len(rows) + 1) * 20, 0, 0)
+
+    blocks = read_first_blocks(read, np.arange(100), BlockOptions(TEST, block_length=8, max_blocks=30, seed=0, max_blocks_per_document=1))
+    assert blocks.tokens[:, 0].tolist() == list(range(30))
+
+
 def test_losses_before_and_after_use_the_same_blocks():
     group = clients((1, 4, 2), (0, 1, 3))
     probe = HeldOutLosses(KnownLossModel(), held_out(((10, 0), (0, 10), (5, 5))), blocks_per_client=2)
