@@ -57,7 +57,9 @@ def test_a_rise_is_counted_from_the_last_round_of_a_client():
 def test_the_worst_client_has_the_largest_mean_of_the_last_five_evaluations():
     assert study_outcomes.worst_client(make_run()) == 7.0
     longer = {client: [9.0] * 5 + values for client, values in OWN.items()}
-    run = Trajectory([Record(number, "loss", "", client, value) for client, values in longer.items() for number, value in enumerate(values)])
+    run = Trajectory(
+        [Record(number, "loss", "", client, value) for client, values in longer.items() for number, value in enumerate(values)]
+    )
     assert study_outcomes.worst_client(run) == pytest.approx(np.mean(OWN[1]))  # of ten evaluations the last five
     assert math.isnan(study_outcomes.worst_client(Trajectory([Record(1, "loss", "", -1, 3.0)])))
 
