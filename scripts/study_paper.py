@@ -550,8 +550,8 @@ def write_abstract(studies: Mapping[str, StudyData], verdicts: Mapping[Key, Hypo
     """Return the abstract: one paragraph, every result in it chosen by a verdict."""
     num_runs, num_trials = count_runs(studies)
     sentences = [
-        "We ask when federated fine-tuning of a small language model breaks under extreme heterogeneity, and what repairs it.",
-        f"We compare {num_runs:,} runs, IID baselines included, of"
+        "We ask when federated fine-tuning of a small language model breaks under heterogeneity, and what repairs it.",
+        f"We compare {num_runs:,} runs of"
         f" {pluralize(len(studies), 'preregistered study', 'preregistered studies')}, tuned in {num_trials:,} trials."
         " A gap is the loss of a run minus that of its IID baseline, both means of the last five evaluations, in nats per"
         " token, with a 95 % interval over seeds.",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from fedrift.diagnosis.finding import load_thresholds
 from fedrift.report import study_dynamics, study_outcomes, study_results, study_setup
 from fedrift.report.document import Figure, MissingSection, Section, Table, is_number
 from fedrift.report.format import DASH, format_interval, format_number, format_signed, pluralize, seed_mean_ci
@@ -312,7 +313,36 @@ def failure_section(studies: Mapping[str, StudyData]) -> Section:
         " `docs/detectors.md`. Divergence includes a run that ends above the untrained model. Forgetting during absence is about domains"
         " that are absent for many rounds, so that it does not repeat P2."
     )
-    return Section("atlas", "The failure atlas", (text,), (failure_matrix(rows), failure_rows(rows)) if rows else ())
+    rules = describe_rules(counts)
+    return Section(
+        "atlas", "The failure atlas", (text, *((rules,) if rules else ())), (failure_matrix(rows), failure_rows(rows)) if rows else ()
+    )
+
+
+def describe_rules(failures: Iterable[str]) -> str:
+    """State by which rule and threshold each of these failures is confirmed; empty if there is none."""
+    limits = load_thresholds()
+    gap, above, forgetting = limits["gap"], limits["divergence"]["above"], limits["forgetting"]
+    rules = {
+        "loss gap": f"loss gap: the mean loss of the last five evaluations is more than {gap['all']:g} nats above that of the IID baseline",
+        "domain gap": f"domain gap: the same in one domain, by more than {gap['domain']:g} nats",
+        "domain oscillation": "domain oscillation: the mean absolute change of the domain losses between evaluations, less their net"
+        f" change, is more than {limits['oscillation']['domain_floor']:g} nats and {limits['oscillation']['ratio']:g} times that of the"
+        " IID baseline",
+        "divergence": f"divergence: the mean loss of the last five evaluations is more than {above:g} nats above the untrained model, or"
+        " the loss or the server's steps grow without bound",
+        "forgetting during absence": "forgetting during absence: the loss of a domain rises by more than"
+        f" {forgetting['absent']:g} nats while none of its clients takes part, beyond the IID baseline in the same rounds, in at least"
+        f" {forgetting['episodes']} absences, and rises with the rounds of absence (p < {forgetting['p']:g})",
+    }
+    found = [rules.get(failure, f"{failure}: see `docs/detectors.md`") for failure in failures]
+    return (
+        f"A failure is confirmed if most seeds of a condition show it, {limits['common']['seeds']} or more of them with an IID baseline, if"
+        " the IID baselines do not show it, and if the 95 % t-interval of the excess over them lies above zero. The rules and thresholds"
+        f" are older than the registration: {'; '.join(found)}."
+        if found
+        else ""
+    )
 
 
 def failure_matrix(rows: Sequence[tuple[str, ...]]) -> Table:
@@ -394,7 +424,7 @@ def describe_evaluation(studies: Mapping[str, StudyData]) -> str:
                 found[f"{blocks} x {length} for each of {domains} domains ({blocks * length * domains:,} in all)"] = None
         sizes += [f"`{name}` {', '.join(found)}"] if found else []
     return (
-        f"Every evaluation is on the same held-out tokens for all seeds, blocks x tokens: {'; '.join(sizes)}. This is a small test set: an"
+        f"Every evaluation is on the same held-out tokens for all seeds, blocks x tokens: {'; '.join(sizes)}. These are small test sets: an"
         " interval over seeds does not cover the choice of these texts."
         if sizes
         else ""

@@ -68,7 +68,17 @@ def write_parquet(folder: Path, records: Sequence[Record] | None = None) -> Path
     table = table.replace_schema_metadata({DIGEST_KEY: _digest_records(table)})
     with replace_atomically(path, table.nbytes) as temporary:
         # No statistics of values: they ignore NaN, and DuckDB 2.0 then skips rows that are NaN (`WHERE isnan(value)` finds none).
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True, write_statistics=list(COLUMNS[:-1]))
+        # Values are split into byte streams, like arrays below: with 20 clients the file is a fifth smaller than with a dictionary.
+        pq.write_table(
+            table,
+            temporary,
+            compression="zstd",
+            compression_level=ZSTD_LEVEL,
+            use_dictionary=list(COLUMNS[:-1]),
+            column_encoding={COLUMNS[-1]: "BYTE_STREAM_SPLIT"},
+            write_page_checksum=True,
+            write_statistics=list(COLUMNS[:-1]),
+        )
     return path
 
 

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from fedrift.config.schema import parse_config
 from fedrift.core.records import Record, Trajectory
 from fedrift.data.dataset import load_corpus
+from fedrift.diagnosis.finding import load_thresholds
 from fedrift.engine.build import TEST
 from fedrift.probes.held_out import order_documents
 from fedrift.report import study_setup
@@ -302,7 +303,7 @@ def test_a_verdict_that_depends_on_the_outcome_is_named(stored, monkeypatch):
     assert "P1 style (`recency`) is supported by the registered outcome and refuted by the last and the final evaluation." in text
 
 
-def test_every_conclusion_uses_registered_hypotheses_of_its_question():
+def test_every_conclusion_uses_registered_hypotheses_that_it_needs():
     registered = study_paper.registered_hypotheses()
     for question in study_paper.QUESTIONS:
         assert set(question.hypotheses) <= registered
@@ -311,7 +312,7 @@ def test_every_conclusion_uses_registered_hypotheses_of_its_question():
             named, stages = study_paper.list_placeholders(text)
             assert {study for study, _ in stages} <= {study for study, _ in lead.needs}
             needed = {(study, name.removesuffix(" (last)").removesuffix(" (final)")) for study, name in lead.needs}
-            assert named <= needed <= set(question.hypotheses)
+            assert named <= needed <= registered and needed & set(question.hypotheses)
     judged = {key for question in study_paper.QUESTIONS for key in question.hypotheses}
     assert registered == judged
 
@@ -457,6 +458,15 @@ def test_the_atlas_has_one_row_for_each_condition():
     table = study_sections.failure_matrix(rows)
     assert table.columns == ("study", "condition", "loss gap", "divergence")
     assert table.rows == (("a", "c", "3", "yes"), ("b", "c", "4", ""))
+
+
+def test_the_atlas_states_the_thresholds_of_the_failures_that_it_confirms():
+    limits = load_thresholds()
+    rules = study_sections.describe_rules(["loss gap", "domain oscillation"])
+    assert f"more than {limits['gap']['all']:g} nats above that of the IID baseline" in rules and "domain gap" not in rules
+    assert f"{limits['oscillation']['domain_floor']:g} nats and {limits['oscillation']['ratio']:g} times" in rules
+    assert "other: see `docs/detectors.md`" in study_sections.describe_rules(["other"])
+    assert not study_sections.describe_rules([])
 
 
 def test_effects_of_one_unit_share_a_panel_and_its_rows_are_in_the_order_of_the_question(stored):

@@ -14,7 +14,7 @@ from fedrift.core.errors import UserError
 from fedrift.core.records import Record
 from fedrift.diagnosis.finding import final_loss
 from fedrift.storage import Run, connect, jsonl, query, query_frame, query_rows
-from fedrift.storage.parquet import has_value_statistics, is_parquet_stale, parquet_path, write_parquet
+from fedrift.storage.parquet import has_value_statistics, is_parquet_stale, parquet_path, read_parquet, write_parquet
 from fedrift.storage.query import _build_table, flatten
 
 ROWS = [
@@ -257,6 +257,18 @@ def test_the_final_loss_of_the_table_is_that_of_the_glossary(tmp_path):
     for name in losses:
         assert got[name] == pytest.approx(final_loss(Run(tmp_path, name).trajectory()), nan_ok=True)
     assert [row["name"] for row in query_rows(tmp_path, "SHOW TABLES")] == ["findings", "records", "runs"]
+
+
+def test_values_are_stored_as_byte_streams_and_every_reader_returns_them(tmp_path):
+    values = [1.25, math.pi, -0.0, 5e-324, math.inf]
+    run = store_run(tmp_path)
+    (run.folder / "records.jsonl").unlink()
+    run.append_records([Record(index, "loss", "", -1, value) for index, value in enumerate(values)])
+    path = write_parquet(run.folder)
+    column = pq.read_metadata(path).row_group(0).column(5)
+    assert column.path_in_schema == "value" and "BYTE_STREAM_SPLIT" in column.encodings and "RLE_DICTIONARY" not in column.encodings
+    assert [row["value"] for row in query_rows(tmp_path, "SELECT value FROM records ORDER BY round")] == values
+    assert pq.read_table(path)["value"].to_pylist() == values and list(read_parquet(run.folder).value) == values
 
 
 @pytest.mark.parametrize("statistics", [False, True], ids=["as written today", "as written before"])
