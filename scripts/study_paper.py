@@ -49,8 +49,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 STUDIES = (
-    *("recency", "recency_text", "drift", "drift_wide", "dose", "repair", "real_styles", "real_styles_long", "grid", "induced"),
-    "recency_smollm2",
+    *("recency", "recency_text", "recency_controls", "drift", "drift_wide", "dose", "repair", "repair_controls", "real_styles"),
+    *("real_styles_long", "grid", "induced", "recency_smollm2"),
 )
 
 

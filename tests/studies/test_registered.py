@@ -17,10 +17,10 @@ from fedrift.studies.spec import expand_cells, list_factor_names, list_seeds
 STUDIES = Path(__file__).parents[2] / "studies"
 REGISTERED = [
     *("recency", "drift", "dose", "repair", "grid", "real_styles", "real_styles_long", "drift_wide", "induced"),
-    *("recency_smollm2", "recency_text"),
+    *("recency_smollm2", "recency_text", "recency_controls", "repair_controls"),
 ]
 # Those registered later have fresh seeds.
-FIRST_SEEDS = {"real_styles_long": 110, "drift_wide": 110, "induced": 120, "recency_smollm2": 130, "recency_text": 140}
+FIRST_SEEDS = {"real_styles_long": 110, "drift_wide": 110, "induced": 120, "recency_smollm2": 130, "recency_text": 140, "recency_controls": 150}
 NUM_SEEDS = {"grid": 3, "recency_smollm2": 6}  # else 8
 
 
