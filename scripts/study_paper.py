@@ -37,6 +37,7 @@ from scripts.study_sections import (
     describe_evaluation,
     describe_windows,
     failure_section,
+    find_broken,
     main_effects_section,
     outcome_section,
     question_figures,
@@ -52,6 +53,10 @@ STUDIES = (
     *("recency", "recency_text", "recency_controls", "drift", "drift_wide", "dose", "repair", "repair_controls", "real_styles"),
     *("real_styles_long", "grid", "induced", "recency_smollm2"),
 )
+
+
+# The studies that were registered after results of `recency` were known, on new questions and not as second versions.
+LATER = ("recency_text", "recency_controls", "repair_controls", "induced", "recency_smollm2")
 
 
 TITLE = "When federated fine-tuning of language models breaks under heterogeneity, and what repairs it"
@@ -549,17 +554,26 @@ def missing_sections(studies: Mapping[str, StudyData]) -> tuple[MissingSection, 
 def write_abstract(studies: Mapping[str, StudyData], verdicts: Mapping[Key, HypothesisVerdict]) -> str:
     """Return the abstract: one paragraph, every result in it chosen by a verdict."""
     num_runs, num_trials = count_runs(studies)
+    num_later = sum(name in LATER for name in studies)
+    later = f" ({num_later} registered after the first)" if num_later else ""
+    broken, num_conditions = find_broken(studies)
     sentences = [
-        "We ask when federated fine-tuning of a small language model breaks under heterogeneity, and what repairs it.",
+        "When does federated fine-tuning of a small language model break under heterogeneity, and what repairs it?",
         f"We compare {num_runs:,} runs of"
-        f" {pluralize(len(studies), 'preregistered study', 'preregistered studies')}, tuned in {num_trials:,} trials."
-        " A gap is the loss of a run minus that of its IID baseline, both means of the last five evaluations, in nats per"
+        f" {pluralize(len(studies), 'preregistered study', 'preregistered studies')}{later}, tuned in {num_trials:,} trials."
+        " A gap is the loss of a run minus that of its IID baseline, over the last five evaluations, in nats per"
         " token, with a 95 % interval over seeds.",
+        f"In {len(broken)} of {pluralize(num_conditions, 'condition')} with one shared model training ends no lower than the untrained"
+        " model or diverges.",
     ]
     for question in QUESTIONS:
         if question.key in ABSTRACT_QUESTIONS and any(lead_holds(lead, verdicts, studies) for lead in question.leads):
             sentences.append(choose_lead(question, verdicts, studies, is_short=True).replace(" nats (", " ("))
-    sentences.append(count_verdicts(verdicts))
+    counts = Counter(verdict.verdict for verdict in verdicts.values())
+    sentences.append(
+        f"Of {pluralize(len(verdicts), 'hypothesis', 'hypotheses')} {counts['supported']} are supported, {counts['refuted']} refuted,"
+        f" {counts['inconclusive']} inconclusive and {counts['void']} void."
+    )
     return " ".join(sentences)
 
 

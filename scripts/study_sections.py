@@ -192,7 +192,41 @@ def outcome_section(studies: Mapping[str, StudyData]) -> Section:
         is_long=True,
     )
     text = f"{pluralize(total, 'condition')} have finished runs; {void} are void and {pluralize(diverged, 'run')} diverged."
-    return Section("outcomes", "All conditions", (text,), (table,))
+    return Section("outcomes", "All conditions", (text, describe_broken(studies)), (table,))
+
+
+def find_broken(studies: Mapping[str, StudyData]) -> tuple[list[tuple[str, str]], int]:
+    """Find the conditions that end no lower than the untrained model, or with a run that diverged.
+
+    Conditions with a model for each cluster of clients do not count: they are judged on clients' own text.
+
+    Returns:
+        The study and the name of each such condition, and the number of all conditions that are finished and not void.
+    """
+    broken, total = [], 0
+    for name, data in studies.items():
+        start, end = data.outcome_by_run("start"), data.outcome_by_run("loss")
+        has_diverged = dict(zip(data.frame["run"], data.frame["diverged"], strict=True))
+        shown, void = set(finished_conditions(data)), void_conditions(data)
+        for condition in data.conditions:
+            runs = list(condition.runs.values())
+            has_clusters = data.experiments.get(runs[0], {}).get("clustering", {}).get("type", "NoClustering") != "NoClustering"
+            if condition.index in shown and condition.index not in void and not has_clusters:
+                total += 1
+                gain = seed_mean_ci(start.get(run, math.nan) - end.get(run, math.nan) for run in runs)[0]
+                if gain <= 0 or any(has_diverged.get(run) for run in runs):
+                    broken.append((name, name_condition(data, condition)))
+    return broken, total
+
+
+def describe_broken(studies: Mapping[str, StudyData]) -> str:
+    """Say in how many conditions training breaks, and in which."""
+    broken, total = find_broken(studies)
+    names = "; ".join(f"{condition} (`{study}`)" for study, condition in broken)
+    return (
+        f"Training breaks, in that the mean end is no lower than the untrained model or a run diverges, in {len(broken)} of the"
+        f" {pluralize(total, 'condition')} with one shared model that are not void{': ' + names if names else ''}."
+    )
 
 
 def describe_training(data: StudyData, run: str) -> tuple[str, str, str]:
@@ -281,6 +315,7 @@ def failure_section(studies: Mapping[str, StudyData]) -> Section:
     """List the failures that the detectors confirm, by study and condition: the failure atlas."""
     rows = []
     judged = 0
+    measured: Counter[str] = Counter()
     for name, data in studies.items():
         conditions = {condition.index: condition for condition in data.conditions}
         shown, void = set(finished_conditions(data)), void_conditions(data)
@@ -291,6 +326,7 @@ def failure_section(studies: Mapping[str, StudyData]) -> Section:
             if not condition.baselines:
                 continue  # a detector without a baseline cannot tell what heterogeneity causes
             judged += 1
+            measured.update(diagnosis.failure for diagnosis in diagnoses if diagnosis.grade != "not measured")
             rows += [
                 (
                     name,
@@ -304,13 +340,16 @@ def failure_section(studies: Mapping[str, StudyData]) -> Section:
                 if diagnosis.grade == "confirmed"
             ]
     counts = Counter(row[2] for row in rows)
-    summary = ", ".join(f"{failure} in {count}" for failure, count in counts.most_common())
+    summary = ", ".join(f"{failure} in {count} of {measured[failure]}" for failure, count in counts.most_common())
     text = (
-        f"The detectors judged the {pluralize(judged, 'condition')} that have IID baselines, over their seeds. Confirmed:"
+        f"The detectors judged the {pluralize(judged, 'condition')} that have IID baselines, over their seeds. Confirmed, of"
+        " those conditions that have what a detector needs:"
         f" {summary or 'nothing'}. Conditions marked as void have an IID baseline that gains less than the gate requires."
         " Some conditions of different studies share their runs, so that a count is not a number of independent findings."
-        " A failure that is not listed was not found, which is no proof of its absence. The detectors and their limits are those of"
-        " `docs/detectors.md`. Divergence includes a run that ends above the untrained model. Forgetting during absence is about domains"
+        " A failure that is not listed was not found or could not be judged, which is no proof of its"
+        " absence. The detectors and their limits are those of `docs/detectors.md`. Divergence includes a run that ends above the untrained"
+        " model, unlike the column “diverged” of the other tables, which counts the runs that are dead or diverge by the other rules."
+        " Forgetting during absence is about domains"
         " that are absent for many rounds, so that it does not repeat P2."
     )
     rules = describe_rules(counts)
@@ -324,7 +363,8 @@ def describe_rules(failures: Iterable[str]) -> str:
     limits = load_thresholds()
     gap, above, forgetting = limits["gap"], limits["divergence"]["above"], limits["forgetting"]
     rules = {
-        "loss gap": f"loss gap: the mean loss of the last five evaluations is more than {gap['all']:g} nats above that of the IID baseline",
+        "loss gap": f"loss gap: the mean loss of the last five evaluations is more than {gap['all']:g} nats above that of the IID baseline,"
+        " and by more than the noise of these evaluations",
         "domain gap": f"domain gap: the same in one domain, by more than {gap['domain']:g} nats",
         "domain oscillation": "domain oscillation: the mean absolute change of the domain losses between evaluations, less their net"
         f" change, is more than {limits['oscillation']['domain_floor']:g} nats and {limits['oscillation']['ratio']:g} times that of the"
@@ -337,7 +377,7 @@ def describe_rules(failures: Iterable[str]) -> str:
     }
     found = [rules.get(failure, f"{failure}: see `docs/detectors.md`") for failure in failures]
     return (
-        f"A failure is confirmed if most seeds of a condition show it, {limits['common']['seeds']} or more of them with an IID baseline, if"
+        f"A failure is confirmed if there are {limits['common']['seeds']} or more seeds with an IID baseline, if most of them show it, if"
         " the IID baselines do not show it, and if the 95 % t-interval of the excess over them lies above zero. The rules and thresholds"
         f" are older than the registration: {'; '.join(found)}."
         if found
@@ -366,8 +406,8 @@ def failure_rows(rows: Sequence[tuple[str, ...]]) -> Table:
     """Return the confirmed failures in rows, each with its excess and its diagnosis."""
     return Table(
         "atlas-rows",
-        "The diagnoses behind the atlas. The excess over the IID baseline is in nats for loss gap, domain gap and forgetting, and without a"
-        " unit for the others.",
+        "The diagnoses behind the atlas. The excess over the IID baseline is a mean over seeds, in nats for loss gap, domain gap and"
+        " forgetting and without a unit for the others; the diagnosis quotes the median of the seeds that show the failure.",
         ("study", "condition", "failure", "since round", "excess", "diagnosis"),
         tuple(rows),
         frozenset({3, 4}),

@@ -56,7 +56,8 @@ def find_outcome(data: StudyData, name: str) -> dict[str, float]:
               (`at_equal_distance`);
             - ``gain.clients``: the loss on clients' own text before training minus that at the end; ``worst client``: the largest loss of a
               client on its own text, each a mean of the last five evaluations;
-            - ``rise after K``: the change of a client's own loss from its last round to the round that is its K-th without it;
+            - ``rise after K of N``: the change of a client's own loss in the first K rounds of its absences of at least N rounds;
+              ``count of absences of N``: their number (`list_absences`; with styles a client is absent while none of its style trains);
             - ``step``: the mean norm of the change of the shared model in a round; ``undrawn``: the number of clients that never take part;
               ``gap.drawn``: the gap over the domains whose client takes part;
             - ``style.ari``: the adjusted Rand index of the clusters against the clients' styles, where client k has style k mod S.
@@ -189,20 +190,38 @@ def at_equal_distance(run: Trajectory, baseline: Trajectory, metric: str) -> flo
     return math.nan
 
 
-def rise_after(run: Trajectory, num_absent: int) -> float:
-    """Return how much a client's own loss rises from its last round to the round that is its ``num_absent``-th without it; a mean."""
+def list_absences(run: Trajectory, num_rounds: int, num_styles: int = 0) -> list[np.ndarray]:
+    """Return the losses of clients on their own text while they are absent.
+
+    Args:
+        run: The run.
+        num_rounds: Only absences of at least this many rounds count.
+        num_styles: The number of styles, where client k has style k mod ``num_styles``: a client is absent while no client of its style
+            trains. 0: a client is absent while it does not train itself.
+
+    Returns:
+        For each absence of each client its losses from the last round with it to the last round of the absence.
+    """
     if "loss" not in run.metrics or not run.has_client_table("loss"):
-        return math.nan
+        return []
     present, loss = took_part(run), run.client_table("loss")
-    width = min(loss.shape[1], present.shape[1])
-    changes = []
-    for client in range(width):
-        places = np.flatnonzero(present[:, client])
-        for place, following in pairwise([*places, len(loss)]):
-            if place + num_absent < following:
-                changes.append(loss[place + num_absent, client] - loss[place, client])
+    absences = []
+    for client in range(min(loss.shape[1], present.shape[1])):
+        group = present[:, client % num_styles :: num_styles].any(axis=1) if num_styles else present[:, client]
+        absences += [loss[start:end, client] for start, end in pairwise([*np.flatnonzero(group), len(loss)]) if end - start > num_rounds]
+    return absences
+
+
+def rise_after(run: Trajectory, num_absent: int, num_rounds: int, num_styles: int = 0) -> float:
+    """Return the mean change of a client's own loss in the first ``num_absent`` rounds of its absences (`list_absences`)."""
+    changes = [losses[num_absent] - losses[0] for losses in list_absences(run, max(num_absent, num_rounds), num_styles)]
     known = [change for change in changes if not math.isnan(change)]
     return float(np.mean(known)) if known else math.nan
+
+
+def count_styles(data: StudyData, run: str) -> int:
+    """Return the number of styles of the clients of a run, or 0."""
+    return len(data.experiments[run]["partition"].get("styles") or ())
 
 
 def gap_of_drawn(data: StudyData, run: str, baseline: Trajectory) -> float:
@@ -263,6 +282,11 @@ PATTERNS: dict[str, Callable[..., dict[str, float]]] = {
         run: value_in_round(each, metric, int(number)) for run, each in runs.items()
     },
     r"mean of (\S+)": lambda data, runs, metric: {run: mean_over_rounds(each, metric) for run, each in runs.items()},
-    r"rise after (\d+)": lambda data, runs, count: {run: rise_after(each, int(count)) for run, each in runs.items()},
+    r"rise after (\d+) of (\d+)": lambda data, runs, count, least: {
+        run: rise_after(each, int(count), int(least), count_styles(data, run)) for run, each in runs.items()
+    },
+    r"count of absences of (\d+)": lambda data, runs, least: {
+        run: float(len(list_absences(each, int(least), count_styles(data, run)))) for run, each in runs.items()
+    },
     r"(\S+) at equal distance": outcome_at_equal_distance,
 }

@@ -49,9 +49,13 @@ def test_the_ends_of_a_run():
 
 def test_a_rise_is_counted_from_the_last_round_of_a_client():
     run = make_run()
-    assert study_outcomes.rise_after(run, 1) == pytest.approx((3.5 - 3.0 + 6.5 - 6.0) / 2)
-    assert study_outcomes.rise_after(run, 3) == pytest.approx(3.8 - 3.0)  # only client 0 is away for three rounds
-    assert math.isnan(study_outcomes.rise_after(run, 4))
+    assert study_outcomes.rise_after(run, 1, 1) == pytest.approx((3.5 - 3.0 + 6.5 - 6.0) / 2)
+    assert study_outcomes.rise_after(run, 1, 3) == pytest.approx(3.5 - 3.0)  # only client 0 is away for three rounds
+    assert study_outcomes.rise_after(run, 3, 1) == pytest.approx(3.8 - 3.0)
+    assert math.isnan(study_outcomes.rise_after(run, 4, 1))
+    # with one style for all clients nobody is absent while any client trains
+    assert study_outcomes.rise_after(run, 1, 1, 1) != study_outcomes.rise_after(run, 1, 1)
+    assert len(study_outcomes.list_absences(run, 1)) == 2 and len(study_outcomes.list_absences(run, 3)) == 1
 
 
 def test_the_worst_client_has_the_largest_mean_of_the_last_five_evaluations():

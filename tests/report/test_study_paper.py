@@ -172,6 +172,22 @@ def test_a_condition_is_void_by_its_baseline_whether_or_not_a_run_diverged(monke
     assert [row[1].endswith("(void)") for row in study_paper.failure_section({"induced": data}).blocks[0].rows] == [True, True, False, True]
 
 
+def test_training_breaks_where_it_ends_no_lower_than_the_untrained_model_or_diverges():
+    """Void conditions do not count, nor do those with a model for each cluster."""
+    cells = [
+        lose(0.1, 0.2, start=4.5, loss=4.5),
+        lose(0.1, 0.2, start=4.5, loss=4.4),
+        lose(0.1, 0.05, start=4.5, loss=4.6),
+        lose(0.1, 0.3, diverged=1, start=4.5, loss=4.4),
+        lose(0.1, 0.3, start=4.5, loss=4.6),
+    ]
+    data = make_data([({"lr": index}, cell) for index, cell in enumerate(cells)])
+    data.experiments = {"c4 0": {"clustering": {"type": "TextClustering"}}}
+    broken, total = study_sections.find_broken({"induced": data})
+    assert [name for _, name in broken] == ["lr 0", "lr 3"] and total == 3
+    assert "in 2 of the 3 conditions" in study_sections.describe_broken({"induced": data})
+
+
 def square(outcomes):
     """Return the nine cells of a Latin square."""
     return [({"a": a, "b": b, "c": (a + b) % 3}, lambda seed, a=a, b=b: outcomes(seed, a, b)) for a in range(3) for b in range(3)]

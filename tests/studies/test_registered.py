@@ -20,7 +20,10 @@ REGISTERED = [
     *("recency_smollm2", "recency_text", "recency_controls", "repair_controls"),
 ]
 # Those registered later have fresh seeds.
-FIRST_SEEDS = {"real_styles_long": 110, "drift_wide": 110, "induced": 120, "recency_smollm2": 130, "recency_text": 140, "recency_controls": 150}
+FIRST_SEEDS = {
+    **{"real_styles_long": 110, "drift_wide": 110, "induced": 120, "recency_smollm2": 130},
+    **{"recency_text": 140, "recency_controls": 150},
+}
 NUM_SEEDS = {"grid": 3, "recency_smollm2": 6}  # else 8
 
 
