@@ -251,7 +251,8 @@ class Run:
 
     def log_timing(self, round: int, **seconds: float) -> None:
         """Record the seconds of each phase of a round: ``log_timing(3, train=4.1, evaluate=0.5, store=0.1)``."""
-        timing = {phase: float(value) for phase, value in seconds.items()}
+        # Microseconds are finer than what a clock repeats; all digits of a float would more than double the file.
+        timing = {phase: float(f"{value:.6f}") for phase, value in seconds.items()}
         jsonl.append_lines(self.folder / "timings.jsonl", [jsonl.to_json({"round": int(round), **timing})])
 
     def records(self) -> list[Record]:
