@@ -107,7 +107,8 @@ class Question:
         leads: Conclusions, the strongest first; the first one whose verdicts hold is printed.
         otherwise: The sentence if none of the leads holds and all hypotheses have been run.
         notes: Paragraphs on exploratory numbers; each is printed once the studies that it names are finished.
-        sentences: For a hypothesis, the sentence that its verdict asks for; ``any`` stands for the verdicts that are not named.
+        sentences: For a hypothesis, the sentence that its verdict asks for; ``any`` stands for the verdicts that are not named, but not
+            for void.
         versions: The hypothesis of a second version of a study, for that of the first.
     """
 
@@ -267,7 +268,8 @@ def state_each(question: Question, verdicts: Mapping[Key, HypothesisVerdict], st
     texts = [
         chosen
         for key, by_verdict in question.sentences.items()
-        if key in verdicts and (chosen := by_verdict.get(verdicts[key].verdict, by_verdict.get("any", "")))
+        if key in verdicts
+        and (chosen := by_verdict.get(verdicts[key].verdict, "" if verdicts[key].verdict == "void" else by_verdict.get("any", "")))
     ]
     return " ".join(fill_text(text, verdicts, studies) for text in texts)
 
@@ -570,9 +572,11 @@ def write_abstract(studies: Mapping[str, StudyData], verdicts: Mapping[Key, Hypo
         if question.key in ABSTRACT_QUESTIONS and any(lead_holds(lead, verdicts, studies) for lead in question.leads):
             sentences.append(choose_lead(question, verdicts, studies, is_short=True).replace(" nats (", " ("))
     counts = Counter(verdict.verdict for verdict in verdicts.values())
+    num_grid = sum(name == "grid" and verdict.verdict == "void" for (name, _), verdict in verdicts.items())
+    void_grid = f" ({num_grid} of the grid)" if num_grid else ""
     sentences.append(
         f"Of {pluralize(len(verdicts), 'hypothesis', 'hypotheses')} {counts['supported']} are supported, {counts['refuted']} refuted,"
-        f" {counts['inconclusive']} inconclusive and {counts['void']} void."
+        f" {counts['inconclusive']} inconclusive and {counts['void']} void{void_grid}."
     )
     return " ".join(sentences)
 

@@ -13,7 +13,8 @@ from fedrift.report import study_dynamics, study_outcomes, study_results, study_
 from fedrift.report.document import Figure, MissingSection, Section, Table, is_number
 from fedrift.report.format import DASH, format_interval, format_number, format_signed, pluralize, seed_mean_ci
 from fedrift.report.study_data import Condition, StudyData, build_stage, short_name
-from fedrift.stats.verdicts import Gate, find_void_conditions
+from fedrift.stats.verdicts import Gate, evaluate_gated, find_void_conditions
+from fedrift.studies import parse_study
 from fedrift.studies.designs import find_dependent_pair
 from scripts.study_values import mean_of_finite
 
@@ -251,11 +252,17 @@ def describe_windows(data: StudyData) -> str:
 
 
 def main_effects_section(data: StudyData) -> Section | MissingSection:
-    """Estimate the main effects of the grid: the mean of every outcome at each level of each factor, over the conditions that have it."""
+    """Estimate the main effects of the grid: the mean of every outcome at each level of each factor, over the conditions that have it.
+
+    Void conditions do not count. If all are void, the section describes them without the gate and says so.
+    """
     metrics = [metric for metric in data.study_config["metrics"] if metric in data.frame and metric not in ("start", "baseline.gain")]
     limit = (data.study_config.get("gate") or {}).get("min", -math.inf)
     void = void_conditions(data)
     conditions = [condition for condition in data.conditions if condition.index not in void]
+    is_void = bool(data.finished) and not conditions
+    if is_void:
+        conditions = list(data.conditions)
     rows = []
     outcomes = {metric: data.outcome_by_run(metric) for metric in metrics}
     for factor in data.manifest_values["factors"]:
@@ -298,16 +305,36 @@ def main_effects_section(data: StudyData) -> Section | MissingSection:
         if pairs[1] and not pairs[0]
         else ""
     )
-    return Section(
-        "grid",
-        "The grid: main effects",
-        (
-            f"{pluralize(len(conditions), 'condition')} of {len(data.conditions)} count; the others are void because their IID baseline"
-            f" gained less than {limit} nats ({dropped}). Three seeds give estimates with intervals, and no verdict.",
-            *filter(None, (unbalanced,)),
-            *aliases,
-        ),
-        tuple(tables),
+    gate = (
+        describe_ungated(data, limit)
+        if is_void
+        else f"{pluralize(len(conditions), 'condition')} of {len(data.conditions)} count; the others are void because their IID baseline"
+        f" gained less than {limit} nats ({dropped}). Three seeds give estimates with intervals, and no verdict."
+    )
+    return Section("grid", "The grid: main effects", (gate, *filter(None, (unbalanced,)), *aliases), tuple(tables))
+
+
+def describe_ungated(data: StudyData, limit: float) -> str:
+    """Say that all conditions of a study are void, and state its contrasts without the gate, as a description."""
+    gains = data.outcome_by_run("baseline.gain")
+    means = [mean_of_finite([gains.get(run, math.nan) for run in condition.runs.values()]) for condition in data.conditions]
+    baselines = study_outcomes.find_baselines(data).values()
+    curves = [study_outcomes.get_series(study_outcomes.trajectories(data)[run], "loss")[1] for run in baselines]
+    early = sum(int(curve.argmin()) < len(curve) - 5 for curve in curves)
+    study = parse_study(data.manifest_values["study"], is_stored=True)
+    found = evaluate_gated(study.hypotheses, data.frame, data.manifest_values["factors"], None)
+    contrasts = [
+        f"{each.name} {format_signed(each.effect)} ({format_interval(each.low, each.high, is_signed=True)})"
+        for each in found
+        if math.isfinite(each.effect)
+    ]
+    return (
+        f"All {len(means)} conditions are void: no IID baseline gains {limit} nats (the largest mean gain is {format_signed(max(means))}),"
+        f" and in {sum(mean < 0 for mean in means)} of them the IID baseline ends above the untrained model. In"
+        f" {early} of {len(curves)} IID baselines the lowest loss lies before the last five evaluations, as with overfitting: the clients"
+        " read the same text many times. By the registered rule nothing here counts, and whether heterogeneity has these"
+        " effects where something is learned is open. The tables show the means without the gate as a description, not as a result."
+        f" The contrasts of the hypotheses without the gate, with their intervals over seeds: {'; '.join(contrasts)}."
     )
 
 

@@ -228,6 +228,18 @@ def stored(tmp_path):
     return studies, by_severity["1"], by_severity["0.5"]
 
 
+def test_a_study_whose_conditions_are_all_void_is_described_without_the_gate(stored, monkeypatch):
+    data = stored[0]["recency"]
+    number = len(data.conditions)
+    assert study_paper.main_effects_section(data).text[0].startswith(f"{number} conditions of {number} count")
+    monkeypatch.setattr(study_sections, "void_conditions", lambda data: {condition.index for condition in data.conditions})
+    section = study_paper.main_effects_section(data)
+    assert section.text[0].startswith(f"All {number} conditions are void: no IID baseline gains") and section.blocks[0].rows
+    assert "as a description, not as a result" in section.text[0]
+    effect = next(verdict.effect for verdict in data.verdicts if verdict.name == "P1 style")
+    assert f"P1 style {effect:+.3f} (" in section.text[0]
+
+
 def test_a_text_can_state_the_mean_of_one_condition(stored):
     studies, condition, _ = stored
     losses = studies["recency"].outcome_by_run("loss")
@@ -418,6 +430,8 @@ def test_a_sentence_follows_the_verdict_and_versions_that_disagree_are_named(sto
     said = study_paper.state_each(question, verdicts, studies)
     assert said.startswith("It is. Whatever: +0.") and not study_paper.describe_disagreement(question, verdicts)
     assert study_paper.choose_lead(question, verdicts, studies, is_short=True) == "Short."
+    verdicts = {**verdicts, second: replace(verdicts[second], verdict="void")}
+    assert study_paper.state_each(question, verdicts, studies) == "It is."  # "any" is no sentence for a void hypothesis
     verdicts = {**verdicts, second: replace(verdicts[second], verdict="refuted")}
     disagreement = study_paper.describe_disagreement(question, verdicts)
     assert "P1 style (supported in `recency`" in disagreement and "refuted in `recency`" in disagreement
