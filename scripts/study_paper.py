@@ -565,7 +565,7 @@ def write_abstract(studies: Mapping[str, StudyData], verdicts: Mapping[Key, Hypo
         f" {pluralize(len(studies), 'preregistered study', 'preregistered studies')}{later}, tuned in {num_trials:,} trials."
         " A gap is the loss of a run minus that of its IID baseline, over the last five evaluations, in nats per"
         " token, with a 95 % interval over seeds.",
-        f"In {len(broken)} of {pluralize(num_conditions, 'condition')} with one shared model training ends no lower than the untrained"
+        f"In {len(broken)} of {num_conditions} shared-model conditions that are not void training ends no lower than the untrained"
         " model or diverges.",
     ]
     for question in QUESTIONS:
