@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
+import sys
+
 import pandas as pd
 import pytest
 import torch
@@ -73,3 +77,34 @@ def test_the_frozen_weights_are_shared_and_unchanged_for_every_trainable(tmp_pat
     for tune in TUNES:
         alone = trained(make_cache(tmp_path).get_stacked_model(folder, tune))  # loaded separately
         assert alone.keys() == ends[tune].keys() and all(torch.equal(alone[name], ends[tune][name]) for name in alone)
+
+
+MEMORY_OF_A_RUN = """
+import torch
+from fedrift.config.runtime import configure_malloc
+
+
+def resident_pages():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1])
+
+
+configure_malloc()
+before = resident_pages()
+tensors, leaves_gaps = [], []
+for _ in range(100):
+    tensors.append(torch.ones(1 << 18))
+    leaves_gaps.append(torch.ones(256))
+used = resident_pages() - before
+del tensors
+assert resident_pages() - before > used / 2, "freed memory is kept for the next step of a run"
+configure_malloc()
+assert resident_pages() - before < used / 2, "the next run starts without the freed memory of this one"
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="only glibc keeps freed memory as configured"
+)
+def test_the_next_run_does_not_keep_the_freed_memory_of_the_last():
+    subprocess.run([sys.executable, "-c", MEMORY_OF_A_RUN], check=True)
