@@ -51,12 +51,16 @@ ROOT = Path(__file__).resolve().parents[1]
 
 STUDIES = (
     *("recency", "recency_text", "recency_controls", "drift", "drift_wide", "dose", "repair", "repair_controls", "real_styles"),
-    *("real_styles_long", "grid", "induced", "recency_smollm2"),
+    *("real_styles_long", "grid", "grid_titles", "induced", "recency_smollm2"),
 )
 
 
 # The studies that were registered after results of `recency` were known, on new questions and not as second versions.
 LATER = ("recency_text", "recency_controls", "repair_controls", "induced", "recency_smollm2")
+
+
+# The array over clients, participation, epochs, regimes and algorithms, in two versions.
+GRIDS = {"grid": "The grid: main effects", "grid_titles": "The grid on titles of questions: main effects"}
 
 
 TITLE = "When federated fine-tuning of language models breaks under heterogeneity, and what repairs it"
@@ -572,7 +576,7 @@ def write_abstract(studies: Mapping[str, StudyData], verdicts: Mapping[Key, Hypo
         if question.key in ABSTRACT_QUESTIONS and any(lead_holds(lead, verdicts, studies) for lead in question.leads):
             sentences.append(choose_lead(question, verdicts, studies, is_short=True).replace(" nats (", " ("))
     counts = Counter(verdict.verdict for verdict in verdicts.values())
-    num_grid = sum(name == "grid" and verdict.verdict == "void" for (name, _), verdict in verdicts.items())
+    num_grid = sum(name in GRIDS and verdict.verdict == "void" for (name, _), verdict in verdicts.items())
     void_grid = f" ({num_grid} of the grid)" if num_grid else ""
     sentences.append(
         f"Of {pluralize(len(verdicts), 'hypothesis', 'hypotheses')} {counts['supported']} are supported, {counts['refuted']} refuted,"
@@ -613,9 +617,8 @@ def build_paper(studies: Mapping[str, StudyData]) -> Document:
     limits = fill_finished(LIMITS, verdicts, studies)
     sections.append(sensitivity_section(studies, verdicts))
     missing = list(missing_sections(studies))
-    if "grid" in studies:
-        grid = main_effects_section(studies["grid"])
-        if isinstance(grid, Section):
+    for name, title in GRIDS.items():
+        if name in studies and isinstance(grid := main_effects_section(studies[name], name, title), Section):
             sections.append(grid)
     atlas, tuned = failure_section(studies), tuning_section(studies)
     details = Section("details", "Appendix: diagnoses and trials", (), (*atlas.blocks[1:], *tuned.blocks[1:]))

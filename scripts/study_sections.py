@@ -251,7 +251,7 @@ def describe_windows(data: StudyData) -> str:
     return f"rounds {', '.join(sorted(windows))}"
 
 
-def main_effects_section(data: StudyData) -> Section | MissingSection:
+def main_effects_section(data: StudyData, key: str = "grid", title: str = "The grid: main effects") -> Section | MissingSection:
     """Estimate the main effects of the grid: the mean of every outcome at each level of each factor, over the conditions that have it.
 
     Void conditions do not count. If all are void, the section describes them without the gate and says so.
@@ -282,12 +282,12 @@ def main_effects_section(data: StudyData) -> Section | MissingSection:
                 )
             rows.append((f"{factor}: {level}", str(len(chosen)), *cells))
     if not rows or not data.finished:
-        return MissingSection("The grid: main effects", "the study `grid` has not been run")
+        return MissingSection(title, f"the study `{key}` has not been run")
     half = math.ceil(len(metrics) / 3)
     tables = [
         Table(
-            f"main-effects-{index}",
-            "Main effects of the grid: the mean over the conditions at each level, ± half the width of the 95 % t-interval over three"
+            f"main-effects-{key}-{index}",
+            f"Main effects of `{key}`: the mean over the conditions at each level, ± half the width of the 95 % t-interval over three"
             " seeds. A dash: a run diverged, or does not have the outcome.",
             ("level", "conditions", *metrics[start : start + half]),
             tuple((*row[:2], *row[2 + start : 2 + start + half]) for row in rows),
@@ -311,7 +311,7 @@ def main_effects_section(data: StudyData) -> Section | MissingSection:
         else f"{pluralize(len(conditions), 'condition')} of {len(data.conditions)} count; the others are void because their IID baseline"
         f" gained less than {limit} nats ({dropped}). Three seeds give estimates with intervals, and no verdict."
     )
-    return Section("grid", "The grid: main effects", (gate, *filter(None, (unbalanced,)), *aliases), tuple(tables))
+    return Section(key, title, (gate, *filter(None, (unbalanced,)), *aliases), tuple(tables))
 
 
 def describe_ungated(data: StudyData, limit: float) -> str:

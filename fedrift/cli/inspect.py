@@ -298,12 +298,16 @@ def export(
             metavar="METRIC[@DOMAIN]",
         ),
     ] = None,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Round the values in the archive of a study to single precision, except whole numbers.")
+    ] = False,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
 ) -> None:
     """Export a study as one archive, the trained models of a run, or its curves as a table or a figure.
 
     `fedrift export drift --output drift.zip` writes a study without checkpoints and weights. On another machine,
-    `fedrift import drift.zip` restores it, and `fedrift report` produces the same tables and reports.
+    `fedrift import drift.zip` restores it, and `fedrift report` produces the same tables and reports. With `--compact` the archive
+    is smaller, and values are exact to seven digits.
 
     `fedrift export 5c35 --hf --output adapters` writes the models of a run: the global model, or each cluster's model, and each
     client's personalized model if there are any. `peft` loads them, and the folder can be uploaded to Hugging Face unchanged.
@@ -313,8 +317,11 @@ def export(
     `fedrift export 5c35 --figure loss.svg --metric loss --metric loss@sports` draws two curves, and the matched IID baseline dashed
     if it is stored.
     """
+    from ..core.errors import UserError
+
+    if compact and (csv or figure or metrics or hf):
+        raise UserError("--compact rounds the archive of a study and excludes --hf, --csv, --figure and --metric")
     if csv or figure or metrics:
-        from ..core.errors import UserError
         from ..storage import find_run
         from .manage import export_curves
         from .run_list import find_stored_baseline
@@ -342,7 +349,7 @@ def export(
     from ..studies import export_study, find_study
 
     manifest = find_study(runs_dir, name)
-    path = export_study(manifest, output or Path(f"{manifest.name}.zip"))
+    path = export_study(manifest, output or Path(f"{manifest.name}.zip"), compact)
     typer.echo(f"{path.resolve()} ({path.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import stat
@@ -10,11 +11,13 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedrift.core.errors import UserError
+from fedrift.core.records import Record
 from fedrift.studies import StudyManifest, archive, export_study, find_study, import_study
 from tests.report.stored_study import make_study
 
@@ -77,6 +80,26 @@ def test_an_imported_study_is_complete_and_a_second_import_changes_nothing(manif
     assert there.get_failure(manifest.read()["runs"][1].run) == "it stopped"
     import_study(tmp_path / "made.zip", tmp_path / "runs")
     assert contents(tmp_path / "runs") == before
+
+
+def test_a_compact_archive_has_values_of_single_precision_and_is_otherwise_the_same(tmp_path):
+    values = [0.1, -2 / 3, math.nan, math.inf, 1e300, 1e-300, 0.0, 5.0, 2.0**24 + 1, 123456789.0, 123456789.25]
+    found = make_study(tmp_path / "there", rounds=1, seeds=1, algorithms=("FedAvg",), severities=(1.0,), hypotheses=[])
+    run = found.get_run(found.read()["runs"][0].run)
+    run.append_records([Record(1, f"own.{number}", "", -1, value) for number, value in enumerate(values)])
+    plain = members(export_study(found, tmp_path / "made.zip").read_bytes(), tmp_path / "made.zip")
+    compact = members(export_study(found, tmp_path / "compact.zip", is_compact=True).read_bytes(), tmp_path / "compact.zip")
+    changed = {name for name in plain if plain[name] != compact[name]}
+    assert plain.keys() == compact.keys() and {name.split("/")[1] for name in changed} == {"records.parquet", "finished.json"}
+    there = import_study(tmp_path / "compact.zip", tmp_path / "runs")  # which checks the checksums of the rounded records
+    read = there.get_run(run.id).records()
+    assert [record[:4] for record in read] == [record[:4] for record in run.records()]
+    kept = [0.0, 5.0, 2.0**24 + 1, 123456789.0, math.inf, 1e300, 1e-300]  # whole numbers, and what single precision cannot hold
+    own = [record.value for record in read if record.metric.startswith("own.")]
+    assert own == pytest.approx(values, rel=1e-7, abs=0, nan_ok=True)
+    assert set(kept) <= set(own) and own[0] == float(np.float32(0.1)) != 0.1 and own[-1] == float(np.float32(123456789.25))
+    again = export_study(there, tmp_path / "again.zip", is_compact=True).read_bytes()
+    assert members(again, tmp_path / "again.zip") == compact  # rounding twice changes nothing
 
 
 def test_an_existing_study_with_the_same_name_is_never_replaced(sound, tmp_path):

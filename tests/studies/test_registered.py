@@ -17,14 +17,14 @@ from fedrift.studies.spec import expand_cells, list_factor_names, list_seeds
 STUDIES = Path(__file__).parents[2] / "studies"
 REGISTERED = [
     *("recency", "drift", "dose", "repair", "grid", "real_styles", "real_styles_long", "drift_wide", "induced"),
-    *("recency_smollm2", "recency_text", "recency_controls", "repair_controls"),
+    *("recency_smollm2", "recency_text", "recency_controls", "repair_controls", "grid_titles"),
 ]
 # Those registered later have fresh seeds.
 FIRST_SEEDS = {
     **{"real_styles_long": 110, "drift_wide": 110, "induced": 120, "recency_smollm2": 130},
-    **{"recency_text": 140, "recency_controls": 150},
+    **{"recency_text": 140, "recency_controls": 150, "grid_titles": 160},
 }
-NUM_SEEDS = {"grid": 3, "recency_smollm2": 6}  # else 8
+NUM_SEEDS = {"grid": 3, "grid_titles": 3, "recency_smollm2": 6}  # else 8
 
 
 @pytest.mark.parametrize("name", REGISTERED)
@@ -53,9 +53,10 @@ def test_a_registered_study_compares_what_it_runs(name):
     assert len(plan_trials(study)) == study.tuning.trials * len(groups)
 
 
-def test_the_grid_is_an_orthogonal_array():
-    study = load_study(STUDIES / "grid.yaml")
-    cells = [cell.factors for cell in expand_cells(study) if cell.seed == 100]
+@pytest.mark.parametrize("name", ["grid", "grid_titles"])
+def test_the_grid_is_an_orthogonal_array(name):
+    study = load_study(STUDIES / f"{name}.yaml")
+    cells = [cell.factors for cell in expand_cells(study) if cell.seed == list_seeds(study)[0]]
     tokens = ("stop words", "truncation", "substitution")
     plain = [{**cell, "regime": "tokens" if cell["regime"] in tokens else cell["regime"]} for cell in cells]
     assert len(plain) == 27
