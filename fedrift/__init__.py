@@ -32,7 +32,7 @@ _MODULES = {
     "fedrift.config.runtime": ("Runtime",),
     "fedrift.data": ("DatasetConfig",),
     "fedrift.models.trainable": ("Lora", "LastBlocks", "All"),
-    "fedrift.core.optimizers": ("Sgd", "AdamW", "Adam", "Yogi", "Adagrad"),
+    "fedrift.core.optimizers": ("Sgd", "SwaSgd", "AdamW", "Adam", "Yogi", "Adagrad"),
     "fedrift.core.tree": ("Tree",),
     "fedrift.core.records": ("Record", "Trajectory"),
     "fedrift.core.types": ("ServerState", "LocalState", "CohortUpdate", "FederatedState", "RoundResult"),

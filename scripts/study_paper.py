@@ -50,13 +50,24 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 STUDIES = (
-    *("recency", "recency_text", "recency_controls", "drift", "drift_wide", "dose", "repair", "repair_controls", "real_styles"),
+    *(
+        "recency",
+        "recency_text",
+        "recency_controls",
+        "recency_average",
+        "drift",
+        "drift_wide",
+        "dose",
+        "repair",
+        "repair_controls",
+        "real_styles",
+    ),
     *("real_styles_long", "grid", "grid_titles", "induced", "recency_smollm2"),
 )
 
 
 # The studies that were registered after results of `recency` were known, on new questions and not as second versions.
-LATER = ("recency_text", "recency_controls", "repair_controls", "induced", "recency_smollm2")
+LATER = ("recency_text", "recency_controls", "recency_average", "repair_controls", "induced", "recency_smollm2")
 
 
 # The array over clients, participation, epochs, regimes and algorithms, in two versions.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedrift.algorithms import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
-from fedrift.core.optimizers import Adagrad, Adam, AdamW, Sgd, Yogi
+from fedrift.core.optimizers import Adagrad, Adam, AdamW, Sgd, SwaSgd, Yogi
 from fedrift.core.tree import Tree
 from tests.quadratics import Q2, path, train
 
@@ -18,6 +18,7 @@ KNOWN = {
     Adagrad(0.1, betas=(0.9, 0.0)): (0.009990005, 0.0225007907, 0.0313091016),
     Adam(0.1): (0.0990050489, 0.2236048965, 0.3117476533),
     Yogi(0.1): (0.0990049999, 0.2231098153, 0.3105036776),
+    SwaSgd(1.0, period=3, num_averaged=2): (1.0, 1.5, (1.5 + 1.25) / 2),
 }
 
 
@@ -53,6 +54,43 @@ def test_fedavgm_without_momentum_is_fedavg_bit_for_bit():
 def test_an_algorithm_with_a_server_optimizer_equals_fedavg_with_it(named, rule):
     there = path(train(named, Q2(), until=5))
     assert there == path(train(FedAvg(server_optimizer=rule), Q2(), until=5)) != path(train(FedAvg(), Q2(), until=5))
+
+
+def test_a_server_ends_with_the_mean_of_its_last_models_and_goes_on_from_it():
+    """The plain reference keeps all models. The second model takes no step in round 3, as one without clients in the cohort."""
+    rule, draws = SwaSgd(0.5, period=4, num_averaged=3), torch.Generator().manual_seed(0)
+    grads = torch.randn(10, 2, 3, generator=draws)
+    x, models = Tree(x=torch.zeros(2, 3)), [[torch.zeros(3)], [torch.zeros(3)]]
+    moments = rule.init(x)
+    for round, grad in enumerate(grads):
+        is_active = torch.tensor([True, round != 3])
+        after, next_moments = rule.step(x, Tree(x=grad), moments)
+        x, moments = after.where(is_active, x), next_moments.where(is_active, moments)
+        for row in torch.nonzero(is_active).flatten().tolist():
+            path = models[row]
+            path.append(path[-1] - 0.5 * grad[row])
+            if (len(path) - 1) % 4 == 0:
+                path[-1] = torch.stack(path[-3:]).mean(0)
+            torch.testing.assert_close(x["x"][row], path[-1])
+    assert x["x"].dtype == moments["mean.x"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("same", [SwaSgd(0.7, period=3, num_averaged=1), SwaSgd(0.7, period=6, num_averaged=6)])
+def test_weight_averaging_is_plain_descent_before_the_first_mean_and_with_a_mean_of_one(same):
+    assert path(train(FedAvg(server_optimizer=same), Q2(), until=5)) == path(train(FedAvg(server_optimizer=Sgd(0.7)), Q2(), until=5))
+
+
+@dataclass(frozen=True)
+class GoesOnFromEveryMean(SwaSgd):
+    """Weight averaging that trains on from each mean, which is a decaying server step and no average of a path."""
+
+    def step(self, params: Tree, grad: Tree, opt_state: Tree) -> tuple[Tree, Tree]:
+        moved, state = super().step(params, grad, opt_state)
+        return Tree({name: state[f"mean.{name}"] for name in moved}), state
+
+
+def test_weight_averaging_that_goes_on_from_every_mean_is_found():
+    assert walk(GoesOnFromEveryMean(1.0, 3, 3)) != pytest.approx(walk(SwaSgd(1.0, 3, 3)), abs=1e-9)
 
 
 def test_the_defaults_are_those_of_the_papers():

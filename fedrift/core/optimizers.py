@@ -230,6 +230,54 @@ class Adagrad(Adam):
         return v + square
 
 
+@dataclass(frozen=True)
+class SwaSgd:
+    """Gradient descent whose last models are averaged: stochastic weight averaging (SWA) of the server's models.
+
+    Izmailov, Podoprikhin, Garipov, Vetrov & Wilson, "Averaging Weights Leads to Wider Optima and Better Generalization", UAI 2018,
+    arXiv:1803.05407 (Algorithm 1, with a cycle length of one and a constant rate); on the server of a federation: Caldarola, Caputo
+    & Ciccone, ECCV 2022, arXiv:2203.11834.
+
+    Every step is w <- w - lr g. In every step whose number is a multiple of ``period``, w is then replaced by the mean of the models
+    after the last ``num_averaged`` steps. With a period of ``training.num_rounds`` a run ends with this mean, and all rounds before
+    are those of ``Sgd``.
+
+    Args:
+        lr: Learning rate.
+        period: The number of steps after which the mean replaces the model.
+        num_averaged: The number of models in the mean; at most ``period``, which means all of them. 1 gives ``Sgd``.
+
+    Example:
+        >>> import torch
+        >>> weights, gradient, optimizer = Tree(w=torch.zeros(1, 1)), Tree(w=torch.ones(1, 1)), SwaSgd(lr=1.0, period=3, num_averaged=2)
+        >>> moments, path = optimizer.init(weights), []
+        >>> for _ in range(4):
+        ...     weights, moments = optimizer.step(weights, gradient, moments)
+        ...     path.append(weights["w"].item())
+        >>> path
+        [-1.0, -2.0, -2.5, -3.5]
+    """
+
+    lr: Rate = 1.0
+    period: Annotated[int, Ge(1)] = 10
+    num_averaged: Annotated[int, Ge(1)] = 5
+
+    def init(self, params: Tree) -> Tree:
+        rows = len(next(iter(params.values())))
+        count = torch.zeros(rows, dtype=torch.float64, device=params.device)
+        return Tree({"count": count, **with_prefix("mean", params.zeros_like())})
+
+    def step(self, params: Tree, grad: Tree, opt_state: Tree) -> tuple[Tree, Tree]:
+        params = params - self.lr * grad
+        count = opt_state["count"] + 1
+        position = (count - 1) % self.period + 1
+        num_models = position - max(self.period - self.num_averaged, 0)  # in the mean after this step; below 1 before the first of them
+        mean = select_prefix("mean", opt_state)
+        mean = (mean + (params - mean) / num_models.clamp_min(1)).where(num_models > 1, params)
+        params = mean.where(position == self.period, params)
+        return params, Tree({"count": count, **with_prefix("mean", mean)})
+
+
 def is_adaptive(optimizer: Any) -> bool:
     """Return whether an optimizer rescales the gradient per coordinate, which also rescales any term added to the gradient."""
     return bool(getattr(optimizer, "adaptive", False))
@@ -246,4 +294,4 @@ def select_prefix(prefix: str, tree: Tree) -> Tree:
     return Tree({name[len(start) :]: leaf for name, leaf in tree.items() if name.startswith(start)})
 
 
-__all__ = ["Adagrad", "Adam", "AdamW", "Optimizer", "Sgd", "Yogi", "is_adaptive"]
+__all__ = ["Adagrad", "Adam", "AdamW", "Optimizer", "Sgd", "SwaSgd", "Yogi", "is_adaptive"]

@@ -49,6 +49,12 @@ def check_combination(config: ExperimentConfig, param_names: Sequence[str], num_
     algorithm, strategy = config.algorithm, config.clustering
     reasons = algorithm.incompatibilities(config.training.client_optimizer, config.training.client_weighting, param_names)
     reasons += strategy.incompatibilities(algorithm, param_names)
+    period, num_rounds = getattr(getattr(algorithm, "server_optimizer", None), "period", 0), config.training.num_rounds
+    if period > num_rounds:
+        reasons.append(
+            f"the server replaces its model by the mean of its last models every {period} rounds, and the run has only {num_rounds}; set "
+            f"algorithm.server_optimizer.period={num_rounds} to end with this mean"
+        )
     if strategy != NoClustering() and num_trained_clients != config.partition.num_clients:
         reasons.append(f"{type(algorithm).__name__} has no clients to group; remove the clustering")
     elif algorithm.one_client_per_model and type(strategy).init_assignment is not NoClustering.init_assignment:

@@ -29,7 +29,7 @@ from fedrift.algorithms import (
 from fedrift.algorithms.aggregators import DPMean, FedEx, FFALoRA, FlexLoRA, FLoRA, Krum, Median, NormClippedMean, RoLoRA, TrimmedMean
 from fedrift.algorithms.aggregators.base import Aggregator
 from fedrift.algorithms.fair import mixture_weight as share_of
-from fedrift.core.optimizers import Adagrad, Adam, AdamW, Sgd, Yogi
+from fedrift.core.optimizers import Adagrad, Adam, AdamW, Sgd, SwaSgd, Yogi
 from fedrift.core.tree import Tree
 from tests import quadratics
 from tests.laws.federation import data, loss, params, train
@@ -57,7 +57,14 @@ REFUSED = {  # aggregator: algorithms that it refuses for clients with adapters
     "FLoRA": RESCALES | PERSONALIZED | CONTROLS | WITH_SERVER_OPTIMIZER,
     "FlexLoRA": RESCALES | PERSONALIZED | CONTROLS | WITH_SERVER_OPTIMIZER,
 }
-SERVERS = [Sgd(1.0, momentum=0.5), Sgd(1.0, weight_decay=0.01), Adam(0.05), Yogi(0.05), Adagrad(0.05)]
+SERVERS = [
+    Sgd(1.0, momentum=0.5),
+    Sgd(1.0, weight_decay=0.01),
+    Adam(0.05),
+    Yogi(0.05),
+    Adagrad(0.05),
+    SwaSgd(1.0, period=2, num_averaged=2),
+]
 
 
 def make_algorithm(name: str, aggregator: Aggregator) -> FedAvg:
@@ -102,7 +109,7 @@ def test_an_algorithm_and_an_aggregator_learn_or_are_refused(name, rule):
 @pytest.mark.parametrize("server", SERVERS, ids=repr)
 @pytest.mark.parametrize("name", sorted({*algorithms.__all__} - WITH_SERVER_OPTIMIZER))
 def test_an_algorithm_and_a_server_optimizer_learn_or_are_refused(name, server):
-    if name == "FedSGD" and isinstance(server, Sgd):
+    if name == "FedSGD" and isinstance(server, Sgd | SwaSgd):
         server = replace(server, lr=0.05)  # its step is a single gradient instead of the result of local training
     algorithm = replace(getattr(algorithms, name)(), server_optimizer=server)
     reasons = algorithm.incompatibilities(Sgd(0.05), "uniform", LORA)
@@ -142,6 +149,7 @@ def test_an_algorithm_and_adamw_clients_learn_or_are_refused(name):
         ),
         (FedAvg(aggregator=RoLoRA(), server_optimizer=Sgd(1.0, momentum=0.9)), Sgd(), LORA, "the momentum of"),
         (FedAvg(aggregator=RoLoRA(), server_optimizer=Adam()), Sgd(), LORA, "the momentum of"),
+        (FedAvg(aggregator=RoLoRA(), server_optimizer=SwaSgd()), Sgd(), LORA, "the average of"),
         (FedAvg(aggregator=RoLoRA(), server_optimizer=Sgd(1.0, weight_decay=0.1)), Sgd(), LORA, "the weight decay of"),
         (FedAvg(aggregator=FFALoRA(), server_optimizer=Sgd(1.0, weight_decay=0.1)), Sgd(), LORA, "the weight decay of"),
         (FedAvg(aggregator=FFALoRA(FedEx())), Sgd(), LORA, "FFALoRA aggregates only B, but FedEx needs both B and A"),

@@ -31,6 +31,10 @@ REFUSED = {
     "more clients than documents": (["dataset=equal.csv", "partition.num_clients=50"], "50 clients cannot share"),
     "an optimizer that the algorithm refuses": (["algorithm=FedNova", "training.client_optimizer=AdamW"], "FedNova divides by"),
     "an aggregator of adapters without adapters": (["algorithm.aggregator=FedEx", "trainable=All"], "needs low-rank adapters"),
+    "a mean of models that no round reaches": (
+        ["algorithm.server_optimizer={type: SwaSgd, period: 500}"],
+        "set algorithm.server_optimizer.period=",
+    ),
     "clusters of one client": (["algorithm=Centralized", "clustering=TextClustering"], "has no clients to group"),
     "clusters of clients with models": (["algorithm=LocalOnly", "clustering=OracleClustering"], "gives every client its own model"),
     "too many clusters": (["clustering={type: TextClustering, num_clusters: 4}"], "there are only 3 clients"),

@@ -23,7 +23,13 @@ from fedrift.engine.loop import init_state, run_rounds
 from fedrift.simulation import ClientSimulator
 
 SIZE, RANK, INPUTS, OUTPUTS, ROWS, SCALE = 5, 2, 3, 4, 6, 2.0
-SERVERS = [Sgd(1.0, momentum=0.9), optimizers.Adam(0.05), optimizers.Yogi(0.05), optimizers.Adagrad(0.05)]
+SERVERS = [
+    Sgd(1.0, momentum=0.9),
+    optimizers.SwaSgd(1.0, period=3, num_averaged=2),
+    optimizers.Adam(0.05),
+    optimizers.Yogi(0.05),
+    optimizers.Adagrad(0.05),
+]
 
 SUBJECTS = {
     **{name: getattr(fedrift.algorithms, name)() for name in fedrift.algorithms.__all__},

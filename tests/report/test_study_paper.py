@@ -415,7 +415,16 @@ def test_every_verdict_on_a_second_version_has_a_sentence():
             assert {"any"} == set(sentences) or {"supported", "refuted", "inconclusive", "void"} == set(sentences)
             for text in sentences.values():
                 assert study_paper.list_placeholders(text)[0] <= {key}
-        later = ("drift_wide", "real_styles_long", "grid", "grid_titles", "recency_text", "recency_controls", "repair_controls")
+        later = (
+            "drift_wide",
+            "real_styles_long",
+            "grid",
+            "grid_titles",
+            "recency_text",
+            "recency_controls",
+            "recency_average",
+            "repair_controls",
+        )
         seconds = {key for key in question.hypotheses if key[0] in later}
         assert seconds == set(question.sentences)
 

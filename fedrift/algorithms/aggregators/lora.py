@@ -173,9 +173,11 @@ class RoLoRA(Mean):
                 f"RoLoRA trains each factor only in every second round, and the client states of {type(algorithm).__name__} for a "
                 "factor would be from a round in which it was frozen; use Mean or FFALoRA"
             )
-        if getattr(algorithm.server_optimizer, "momentum", 0) or getattr(algorithm.server_optimizer, "betas", (0,))[0]:
+        server = algorithm.server_optimizer
+        averages = getattr(server, "num_averaged", 1) > 1
+        if averages or getattr(server, "momentum", 0) or getattr(server, "betas", (0,))[0]:
             reasons.append(
-                f"RoLoRA freezes one factor, but the momentum of {algorithm.server_optimizer} would change it; use "
+                f"RoLoRA freezes one factor, but the {'average' if averages else 'momentum'} of {server} would change it; use "
                 "server_optimizer=Sgd(1.0)"
             )
         return reasons
