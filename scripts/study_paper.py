@@ -55,6 +55,7 @@ STUDIES = (
         "recency_text",
         "recency_controls",
         "recency_average",
+        "recency_separation",
         "drift",
         "drift_wide",
         "dose",
@@ -67,7 +68,7 @@ STUDIES = (
 
 
 # The studies that were registered after results of `recency` were known, on new questions and not as second versions.
-LATER = ("recency_text", "recency_controls", "recency_average", "repair_controls", "induced", "recency_smollm2")
+LATER = ("recency_text", "recency_controls", "recency_average", "recency_separation", "repair_controls", "induced", "recency_smollm2")
 
 
 # The array over clients, participation, epochs, regimes and algorithms, in two versions.

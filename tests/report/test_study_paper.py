@@ -423,6 +423,7 @@ def test_every_verdict_on_a_second_version_has_a_sentence():
             "recency_text",
             "recency_controls",
             "recency_average",
+            "recency_separation",
             "repair_controls",
         )
         seconds = {key for key in question.hypotheses if key[0] in later}
