@@ -30,7 +30,16 @@ DISTANCE = "update.distance_from_start"
 # The metrics that are compared at equal distance from the pretrained model.
 REPRESENTATION = ("hidden.cka.pretrained", "attention.shift")
 RECORDED = (
-    *("loss", "final.loss", "final.loss.own", "syntax.accuracy", "update.step", "cluster.id", PARTICIPATION_METRIC),
+    *(
+        "loss",
+        "final.loss",
+        "final.loss.own",
+        "final.loss.personalized",
+        "syntax.accuracy",
+        "update.step",
+        "cluster.id",
+        PARTICIPATION_METRIC,
+    ),
     *(DISTANCE, *REPRESENTATION, "adapters.error.update"),
 )
 
@@ -54,7 +63,8 @@ def find_outcome(data: StudyData, name: str) -> dict[str, float]:
             - ``METRIC in round N``: a recorded metric, or ``loss.clients``, in one evaluated round; ``mean of METRIC``: its mean;
             - ``METRIC at equal distance``: the difference to the IID baseline at equal distance from the pretrained model
               (`at_equal_distance`);
-            - ``gain.clients``: the loss on clients' own text before training minus that at the end; ``worst client``: the largest loss of a
+            - ``final.personalized``: the mean over clients of the loss on own text under their personalized models, at the end;
+              ``gain.clients``: the loss on clients' own text before training minus that at the end; ``worst client``: the largest loss of a
               client on its own text, each a mean of the last five evaluations;
             - ``rise after K of N``: the change of a client's own loss in the first K rounds of its absences of at least N rounds;
               ``count of absences of N``: their number (`list_absences`; with styles a client is absent while none of its style trains);
@@ -107,6 +117,15 @@ def mean_over_rounds(run: Trajectory, metric: str) -> float:
     return float(get_series(run, metric)[1].mean()) if metric in run.metrics else math.nan
 
 
+def mean_over_clients(run: Trajectory, metric: str) -> float:
+    """Return the mean over clients of a metric in its last evaluation, or NaN."""
+    if metric not in run.metrics or not run.has_client_table(metric):
+        return math.nan
+    table = run.client_table(metric)
+    table = table[~np.isnan(table).all(axis=1)]
+    return float(table[-1].mean()) if len(table) else math.nan
+
+
 def gain_of_clients(data: StudyData, run: str, trajectory: Trajectory) -> float:
     """Return the mean loss on clients' own text before training minus that at the end."""
     return value_in_round(trajectory, "loss.clients", 0) - data.outcome_by_run("loss.clients").get(run, math.nan)
@@ -140,12 +159,7 @@ def end_loss(run: Trajectory, end: End, is_own: bool = False) -> float:
     if not is_own:
         values = get_series(run, "loss" if end == "last" else "final.loss")[1]
         return float(values[-1]) if len(values) else math.nan
-    metric = "loss" if end == "last" else "final.loss.own"
-    if metric not in run.metrics or not run.has_client_table(metric):
-        return math.nan
-    table = run.client_table(metric)
-    table = table[~np.isnan(table).all(axis=1)]
-    return float(table[-1].mean()) if len(table) else math.nan
+    return mean_over_clients(run, "loss" if end == "last" else "final.loss.own")
 
 
 def value_in_round(run: Trajectory, metric: str, round_number: int) -> float:
@@ -272,6 +286,7 @@ OF_A_RUN: dict[str, Callable[[StudyData, str, Trajectory], float]] = {
     "undrawn": lambda data, run, each: float((~took_part(each).any(axis=0)).sum()),
     "worst client": lambda data, run, each: worst_client(each),
     "gain.clients": gain_of_clients,
+    "final.personalized": lambda data, run, each: mean_over_clients(each, "final.loss.personalized"),
     "style.ari": lambda data, run, each: style_agreement(data, run) if each.has_client_table("cluster.id") else math.nan,
     "gap.drawn": _gap_of_drawn_or_nan,
 }

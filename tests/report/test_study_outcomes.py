@@ -121,7 +121,9 @@ def test_every_outcome_is_found_by_its_name(monkeypatch):
     assert study_outcomes.find_outcome(data, "loss in round 2")["b"] == 5.5 and study_outcomes.find_outcome(data, "undrawn")["b"] == 1.0
     assert study_outcomes.find_outcome(data, "worst client") == pytest.approx({"a": 7.0, "b": 7.0})
     assert math.isnan(study_outcomes.find_outcome(data, "hidden.cka.pretrained at equal distance")["a"])
-    assert all(math.isnan(study_outcomes.find_outcome(data, name)["b"]) for name in ("style.ari", "gap.drawn", "step"))
+    assert all(
+        math.isnan(study_outcomes.find_outcome(data, name)["b"]) for name in ("style.ari", "gap.drawn", "step", "final.personalized")
+    )
     assert study_outcomes.find_outcome(data, "gap.drawn")["a"] == pytest.approx(0.15)
 
 
