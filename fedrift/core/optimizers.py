@@ -240,7 +240,8 @@ class SwaSgd:
 
     Every step is w <- w - lr g. In every step whose number is a multiple of ``period``, w is then replaced by the mean of the models
     after the last ``num_averaged`` steps. With a period of ``training.num_rounds`` a run ends with this mean, and all rounds before
-    are those of ``Sgd``.
+    are those of ``Sgd``. A model that no client of the cohort trains takes no step in that round, so that with clusters its mean comes
+    later, or not at all.
 
     Args:
         lr: Learning rate.

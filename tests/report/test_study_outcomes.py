@@ -125,6 +125,8 @@ def test_every_outcome_is_found_by_its_name(monkeypatch):
         math.isnan(study_outcomes.find_outcome(data, name)["b"]) for name in ("style.ari", "gap.drawn", "step", "final.personalized")
     )
     assert study_outcomes.find_outcome(data, "gap.drawn")["a"] == pytest.approx(0.15)
+    personal = [Record(number, "final.loss.personalized", "", client, number + client) for number in (3, 4) for client in range(3)]
+    assert study_outcomes.mean_over_clients(Trajectory(personal), "final.loss.personalized") == 5.0  # of the last evaluation
 
 
 def test_an_unknown_outcome_is_refused(tmp_path):
