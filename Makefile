@@ -242,7 +242,7 @@ clean:
 .PHONY: study study-report
 STUDY_RUNS ?= runs
 STUDY_OUT ?= study-report
-STUDIES := recency drift dose repair grid grid_titles real_styles real_styles_long drift_wide induced recency_smollm2 recency_text recency_controls recency_average recency_separation repair_controls
+STUDIES := recency drift dose repair grid grid_titles real_styles real_styles_long drift_wide induced recency_smollm2 recency_text recency_controls recency_average recency_separation recency_remedies repair_controls
 study: $(VENV)/.ready
 	failed=0; for name in $(STUDIES); do \
 	  if [ -n "$(FROM)" ] && [ -f "$(FROM)/$$name.zip" ] && [ ! -d "$(STUDY_RUNS)/studies/$$name" ]; then \

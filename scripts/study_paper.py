@@ -56,6 +56,7 @@ STUDIES = (
         "recency_controls",
         "recency_average",
         "recency_separation",
+        "recency_remedies",
         "drift",
         "drift_wide",
         "dose",
@@ -68,7 +69,10 @@ STUDIES = (
 
 
 # The studies that were registered after results of `recency` were known, on new questions and not as second versions.
-LATER = ("recency_text", "recency_controls", "recency_average", "recency_separation", "repair_controls", "induced", "recency_smollm2")
+LATER = (
+    *("recency_text", "recency_controls", "recency_average", "recency_separation", "recency_remedies", "repair_controls", "induced"),
+    "recency_smollm2",
+)
 
 
 # The array over clients, participation, epochs, regimes and algorithms, in two versions.

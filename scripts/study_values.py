@@ -42,7 +42,9 @@ def read_values(studies: Mapping[str, StudyData], address: str) -> dict[int, flo
     parts = address.split("/")
     if len(parts) != 4:
         raise SystemExit(f"scripts/study_paper.yaml: {address!r} is not study/stage/levels/outcome")
-    data, stage, wanted = studies[parts[0]], parts[1], [set(level.split("|")) for level in parts[2].split(", ")]
+    data, stage = studies[parts[0]], parts[1]
+    is_level = any(parts[2] in list_level_names(condition) for condition in data.conditions)  # the name of a level may have a comma
+    wanted = [{parts[2]}] if is_level else [set(level.split("|")) for level in parts[2].split(", ")]
     found = [
         condition
         for condition in data.conditions

@@ -70,6 +70,9 @@ def find_outcome(data: StudyData, name: str) -> dict[str, float]:
               ``count of absences of N``: their number (`list_absences`; with styles a client is absent while none of its style trains);
             - ``step``: the mean norm of the change of the shared model in a round; ``undrawn``: the number of clients that never take part;
               ``gap.drawn``: the gap over the domains whose client takes part;
+            - ``gap absent A to B``: the part of the gap over the last five evaluations that belongs to domains whose client last trained A
+              to B rounds ago (``gap never drawn``: has not trained yet), and ``share absent A to B`` their share of these domains and
+              rounds (`split_by_absence`). The parts of all absences sum to the gap;
             - ``style.ari``: the adjusted Rand index of the clusters against the clients' styles, where client k has style k mod S.
 
     Returns:
@@ -251,6 +254,38 @@ def gap_of_drawn(data: StudyData, run: str, baseline: Trajectory) -> float:
     return float(np.mean(gaps)) if gaps else math.nan
 
 
+def split_by_absence(data: StudyData, run: str, baseline: Trajectory, kind: str, first: float, last: float) -> float:
+    """Return the part of the gap that belongs to domains whose client last trained ``first`` to ``last`` rounds before the evaluation.
+
+    Args:
+        data: The study.
+        run: The id of the run.
+        baseline: The trajectory of its IID baseline.
+        kind: ``gap``: the sum of the gaps of these domains in the last five evaluations, divided by the number of all domains and
+            evaluations. ``share``: the number of these divided by that of all.
+        first: The smallest number of rounds; 0 means that the client trained in this round.
+        last: The largest number of rounds. A client that has not trained yet counts as infinitely many.
+    """
+    own, table = trajectories(data)[run], data.experiments[run]["partition_table"]
+    holders = np.array(table["tokens"]).argmax(axis=0)  # the client that has most of a domain
+    present, rounds = took_part(own), np.asarray(own.rounds)
+    parts = []
+    for domain, holder in zip(table["domains"], holders, strict=True):
+        places, losses = get_series(own, "loss", domain)
+        differences = losses[-5:] - get_series(baseline, "loss", domain)[1][-5:]
+        for place, difference in zip(places[-5:], differences, strict=True):
+            trained = rounds[present[:, holder] & (rounds <= place)] if holder < present.shape[1] else rounds[:0]
+            absence = float(place - trained[-1]) if len(trained) else math.inf
+            parts.append((difference if kind == "gap" else 1.0) if first <= absence <= last else 0.0)
+    return float(np.mean(parts)) if parts else math.nan
+
+
+def _outcome_by_absence(data: StudyData, kind: str, first: float, last: float) -> dict[str, float]:
+    runs = trajectories(data)
+    pairs = {run: base for run, base in find_baselines(data).items() if {run, base} <= runs.keys()}
+    return {run: split_by_absence(data, run, runs[base], kind, first, last) for run, base in pairs.items()}
+
+
 @cache
 def verdicts_at_end(data: StudyData, end: End) -> tuple[HypothesisVerdict, ...]:
     """Return the verdicts with the same tests, margins, families and gate, where losses are read at another end of a run.
@@ -304,4 +339,6 @@ PATTERNS: dict[str, Callable[..., dict[str, float]]] = {
         run: float(len(list_absences(each, int(least), count_styles(data, run)))) for run, each in runs.items()
     },
     r"(\S+) at equal distance": outcome_at_equal_distance,
+    r"(gap|share) absent (\d+) to (\d+)": lambda data, runs, kind, first, last: _outcome_by_absence(data, kind, int(first), int(last)),
+    r"(gap|share) never drawn": lambda data, runs, kind: _outcome_by_absence(data, kind, math.inf, math.inf),
 }

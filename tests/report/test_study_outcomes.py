@@ -91,6 +91,21 @@ def test_the_gap_of_drawn_domains_leaves_out_the_domain_of_a_client_that_never_t
     assert study_outcomes.gap_of_drawn(data, "run", make_run()) == pytest.approx(0.15)  # not 1.3 / 3, to which domain c would lift it
 
 
+def test_the_parts_of_the_gap_by_absence_sum_to_the_gap(monkeypatch):
+    data = SimpleNamespace(
+        experiments={"run": {"partition_table": {"domains": ["a", "b", "c"], "tokens": np.eye(3).tolist()}}},
+        frame=pd.DataFrame({"run": ["run", "base"], "iid_baseline": ["base", ""]}),
+    )
+    monkeypatch.setattr(study_outcomes, "trajectories", lambda data: {"run": make_run(0.1), "base": make_run()})
+    names = ("absent 0 to 0", "absent 1 to 2", "absent 3 to 9", "never drawn")
+    # rounds 1 to 4: client 0 trains in round 1, client 1 in round 2, client 2 never; the gaps of the domains are 0.1, 0.2 and 1.0
+    shares = [study_outcomes.find_outcome(data, f"share {name}")["run"] for name in names]
+    assert shares == pytest.approx([2 / 12, 4 / 12, 1 / 12, 5 / 12])
+    parts = [study_outcomes.find_outcome(data, f"gap {name}")["run"] for name in names]
+    assert parts == pytest.approx([0.3 / 12, 0.6 / 12, 0.1 / 12, 4.2 / 12])
+    assert sum(parts) == pytest.approx(1.3 / 3)
+
+
 def test_the_verdicts_at_the_last_evaluation_read_the_last_loss(tmp_path):
     data = load_study_data(make_study(tmp_path, effect=0.3))
     last = study_outcomes.find_outcome(data, "last.loss")

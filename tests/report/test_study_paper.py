@@ -424,6 +424,7 @@ def test_every_verdict_on_a_second_version_has_a_sentence():
             "recency_controls",
             "recency_average",
             "recency_separation",
+            "recency_remedies",
             "repair_controls",
         )
         seconds = {key for key in question.hypotheses if key[0] in later}
