@@ -17,12 +17,14 @@ from fedrift.studies.spec import expand_cells, list_factor_names, list_seeds
 STUDIES = Path(__file__).parents[2] / "studies"
 REGISTERED = [
     *("recency", "drift", "dose", "repair", "grid", "real_styles", "real_styles_long", "drift_wide", "induced"),
-    *("recency_smollm2", "recency_text", "recency_controls", "recency_average", "recency_separation", "repair_controls", "grid_titles", "recency_remedies"),
+    *("recency_smollm2", "recency_text", "recency_controls", "recency_average", "recency_separation"),
+    *("repair_controls", "grid_titles", "recency_remedies"),
 ]
 # Those registered later have fresh seeds.
 FIRST_SEEDS = {
     **{"real_styles_long": 110, "drift_wide": 110, "induced": 120, "recency_smollm2": 130},
-    **{"recency_text": 140, "recency_controls": 150, "recency_average": 150, "recency_separation": 170, "grid_titles": 160, "recency_remedies": 180},
+    **{"recency_text": 140, "recency_controls": 150, "recency_average": 150, "recency_separation": 170},
+    **{"grid_titles": 160, "recency_remedies": 180},
 }
 NUM_SEEDS = {"grid": 3, "grid_titles": 3, "recency_smollm2": 6}  # else 8
 
