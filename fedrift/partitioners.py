@@ -113,10 +113,13 @@ class DocumentPartitioner:
         return replace_column(subset, self.text_column, texts)
 
     def heterogeneity(self, resplits: int = NUM_RESPLITS) -> Heterogeneity:
-        """Measure the partition, each number beside what random partitions of the same sizes give.
+        """Measure the partition, and compare each number with random partitions of the same sizes.
 
         Args:
-            resplits: The number of random partitions behind the null.
+            resplits: The number of random partitions to compare with.
+
+        Returns:
+            The report, as that of `fedrift.heterogeneity`.
         """
         return measure_heterogeneity(self.corpus, self.assignment, numpy_stream(self.seed, "heterogeneity"), resplits=resplits)
 
@@ -127,7 +130,7 @@ def partitioner(
     """Make a partitioner of any of fedrift's partitions for ``datasets`` and ``flwr-datasets``.
 
     Args:
-        partition: How the documents are assigned. ``severity`` is its dial: 0 is the IID baseline.
+        partition: How the documents are assigned. ``severity`` is its degree of heterogeneity: 0 is the IID baseline.
         dataset: A ``datasets.Dataset``. Default: it is set later, as ``flwr_datasets.FederatedDataset`` does.
         text_column: The column of the texts.
         label_column: The column of the topics, which partitions by topic need.
@@ -137,7 +140,7 @@ def partitioner(
         A partitioner: ``num_partitions``, ``load_partition(i)``, ``indices`` and ``heterogeneity()``.
 
     Raises:
-        UserError: A column is not there.
+        UserError: The dataset has no such column.
 
     Example:
         >>> from datasets import Dataset
@@ -165,7 +168,7 @@ def heterogeneity(
     seed: int = 0,
     resplits: int = NUM_RESPLITS,
 ) -> Heterogeneity:
-    """Measure how non-IID a partition is, whoever made it; each number beside what random partitions of the same sizes give.
+    """Measure how much the clients' data differ, and compare each number with random partitions of the same sizes.
 
     Args:
         partitions: Each client's row numbers or mask of rows, with ``texts``; or each client's data set; both as a list or as a mapping
@@ -175,14 +178,16 @@ def heterogeneity(
         text_column: The column of the texts in the data sets.
         label_column: The column of the topics in the data sets.
         seed: The seed of the random partitions.
-        resplits: The number of random partitions behind the null. With 0 there is none.
+        resplits: The number of random partitions to compare with. With 0 there is no comparison.
 
     Returns:
-        The report: ``report["token.jsd"].value``, its ``null_mean``, ``null_std``, ``z`` and ``is_beyond_chance``; ``to_dict()``.
+        The report. ``report["token.jsd"].value`` is the Jensen-Shannon divergence of the clients' words in bits, ``null_mean`` and
+        ``null_std`` are the mean and standard deviation over the random partitions, ``z`` is the distance in standard deviations, and
+        ``is_beyond_chance`` says whether it is larger than chance explains. ``to_dict()`` has all numbers.
 
     Raises:
         UserError: A client holds nothing, rows are not row numbers or out of range, a text is not text, there are not as many labels as
-            texts, labels are structures or class numbers without a name, or a column is not there.
+            texts, labels are structures or class numbers without a name, or the data set has no such column.
 
     Example:
         >>> report = fedrift.heterogeneity([[0, 2], [1, 3]], texts=["a b", "c d", "a a", "d d"], resplits=5)

@@ -212,7 +212,8 @@ def config_page() -> str:
 
     parts = [
         "# Configuration keys\n",
-        "Every key of an experiment with its default, type and range. `fedrift validate FILE` prints a whole experiment with all defaults. "
+        "Every key of an experiment with its default, type and range. `backend` and `executor` are given as overrides and are no part of an"
+        " experiment. `fedrift validate FILE` prints a whole experiment with all defaults. "
         "Unknown keys and values outside their range are refused with one line each. Losses are in nats per token.\n",
         "## Experiment\n",
         table(field_rows(ExperimentConfig, skip=("fork", "model_fingerprint"))),

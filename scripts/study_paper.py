@@ -37,11 +37,11 @@ from scripts.study_sections import (
     describe_evaluation,
     describe_windows,
     failure_section,
-    find_broken,
     main_effects_section,
     outcome_section,
     question_figures,
     rate_map,
+    summarize_broken,
     tuning_section,
 )
 from scripts.study_values import Difference, is_in_nats, matched_progress, mean_of_condition, read_difference, value_cell
@@ -82,13 +82,6 @@ GRIDS = {"grid": "The grid: main effects", "grid_titles": "The grid on titles of
 TITLE = "When federated fine-tuning of language models breaks under heterogeneity, and what repairs it"
 
 
-# Where training breaks in two ways, and what repairs it. Other questions follow if one of these has no answer.
-README_QUESTIONS = ("recency", "drift", "clusters", "larger")
-
-
-ABSTRACT_QUESTIONS = ("recency", "remedy", "drift", "clusters", "larger")
-
-
 ENDS: dict[str, study_outcomes.End] = {" (last)": "last", " (final)": "final"}
 
 
@@ -107,7 +100,7 @@ class Lead:
             `` (last)`` or `` (final)`` is the hypothesis by the last or by the final evaluation (`sensitivity_section`).
         rising: Groups of means, as ``study/stage/level, level/metric``; the conclusion needs that each group rises from left to right.
         text: The conclusion. ``{study/hypothesis}`` stands for the effect of that hypothesis with its interval.
-        short: The same in fewer words, for the abstract and the README; empty: they print `text`.
+        short: The same in fewer words, for the abstract and the README. Only the leads of answers have it.
     """
 
     needs: Mapping[Key, str]
@@ -130,6 +123,7 @@ class Question:
         sentences: For a hypothesis, the sentence that its verdict asks for; ``any`` stands for the verdicts that are not named, but not
             for void.
         versions: The hypothesis of a second version of a study, for that of the first.
+        sections: Of an answer, the keys of the questions that it draws on. Its hypotheses and versions are theirs.
     """
 
     key: str
@@ -140,6 +134,7 @@ class Question:
     notes: tuple[str, ...] = ()
     sentences: Mapping[Key, Mapping[str, str]] = field(default_factory=dict)
     versions: Mapping[Key, Key] = field(default_factory=dict)
+    sections: tuple[str, ...] = ()
 
 
 def parse_key(text: str) -> Key:
@@ -154,7 +149,7 @@ def read_questions(entries: Sequence[Mapping[str, Any]]) -> tuple[Question, ...]
         Question(
             entry["key"],
             entry["title"],
-            tuple(parse_key(key) for key in entry["hypotheses"]),
+            tuple(parse_key(key) for key in entry.get("hypotheses", ())),
             tuple(
                 Lead(
                     {parse_key(key): verdict for key, verdict in conclusion["needs"].items()},
@@ -168,6 +163,7 @@ def read_questions(entries: Sequence[Mapping[str, Any]]) -> tuple[Question, ...]
             tuple(entry.get("notes", ())),
             {parse_key(key): texts for key, texts in entry.get("sentences", {}).items()},
             {parse_key(first): parse_key(second) for first, second in entry.get("versions", {}).items()},
+            tuple(entry.get("sections", ())),
         )
         for entry in entries
     )
@@ -177,6 +173,19 @@ CONTENT = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding=
 
 
 QUESTIONS = read_questions(CONTENT["questions"])
+
+
+# The four questions of the plan. An answer has the hypotheses and the second versions of the sections that it draws on.
+ANSWERS = tuple(
+    replace(
+        answer,
+        hypotheses=tuple(key for question in QUESTIONS if question.key in answer.sections for key in question.hypotheses),
+        versions={
+            first: second for question in QUESTIONS if question.key in answer.sections for first, second in question.versions.items()
+        },
+    )
+    for answer in read_questions(CONTENT["answers"])
+)
 
 
 RELATED_WORK = tuple(CONTENT["related_work"])
@@ -364,7 +373,8 @@ def result_sections(studies: Mapping[str, StudyData], verdicts: Mapping[Key, Hyp
             table = add_margins(
                 study_results.verdicts_table(tuple(verdict for _, verdict in judged)), [each for each, _ in judged], corrected
             )
-            table = replace(table, key=f"{question.key}-verdicts", caption=f"{question.title}. {table.caption}")
+            caption = f"{question.title}: the hypotheses. The methods explain the columns."
+            table = replace(table, key=f"{question.key}-verdicts", caption=caption, note="")
             blocks = [*forest_figures(question, judged), table]
         text = (
             choose_lead(question, verdicts, studies),
@@ -380,6 +390,16 @@ def result_sections(studies: Mapping[str, StudyData], verdicts: Mapping[Key, Hyp
         text = tuple(filter(None, text))
         sections.append(Section(question.key, question.title, text, (*blocks, *tables, *question_figures(question.key, studies))))
     return sections
+
+
+def answers_section(studies: Mapping[str, StudyData], verdicts: Mapping[Key, HypothesisVerdict]) -> Section:
+    """Answer the four questions of the plan, each in a paragraph that names the sections with the evidence."""
+    titles = {question.key: question.title for question in QUESTIONS}
+    text = []
+    for answer in ANSWERS:
+        parts = (choose_lead(answer, verdicts, studies), describe_disagreement(answer, verdicts))
+        text.append(f"{answer.title} {' '.join(filter(None, parts))} Sections: {'; '.join(titles[key] for key in answer.sections)}.")
+    return Section("answers", "The four questions", (*text, count_verdicts(verdicts)))
 
 
 def find_hypothesis(key: Key) -> Hypothesis:
@@ -448,13 +468,9 @@ def add_margins(table: Table, hypotheses: Sequence[Hypothesis], corrected: Seque
         metric = f"{hypothesis.metric}: {' '.join(terms)}" if terms else row[place - 1]
         margin_cell = DASH if margin is None else f"{margin:g}"
         rows.append((*row[: place - 1], metric, margin_cell, *row[place:after], format_p_value(p, 0.0), *row[after:]))
-    note = (
-        "The margin belongs to the tested hypothesis; for an equivalence it is the limit on both sides. “Holm p, all” is corrected over all"
-        " hypotheses of the paper at once, which nobody registered."
-    )
     columns = (*table.columns[:place], "margin", *table.columns[place:after], "Holm p, all", *table.columns[after:])
     numbers = frozenset(range(place, len(columns)))
-    return replace(table, columns=columns, rows=tuple(rows), numeric_columns=numbers, note=note)
+    return replace(table, columns=columns, rows=tuple(rows), numeric_columns=numbers)
 
 
 def fill_finished(texts: Sequence[str], verdicts: Mapping[Key, HypothesisVerdict], studies: Mapping[str, StudyData]) -> tuple[str, ...]:
@@ -556,7 +572,11 @@ def missing_sections(studies: Mapping[str, StudyData]) -> tuple[MissingSection, 
     for name in STUDIES:
         if name not in studies:
             has_part = (ROOT / "studies" / "partial" / f"{name}.zip").is_file()
-            reason = "it is not finished: what there is of it is stored in `studies/partial`" if has_part else "it has not been run"
+            reason = (
+                "it is not finished: what there is of it is stored in `studies/partial`"
+                if has_part
+                else "no finished results of it are stored"
+            )
             missing.append(MissingSection(f"The study `{name}`", reason))
             continue
         data = studies[name]
@@ -578,26 +598,17 @@ def write_abstract(studies: Mapping[str, StudyData], verdicts: Mapping[Key, Hypo
     num_runs, num_trials = count_runs(studies)
     num_later = sum(name in LATER for name in studies)
     later = f" ({num_later} registered after the first)" if num_later else ""
-    broken, num_conditions = find_broken(studies)
     sentences = [
         "When does federated fine-tuning of a small language model break under heterogeneity, and what repairs it?",
         f"We compare {num_runs:,} runs of"
         f" {pluralize(len(studies), 'preregistered study', 'preregistered studies')}{later}, tuned in {num_trials:,} trials."
         " A gap is the loss of a run minus that of its IID baseline, over the last five evaluations, in nats per"
         " token, with a 95 % interval over seeds.",
-        f"In {len(broken)} of {num_conditions} shared-model conditions that are not void training ends no lower than the untrained"
-        " model or diverges.",
+        summarize_broken(studies),
     ]
-    for question in QUESTIONS:
-        if question.key in ABSTRACT_QUESTIONS and any(lead_holds(lead, verdicts, studies) for lead in question.leads):
-            sentences.append(choose_lead(question, verdicts, studies, is_short=True).replace(" nats (", " ("))
-    counts = Counter(verdict.verdict for verdict in verdicts.values())
-    num_grid = sum(name in GRIDS and verdict.verdict == "void" for (name, _), verdict in verdicts.items())
-    void_grid = f" ({num_grid} of the grid)" if num_grid else ""
-    sentences.append(
-        f"Of {pluralize(len(verdicts), 'hypothesis', 'hypotheses')} {counts['supported']} are supported, {counts['refuted']} refuted,"
-        f" {counts['inconclusive']} inconclusive and {counts['void']} void{void_grid}."
-    )
+    for answer in ANSWERS:
+        if any(lead_holds(lead, verdicts, studies) for lead in answer.leads):
+            sentences.append(choose_lead(answer, verdicts, studies, is_short=True).replace(" nats (", " ("))
     return " ".join(sentences)
 
 
@@ -619,6 +630,9 @@ def build_paper(studies: Mapping[str, StudyData]) -> Document:
     methods_text = (
         *METHODS,
         describe_evaluation(studies),
+        f"Tables of hypotheses. {study_results.verdicts_table(()).caption.removeprefix('The hypotheses. ')} The margin belongs to the"
+        " tested hypothesis; for an equivalence it is the limit on both sides. “Holm p, all” is corrected over all hypotheses of the"
+        " paper at once, which was not registered.",
         *(
             (f"The base experiment, and first condition, of the study `{name}`: {methods.text[1]}", methods.text[2])
             if isinstance(methods, Section)
@@ -626,6 +640,7 @@ def build_paper(studies: Mapping[str, StudyData]) -> Document:
         ),
     )
     sections = [
+        answers_section(studies, verdicts),
         Section("related", "Related work", RELATED_WORK),
         Section("methods", "Methods", tuple(filter(None, methods_text))),
         *result_sections(studies, verdicts),
@@ -657,14 +672,14 @@ def build_paper(studies: Mapping[str, StudyData]) -> Document:
 
 
 def readme_findings(studies: Mapping[str, StudyData]) -> str:
-    """Return the README's findings: questions that have an answer, with their commands, and the count of verdicts."""
+    """Return the README's findings: the four answers, with their commands, and the count of verdicts."""
     lines, verdicts = [], read_verdicts(studies)
-    for question in sorted(QUESTIONS, key=lambda question: question.key not in README_QUESTIONS):
-        held = [lead for lead in question.leads if lead_holds(lead, verdicts, studies)]
-        if held and len(lines) < len(README_QUESTIONS):
-            names = sorted({key[0] for key in held[0].needs})
+    for answer in ANSWERS:
+        held = [lead for lead in answer.leads if lead_holds(lead, verdicts, studies)]
+        if held:
+            names = sorted({key[0] for key, verdict in held[0].needs.items() if verdict})
             commands = ", ".join(f"`fedrift study studies/{name}.yaml`" for name in names)
-            lines.append(f"- **{question.title}.** {choose_lead(question, verdicts, studies, is_short=True)} ({commands})")
+            lines.append(f"- **{answer.title}** {choose_lead(answer, verdicts, studies, is_short=True)} ({commands})")
     incomplete = [f"`{name}`" for name in STUDIES if name not in studies or not is_complete(studies[name])]
     unfinished = f" Not finished: {', '.join(incomplete)}." if incomplete else ""
     lines.append(f"- {count_verdicts(verdicts)}{unfinished}")

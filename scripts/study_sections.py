@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fedrift.diagnosis.finding import load_thresholds
 from fedrift.report import study_dynamics, study_outcomes, study_results, study_setup
@@ -196,38 +196,111 @@ def outcome_section(studies: Mapping[str, StudyData]) -> Section:
     return Section("outcomes", "All conditions", (text, describe_broken(studies)), (table,))
 
 
-def find_broken(studies: Mapping[str, StudyData]) -> tuple[list[tuple[str, str]], int]:
-    """Find the conditions that end no lower than the untrained model, or with a run that diverged.
+@dataclass(frozen=True)
+class SharedCondition:
+    """Hold a condition with one shared model that can be judged by whether its training breaks.
 
-    Conditions with a model for each cluster of clients do not count: they are judged on clients' own text.
-
-    Returns:
-        The study and the name of each such condition, and the number of all conditions that are finished and not void.
+    Attributes:
+        study: The name of the study.
+        name: The name of the condition.
+        gain: The mean gain over the untrained model, in nats per token, with the ends of its 95 % t-interval.
+        baseline_gain: The mean gain of the IID baseline; NaN without one.
+        is_void: Whether the IID baseline gains less than the gate requires.
+        has_diverged: Whether a run diverged.
     """
-    broken, total = [], 0
+
+    study: str
+    name: str
+    gain: tuple[float, float, float]
+    baseline_gain: float
+    is_void: bool
+    has_diverged: bool
+
+    @property
+    def is_broken(self) -> bool:
+        """Return whether the mean end is no lower than the untrained model, or a run diverged."""
+        return self.gain[0] <= 0 or self.has_diverged
+
+
+def list_shared_conditions(studies: Mapping[str, StudyData]) -> list[SharedCondition]:
+    """List the finished conditions with one shared model.
+
+    Models for clusters of clients and local training do not count: they are judged on clients' own text.
+    """
+    found = []
     for name, data in studies.items():
         start, end = data.outcome_by_run("start"), data.outcome_by_run("loss")
+        baseline = data.outcome_by_run("baseline.gain") if "baseline.gain" in data.frame else {}
         has_diverged = dict(zip(data.frame["run"], data.frame["diverged"], strict=True))
         shown, void = set(finished_conditions(data)), void_conditions(data)
         for condition in data.conditions:
             runs = list(condition.runs.values())
-            has_clusters = data.experiments.get(runs[0], {}).get("clustering", {}).get("type", "NoClustering") != "NoClustering"
-            if condition.index in shown and condition.index not in void and not has_clusters:
-                total += 1
-                gain = seed_mean_ci(start.get(run, math.nan) - end.get(run, math.nan) for run in runs)[0]
-                if gain <= 0 or any(has_diverged.get(run) for run in runs):
-                    broken.append((name, name_condition(data, condition)))
-    return broken, total
+            config = data.experiments.get(runs[0], {})
+            is_shared = config.get("clustering", {}).get("type", "NoClustering") == "NoClustering"
+            if condition.index in shown and is_shared and config.get("algorithm", {}).get("type") != "LocalOnly":
+                mean, low, high, _ = seed_mean_ci(start.get(run, math.nan) - end.get(run, math.nan) for run in runs)
+                gains = [baseline.get(run, math.nan) for run in runs]
+                found.append(
+                    SharedCondition(
+                        name,
+                        name_condition(data, condition),
+                        (mean, low, high),
+                        mean_of_finite(gains),
+                        condition.index in void,
+                        any(has_diverged.get(run) for run in runs),
+                    )
+                )
+    return found
+
+
+def judged_conditions(studies: Mapping[str, StudyData]) -> list[SharedCondition]:
+    """List the conditions with one shared model whose IID baseline passes the gate."""
+    return [each for each in list_shared_conditions(studies) if math.isfinite(each.baseline_gain) and not each.is_void]
+
+
+def summarize_broken(studies: Mapping[str, StudyData]) -> str:
+    """Say in a sentence in how many conditions training breaks, of those whose IID baseline passes the gate."""
+    judged = judged_conditions(studies)
+    broken = sum(each.is_broken for each in judged)
+    return (
+        f"Training ends no lower than the untrained model, or diverges, in {broken or 'none'} of the"
+        f" {pluralize(len(judged), 'shared-model condition')} whose IID baseline learns enough."
+    )
 
 
 def describe_broken(studies: Mapping[str, StudyData]) -> str:
-    """Say in how many conditions training breaks, and in which."""
-    broken, total = find_broken(studies)
-    names = "; ".join(f"{condition} (`{study}`)" for study, condition in broken)
-    return (
-        f"Training breaks, in that the mean end is no lower than the untrained model or a run diverges, in {len(broken)} of the"
-        f" {pluralize(total, 'condition')} with one shared model that are not void{': ' + names if names else ''}."
+    """Say in how many conditions training breaks, and in which, also where no IID baseline or a void one stands beside it."""
+    shared, judged = list_shared_conditions(studies), judged_conditions(studies)
+    broken = [each for each in judged if each.is_broken]
+    text = (
+        f"Training breaks, in that the mean end is no lower than the untrained model or a run diverges, in {len(broken) or 'none'} of the"
+        f" {pluralize(len(judged), 'condition')} with one shared model whose IID baseline passes the gate{_list_names(broken)}."
     )
+    if judged:
+        least = min(judged, key=lambda each: each.gain[0])
+        text += (
+            f" The smallest mean gain among them is {format_signed(least.gain[0])}"
+            f" ({format_interval(*least.gain[1:], is_signed=True)}){_list_names([least])}."
+        )
+    alone = [each for each in shared if not math.isfinite(each.baseline_gain) and not each.is_void and each.is_broken]
+    if alone:
+        text += (
+            f" It also breaks in {pluralize(len(alone), 'condition')} without an IID baseline, which nothing ties to heterogeneity"
+            f"{_list_names(alone)}."
+        )
+    void = [each for each in shared if each.is_void and math.isfinite(each.baseline_gain)]
+    only = [each for each in void if each.is_broken and each.baseline_gain > 0]
+    if only:
+        low, high = min(each.baseline_gain for each in only), max(each.baseline_gain for each in only)
+        text += (
+            f" In {len(only)} of {pluralize(len(void), 'void condition')} the skewed runs end above the untrained model or diverge while"
+            f" the IID baseline gains {format_number(low)} to {format_number(high)} nats on average, less than the gate requires."
+        )
+    return text
+
+
+def _list_names(conditions: Sequence[SharedCondition]) -> str:
+    return f": {'; '.join(f'{each.name} (`{each.study}`)' for each in conditions)}" if conditions else ""
 
 
 def describe_training(data: StudyData, run: str) -> tuple[str, str, str]:

@@ -109,7 +109,7 @@ def run_title(run: Run) -> str:
 
 
 def print_summary(run: Run, baseline: Run | None = None) -> None:
-    """Print one run in a few lines: status, verdict, warnings, larger evaluation and cost.
+    """Print one run in a few lines: status, verdict, warnings, final evaluation and cost.
 
     Args:
         run: The run.
@@ -123,7 +123,7 @@ def print_summary(run: Run, baseline: Run | None = None) -> None:
     if run.is_finished:
         result = run.summary()
         seconds = result["seconds"]
-        loss = result["final_loss"]  # None or NaN without a larger evaluation (evaluation.final_blocks_per_domain=0)
+        loss = result["final_loss"]  # None or NaN without a final evaluation (evaluation.final_blocks_per_domain=0)
         larger_evaluation = (
             ""
             if loss is None or math.isnan(loss)

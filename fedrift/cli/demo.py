@@ -109,17 +109,23 @@ def summarize_outcome(run: Run) -> Outcome:
     return Outcome(curve, sum(last) / len(last), sum(own_last) / len(own_last))
 
 
-def closed_share(outcome: Outcome, outcomes: dict[str, Outcome]) -> float:
-    """Return which share of FedAvg's gap to the homogeneous control a condition closes; NaN if there is no gap."""
+def repaired_share(outcome: Outcome, outcomes: dict[str, Outcome]) -> float:
+    """Return the share of the difference in loss between FedAvg and the homogeneous control that a condition repairs; NaN without one."""
     gap = outcomes[BROKEN].final_loss - outcomes[CONTROL].final_loss
     return (outcomes[BROKEN].final_loss - outcome.final_loss) / gap if gap > 0 else math.nan
 
 
 def describe_share(share: float) -> str:
-    """Return which part of the gap is closed, in words where a percentage would lie outside 0 to 100; "" if there is no gap."""
+    """Return the repaired share, in words where a percentage would lie outside 0 to 100; "" if there is nothing to repair."""
     if math.isnan(share):
         return ""
     return "all" if share >= 1 else "none" if share <= 0 else f"{100 * share:.0f} %"
+
+
+def describe_final_rounds(outcomes: dict[str, Outcome]) -> str:
+    """Return the rounds of the last five evaluations, as in ``2 to 6``."""
+    last = len(outcomes[BROKEN].curve) - 1
+    return f"{max(1, last - 4)} to {last}"
 
 
 def print_outcomes(outcomes: dict[str, Outcome]) -> None:
@@ -131,21 +137,24 @@ def print_outcomes(outcomes: dict[str, Outcome]) -> None:
 
     highest = max(loss for outcome in outcomes.values() for loss in outcome.curve if math.isfinite(loss))
     lowest = min(loss for outcome in outcomes.values() for loss in outcome.curve if math.isfinite(loss))
-    console, numbers = Console(highlight=False), ("worst", "final", "gap closed", "own text")
+    console, numbers = Console(highlight=False), ("worst", "final", "repaired", "own text")
     rows = [
         (
             name,
             sparkline(outcome.curve, lowest, highest),
             f"{perplexity(max(outcome.curve[1:])):.0f}",
             f"{outcome.final_perplexity:.1f}",
-            describe_share(math.nan if name in (IID, CONTROL, BROKEN) else closed_share(outcome, outcomes)),
-            "" if name == IID else f"{perplexity(outcome.own_loss):.1f}",
+            describe_share(math.nan if name in (IID, CONTROL, BROKEN) else repaired_share(outcome, outcomes)),
+            "" if name in (IID, CONTROL) else f"{perplexity(outcome.own_loss):.1f}",  # their own text is another one,
         )
         for name, outcome in outcomes.items()
     ]
     title = "Perplexity of held-out text; curves from the untrained model, one scale"
     print_table(console, ("condition", "curve", *numbers), rows, numbers, title)
-    console.print("styles mixed: the homogeneous control; gap closed: the part of the gap between FedAvg and this control")
+    console.print(
+        f"final: of the mean loss over rounds {describe_final_rounds(outcomes)}; styles mixed: the homogeneous control; repaired: the share"
+        " of the difference in loss between FedAvg and this control"
+    )
 
 
 def draw_outcomes(outcomes: dict[str, Outcome], path: Path) -> Path:
@@ -165,34 +174,37 @@ def draw_outcomes(outcomes: dict[str, Outcome], path: Path) -> Path:
 
 
 def describe_repair(name: str, outcomes: dict[str, Outcome]) -> str:
-    """Return how far a condition that closes at least half of the gap closes it."""
+    """Return how much a condition repairs that repairs at least half of the difference to the homogeneous control."""
     final, baseline = outcomes[name].final_loss, outcomes[IID].final_loss
-    if closed_share(outcomes[name], outcomes) < 1:
-        return f"{name} closes at least half of the gap."
+    if repaired_share(outcomes[name], outcomes) < 1:
+        return f"{name} repairs at least half of the difference to the mixed styles."
     where = "below the mixed styles" if final > baseline else "below the mixed styles and the IID baseline"
-    return f"{name} closes the gap and ends {where}."
+    return f"{name} repairs all of the difference and ends {where}."
 
 
 def describe_outcomes(outcomes: dict[str, Outcome]) -> list[str]:
     """Return the results in words: what broke, beside which baseline, what repaired it, and what one seed cannot show."""
     broken, control = outcomes[BROKEN], outcomes[CONTROL]
     untrained, worst = perplexity(broken.curve[0]), perplexity(max(broken.curve[1:]))
-    above = ", worse than no training" if broken.final_loss > broken.curve[0] else ""
+    side = "above" if broken.final_loss > broken.curve[0] else "not above"
     sentences = [
-        f"One writing style per client, one client per round: FedAvg ends at perplexity {broken.final_perplexity:.0f}{above} (untrained "
-        f"{untrained:.0f}, worst round {worst:.0f}).",
+        f"One writing style per client, one client per round: over rounds {describe_final_rounds(outcomes)} FedAvg has perplexity "
+        f"{broken.final_perplexity:.0f}, {side} the untrained model ({untrained:.0f}). The worst round has {worst:.0f}, the last "
+        f"{perplexity(broken.curve[-1]):.0f}.",
         f"The same texts with the styles mixed over all clients: {control.final_perplexity:.0f}. The original texts, partitioned IID: "
         f"{outcomes[IID].final_perplexity:.0f}.",
     ]
     for names, label in ((ALGORITHMS, "other algorithms"), (REPAIRS, "repairs")):
-        repaired = [name for name in names if closed_share(outcomes[name], outcomes) >= REPAIRED_SHARE]
+        repaired = [name for name in names if repaired_share(outcomes[name], outcomes) >= REPAIRED_SHARE]
         results = ", ".join(f"{name}: {outcomes[name].final_perplexity:.0f}" for name in names)
-        verdict = " ".join(describe_repair(name, outcomes) for name in repaired) or "None closes half of the gap."
+        verdict = (
+            " ".join(describe_repair(name, outcomes) for name in repaired) or "None repairs half of the difference to the mixed styles."
+        )
         sentences.append(f"With {label}: {results}. {verdict}")
     best = min(outcomes, key=lambda name: math.inf if name in (IID, CONTROL) else outcomes[name].own_loss)
     sentences.append(
-        f"On each client's own text FedAvg ends at {perplexity(broken.own_loss):.0f}; of the others {best} is best there: "
-        f"{perplexity(outcomes[best].own_loss):.0f}."
+        f"On each client's own text FedAvg has {perplexity(broken.own_loss):.0f}. The lowest of all algorithms and repairs there is "
+        f"{best}: {perplexity(outcomes[best].own_loss):.0f}."
     )
     return [
         *sentences,

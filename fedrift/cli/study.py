@@ -65,7 +65,13 @@ HiddenStates = Annotated[
     bool,
     typer.Option("--hidden-states", help="Also compare the hidden states of the final models, layer by layer; this loads both models."),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the runs, their ids, confounded effects, training tokens and time.")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Only list the runs, their ids, confounded effects and training tokens, and train a few rounds to estimate the time.",
+    ),
+]
 MeasureSpeed = Annotated[
     bool,
     typer.Option(
@@ -167,7 +173,7 @@ def preview_study(study: Study, cache: ResourceCache, measure_speed: bool, as_js
     print_table(console, ("stage", "role", "condition", "seeds", "ids"), cells)
     for stage, design in manifest["designs"].items():
         note = "; these main effects are confounded with part of an interaction:" if design["aliases"] else ""
-        console.print(f"{stage}: {design['cells']} cells{note}")
+        console.print(f"{stage}: {design['cells']} conditions{note}")
         for alias in design["aliases"]:
             console.print(f"  {alias['factor']}: {100 * alias['share']:.0f} % confounded with {' x '.join(alias['pair'])}")
     if not ids_final:

@@ -72,7 +72,7 @@ class Evaluation:
 
     probe_suite: ProbeSuite  # all probes, including the losses
     losses: HeldOutLosses
-    final_losses: HeldOutLosses | None  # the larger evaluation after the last round; None: there is none
+    final_losses: HeldOutLosses | None  # the final evaluation after the last round, on more text; None: there is none
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@
     findings(run, failure, grade, first_round, strength, ...)        the findings that detectors stored
 
 Losses are in nats per token: ``final_loss`` is the mean of the last five evaluations, as everywhere in fedrift, ``last_loss`` that of the
-last evaluation alone, and ``large_loss`` that of the larger evaluation after the last round (metric ``final.loss``). A path of the
+last evaluation alone, and ``large_loss`` that of the final evaluation after the last round (metric ``final.loss``). A path of the
 experiment is a column of that name, in double quotes: ``"partition.severity"``. The class of a value has the path of the value, for example
 ``algorithm``.
 """

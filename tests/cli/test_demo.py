@@ -39,9 +39,16 @@ def test_the_conditions_differ_in_one_setting():
 
 def test_the_sentences_state_what_failed_and_what_repaired_it():
     words = " ".join(describe_outcomes(OUTCOMES))
-    assert "FedAvg ends at perplexity 105, worse than no training (untrained 90, worst round 134)" in words
-    assert f"With repairs: {REPAIRS[0]}: 77, {REPAIRS[1]}: 99. {REPAIRS[0]} closes at least half of the gap." in words
-    assert "None closes half of the gap." in words and f"of the others {REPAIRS[1]} is best there: 81" in words and "one seed" in words
+    assert "over rounds 1 to 2 FedAvg has perplexity 105, above the untrained model (90). The worst round has 134, the last" in words
+    assert (
+        f"With repairs: {REPAIRS[0]}: 77, {REPAIRS[1]}: 99. {REPAIRS[0]} repairs at least half of the difference to the mixed styles."
+        in words
+    )
+    assert (
+        "None repairs half of the difference to the mixed styles." in words
+        and f"The lowest of all algorithms and repairs there is {REPAIRS[1]}: 81" in words
+        and "one seed" in words
+    )
 
 
 def test_a_repair_below_the_controls_is_described_in_words(capsys, monkeypatch):
@@ -52,7 +59,7 @@ def test_a_repair_below_the_controls_is_described_in_words(capsys, monkeypatch):
         REPAIRS[1]: replace(OUTCOMES[BROKEN], final_loss=4.8),
     }
     words = " ".join(describe_outcomes(outcomes))
-    assert f"{REPAIRS[0]} closes the gap and ends below the mixed styles and the IID baseline." in words
+    assert f"{REPAIRS[0]} repairs all of the difference and ends below the mixed styles and the IID baseline." in words
     print_outcomes(outcomes)
     rows = {name: row for row in capsys.readouterr().out.splitlines() for name in outcomes if row.strip().startswith(f"{name}  ")}
     assert " all " in rows[REPAIRS[0]] and " none " in rows[REPAIRS[1]] and "13 %" in rows[ALGORITHMS[0]]
@@ -64,7 +71,7 @@ def test_a_repair_below_the_controls_is_described_in_words(capsys, monkeypatch):
 def test_a_null_result_is_reported_as_such():
     outcomes = {name: replace(OUTCOMES[IID]) for name in OUTCOMES}
     words = " ".join(describe_outcomes(outcomes))
-    assert words.count("None closes half of the gap.") == 2 and "worse than no training" not in words
+    assert words.count("None repairs half of the difference to the mixed styles.") == 2 and "not above the untrained model" in words
 
 
 def test_the_picture_shows_the_failure_its_controls_and_the_repair(tmp_path):

@@ -38,7 +38,7 @@ def in_study_folder(study_folder, monkeypatch):
 def test_a_dry_run_lists_designs_and_cost_and_runs_nothing(in_study_folder, capsys, monkeypatch):
     code, out, _ = run_command(capsys, monkeypatch, "study", "s.yaml", "--dry-run", "--no-measure", "design={type: OneFactorAtATime}")
     assert code == 0
-    assert "main: 3 cells" in out
+    assert "main: 3 conditions" in out
     assert "tuning is not done" in out
     assert "training tokens" in out
     code, out, _ = run_command(capsys, monkeypatch, "study", "s.yaml", "--dry-run", "--no-measure", "--json")

@@ -55,7 +55,7 @@ report["plain"] = describe(plain)
 print(json.dumps(report))
 """
 PARTS = {
-    "algorithm": ["algorithm={type: 'my_algorithm.py:Damped', factor: 0.25}"],
+    "algorithm": ["algorithm={type: 'my_algorithm.py:ScaledGradient', factor: 0.25}"],
     "aggregator": ["algorithm.aggregator=my_aggregator.py:UniformMean"],
     "partition": ["partition={type: 'my_partition.py:ByLength', num_clients: 3, severity: 1.0}"],
     "clustering": ["clustering=my_clustering.py:ByDigits"],

@@ -59,7 +59,7 @@ def test_the_conclusion_follows_the_verdicts_and_every_effect_is_that_of_the_run
     assert all(0 < float(low) < float(effect) < float(high) <= 0.3 for effect, low, high in effects)
     assert "real styles, under" not in text  # that study was not run
     assert "`drift`" in text and "There is no answer yet" in text
-    assert "- The study `drift`: it has not been run." in text
+    assert "- The study `drift`: no finished results of it are stored." in text
 
 
 def test_without_an_effect_the_paper_concludes_nothing(tmp_path):
@@ -173,19 +173,32 @@ def test_a_condition_is_void_by_its_baseline_whether_or_not_a_run_diverged(monke
 
 
 def test_training_breaks_where_it_ends_no_lower_than_the_untrained_model_or_diverges():
-    """Void conditions do not count, nor do those with a model for each cluster."""
+    """Only conditions whose IID baseline passes the gate are judged, and none with a model for each cluster or client."""
     cells = [
         lose(0.1, 0.2, start=4.5, loss=4.5),
         lose(0.1, 0.2, start=4.5, loss=4.4),
-        lose(0.1, 0.05, start=4.5, loss=4.6),
+        lose(0.1, 0.05, start=4.5, loss=4.6),  # void
         lose(0.1, 0.3, diverged=1, start=4.5, loss=4.4),
-        lose(0.1, 0.3, start=4.5, loss=4.6),
+        lose(0.1, 0.3, start=4.5, loss=4.6),  # clusters
+        lose(0.1, 0.3, start=4.5, loss=4.6),  # local training
+        lose(0.1, math.nan, start=4.5, loss=4.6),  # no IID baseline
     ]
     data = make_data([({"lr": index}, cell) for index, cell in enumerate(cells)])
-    data.experiments = {"c4 0": {"clustering": {"type": "TextClustering"}}}
-    broken, total = study_sections.find_broken({"induced": data})
-    assert [name for _, name in broken] == ["lr 0", "lr 3"] and total == 3
-    assert "in 2 of the 3 conditions" in study_sections.describe_broken({"induced": data})
+    data.experiments = {"c4 0": {"clustering": {"type": "TextClustering"}}, "c5 0": {"algorithm": {"type": "LocalOnly"}}}
+    judged = study_sections.judged_conditions({"induced": data})
+    assert [each.name for each in judged if each.is_broken] == ["lr 0", "lr 3"] and len(judged) == 3
+    assert study_sections.summarize_broken({"induced": data}) == (
+        "Training ends no lower than the untrained model, or diverges, in 2 of the 3 shared-model conditions whose IID baseline learns"
+        " enough."
+    )
+    text = study_sections.describe_broken({"induced": data})
+    assert "in 2 of the 3 conditions with one shared model whose IID baseline passes the gate: lr 0 (`induced`); lr 3 (`induced`)." in text
+    assert "The smallest mean gain among them is +0.000" in text
+    assert "in 1 condition without an IID baseline, which nothing ties to heterogeneity: lr 6 (`induced`)." in text
+    assert "In 1 of 1 void condition the skewed runs end above the untrained model or diverge while the IID baseline gains 0.050" in text
+    data = make_data([({"lr": 0}, cells[1]), ({"lr": 1}, cells[1])])
+    data.experiments = {}
+    assert "in none of the 2 shared-model conditions" in study_sections.summarize_broken({"induced": data})
 
 
 def square(outcomes):
@@ -333,8 +346,9 @@ def test_a_verdict_that_depends_on_the_outcome_is_named(stored, monkeypatch):
 
 def test_every_conclusion_uses_registered_hypotheses_that_it_needs():
     registered = study_paper.registered_hypotheses()
-    for question in study_paper.QUESTIONS:
+    for question in (*study_paper.QUESTIONS, *study_paper.ANSWERS):
         assert set(question.hypotheses) <= registered
+        assert bool(question.sections) == all(lead.short for lead in question.leads) or not question.leads
         for lead in question.leads:
             text = f"{lead.text} {lead.short}"
             named, stages = study_paper.list_placeholders(text)
@@ -352,7 +366,7 @@ def test_the_readme_gets_the_findings_between_its_markers(tmp_path):
     study_paper.main(["--runs-dir", str(tmp_path / "runs"), "--output", str(tmp_path / "paper"), "--readme", str(readme)])
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert "`fedrift study studies/recency.yaml`" in text
+    assert "Of 2 finished hypotheses" in text and "Not finished: `recency_text`" in text
 
 
 def test_a_folder_without_studies_is_refused(tmp_path):
@@ -401,10 +415,12 @@ def test_the_abstract_prints_the_short_form_of_a_conclusion_and_the_section_the_
     studies = study_paper.load_studies([tmp_path / "runs"])
     lead = study_paper.Lead({}, "The whole conclusion.", (), "The short one.")
     question = study_paper.Question("recency", "Title", (), (lead,), "None holds.")
-    monkeypatch.setattr(study_paper, "QUESTIONS", (question, replace(question, leads=(replace(lead, short=""),))))
+    question = replace(question, title="Why?", sections=("recency",))
+    monkeypatch.setattr(study_paper, "ANSWERS", (question, replace(question, leads=(replace(lead, short=""),))))
     abstract = study_paper.write_abstract(studies, {})
     assert "The short one. The whole conclusion." in abstract  # without a short form, the whole
-    assert study_paper.choose_lead(question, {}, studies) == "The whole conclusion."
+    section = study_paper.answers_section(studies, {})
+    assert section.text[0] == "Why? The whole conclusion. Sections: Recency: few clients in a round."
 
 
 def test_every_verdict_on_a_second_version_has_a_sentence():

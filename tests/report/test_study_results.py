@@ -34,7 +34,7 @@ def test_the_findings_of_the_readme_are_those_of_the_archives(stored_studies):
 
 def test_the_abstract_is_short():
     paper = (ROOT / "docs" / "study" / "paper.md").read_text(encoding="utf-8")
-    assert len(paper.split("**Abstract.**")[1].split("## ")[0].split()) <= 400
+    assert len(paper.split("**Abstract.**")[1].split("## ")[0].split()) <= 380
 
 
 @pytest.mark.slow
