@@ -381,6 +381,8 @@ def main_effects_section(data: StudyData, key: str = "grid", title: str = "The g
     gate = (
         describe_ungated(data, limit)
         if is_void
+        else f"All {len(conditions)} conditions pass the gate. Three seeds give estimates with intervals, and no verdict."
+        if not dropped
         else f"{pluralize(len(conditions), 'condition')} of {len(data.conditions)} count; the others are void because their IID baseline"
         f" gained less than {limit} nats ({dropped}). Three seeds give estimates with intervals, and no verdict."
     )

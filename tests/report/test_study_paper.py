@@ -244,7 +244,7 @@ def stored(tmp_path):
 def test_a_study_whose_conditions_are_all_void_is_described_without_the_gate(stored, monkeypatch):
     data = stored[0]["recency"]
     number = len(data.conditions)
-    assert study_paper.main_effects_section(data).text[0].startswith(f"{number} conditions of {number} count")
+    assert study_paper.main_effects_section(data).text[0].startswith(f"All {number} conditions pass the gate")
     monkeypatch.setattr(study_sections, "void_conditions", lambda data: {condition.index for condition in data.conditions})
     section = study_paper.main_effects_section(data)
     assert section.text[0].startswith(f"All {number} conditions are void: no IID baseline gains") and section.blocks[0].rows
