@@ -277,7 +277,7 @@ def describe_broken(studies: Mapping[str, StudyData]) -> str:
         f" {pluralize(len(judged), 'condition')} with one shared model whose IID baseline passes the gate{_list_names(broken)}."
     )
     if judged:
-        least = min(judged, key=lambda each: each.gain[0])
+        least = min(judged, key=lambda each: math.inf if math.isnan(each.gain[0]) else each.gain[0])
         text += (
             f" The smallest mean gain among them is {format_signed(least.gain[0])}"
             f" ({format_interval(*least.gain[1:], is_signed=True)}){_list_names([least])}."

@@ -145,7 +145,7 @@ def print_outcomes(outcomes: dict[str, Outcome]) -> None:
             f"{perplexity(max(outcome.curve[1:])):.0f}",
             f"{outcome.final_perplexity:.1f}",
             describe_share(math.nan if name in (IID, CONTROL, BROKEN) else repaired_share(outcome, outcomes)),
-            "" if name in (IID, CONTROL) else f"{perplexity(outcome.own_loss):.1f}",  # their own text is another one,
+            "" if name in (IID, CONTROL) else f"{perplexity(outcome.own_loss):.1f}",  # the controls have another own text
         )
         for name, outcome in outcomes.items()
     ]

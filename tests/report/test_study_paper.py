@@ -447,6 +447,26 @@ def test_every_verdict_on_a_second_version_has_a_sentence():
         assert seconds == set(question.sentences)
 
 
+def test_an_empty_verdict_is_needed_while_a_hypothesis_has_none(stored):
+    studies, _, _ = stored
+    verdicts = study_paper.read_verdicts(studies)
+    key, lead = ("recency", "P1 style"), study_paper.Lead({("recency", "P1 style"): ""}, "")
+    assert key in verdicts and not study_paper.lead_holds(lead, verdicts, studies)
+    assert study_paper.lead_holds(lead, {}, studies)
+
+
+def test_a_level_whose_name_has_a_comma_is_found_by_its_whole_name():
+    conditions = [
+        SimpleNamespace(stage="main", levels={"arm": name}, runs={0: name}, baselines={}) for name in ("style, SWA", "style", "SWA")
+    ]
+    frame = pd.DataFrame({"run": ["style, SWA", "style", "SWA"], "loss": [1.0, 2.0, 3.0]})
+    data = SimpleNamespace(
+        conditions=conditions, frame=frame, outcome_by_run=lambda name: dict(zip(frame["run"], frame[name], strict=True))
+    )
+    for name, loss in zip(frame["run"], frame["loss"], strict=True):
+        assert study_values.read_values({"study": data}, f"study/main/{name}/loss") == {0: loss}
+
+
 def test_a_sentence_follows_the_verdict_and_versions_that_disagree_are_named(stored):
     studies, _, _ = stored
     verdicts = study_paper.read_verdicts(studies)
